@@ -1,0 +1,158 @@
+"""State of one forward pass. It lives in a per-thread slot while that pass runs and nowhere else.
+
+Hooks find it there. A state on the model itself gave wrong results as soon as two threads ran one model, and a state left
+behind steered the next call of the bare base.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .steering_plan import SteeringPlan
+
+
+class SiteResult(NamedTuple):
+    """What an SAE hands back to its hook; each field is None where there is nothing to do.
+
+    delta: (batch or 1, seq or 1, d_out), to be added. replacement: (batch, seq, d_out), in place of the hidden state.
+    replace_rows: (batch,) bool, the rows to be replaced; None for all.
+    """
+
+    delta: Tensor | None
+    replacement: Tensor | None
+    replace_rows: Tensor | None
+    features: Any
+    losses: dict[str, Tensor] | None
+
+
+class StopForward(Exception):
+    """Raised by the last needed hook to end the forward pass; always caught by the model that armed it."""
+
+
+class CallRecord:
+    """What hooks do in one forward pass, and what they collect.
+
+    batch_size, length: of the tokens at hand.
+    plan, rows, mask: steering, (batch,) table rows or None for one row, (batch, length) bool or None for all tokens.
+    features: SAE number -> None for all latents or (m,) indices; absent SAEs are not encoded.
+    pre_activations: report pre-activations in place of activations.
+    inputs: whether the read hidden states are kept.
+    losses: names of the loss terms to compute.
+    token_weights: (batch, length), 0 or 1, tokens that count in the losses.
+    concept_labels: SAE number -> (batch, length, n_concepts).
+    """
+
+    def __init__(self, batch_size: int, length: int) -> None:
+        self.batch_size = batch_size
+        self.length = length
+        self.plan: SteeringPlan | None = None
+        self.rows: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.features: dict[int, Tensor | None] = {}
+        self.pre_activations = False
+        self.inputs = False
+        self.losses: tuple[str, ...] = ()
+        self.detach = True
+        self.token_weights: Tensor | None = None
+        self.concept_labels: dict[int, Tensor] = {}
+        self.stop_after: frozenset[int] = frozenset()
+        self.recomputing = False
+        # collected
+        self.read: dict[int, Tensor] = {}
+        self.found_features: dict[int, Any] = {}
+        self.found_inputs: dict[int, Tensor] = {}
+        self.found_losses: dict[int, dict[str, Tensor]] = {}
+        self.finished: set[int] = set()
+
+    def concerns(self, number: int) -> bool:
+        """Whether SAE `number` has anything to do in this pass."""
+        return (
+            bool(self.losses)
+            or self.inputs
+            or number in self.features
+            or (self.plan is not None and number in self.plan.saes)
+            or bool(self.stop_after)
+        )
+
+    def works_at(self, number: int) -> bool:
+        """Whether SAE `number` has to run, and not only to be seen."""
+        steered = self.plan is not None and number in self.plan.saes
+        return steered or number in self.features or bool(self.losses)
+
+    def shaped(self, hidden: Tensor) -> Tensor:
+        """(batch, length, d), whatever the module made of it (OPT flattens tokens before its MLP)."""
+        return hidden if hidden.ndim == 3 else hidden.view(self.batch_size, self.length, hidden.shape[-1])
+
+    def edit(self, hidden: Tensor, result: SiteResult) -> Tensor:
+        """The hidden state (batch, length, d) that an SAE's result makes of `hidden`, in the SAE's precision and then
+        rounded once; `hidden` itself where nothing changes."""
+        if result.delta is None and result.replacement is None:
+            return hidden
+        edited = hidden
+        if result.replacement is not None:
+            edited = result.replacement
+            if result.replace_rows is not None:
+                edited = torch.where(result.replace_rows[:, None, None], edited, hidden.to(edited.dtype))
+        if result.delta is not None:
+            edited = edited.to(result.delta.dtype) + result.delta
+        edited = edited.to(device=hidden.device, dtype=hidden.dtype)
+        return edited if self.mask is None else torch.where(self.mask.unsqueeze(-1).to(hidden.device), edited, hidden)
+
+
+class RecordSlot:
+    """Where the hooks of one model look for the record of the pass that is running."""
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+        # dynamo cannot trace a thread-local; a compiled model is traced and run with this one.
+        self.shared: CallRecord | None = None
+
+    def get(self) -> CallRecord | None:
+        if torch.compiler.is_compiling():
+            return self.shared
+        return getattr(self.local, "record", None)
+
+    def swap(self, record: CallRecord | None) -> CallRecord | None:
+        """Put a record in place and return the one that was there."""
+        if torch.compiler.is_compiling():
+            previous, self.shared = self.shared, record
+            return previous
+        previous = getattr(self.local, "record", None)
+        self.local.record = record
+        return previous
+
+    def recompute_contexts(self) -> tuple[Any, Any]:
+        """`context_fn` of `torch.utils.checkpoint`: the recomputation sees the record of its own forward pass, in
+        whichever thread autograd runs it."""
+        return _nothing(), _Recompute(self, self.get())
+
+    def __deepcopy__(self, memo: dict) -> RecordSlot:
+        return type(self)()
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
+
+
+@contextmanager
+def _nothing():
+    yield
+
+
+class _Recompute:
+    """A context that can be entered any number of times: with `retain_graph` a region is recomputed repeatedly."""
+
+    def __init__(self, slot: RecordSlot, record: CallRecord | None) -> None:
+        self.slot, self.record = slot, record
+
+    def __enter__(self) -> None:
+        if self.record is not None:
+            self.record.recomputing = True
+        self.previous = self.slot.swap(self.record)
+
+    def __exit__(self, *exc: object) -> None:
+        self.slot.swap(self.previous)

@@ -1,0 +1,303 @@
+"""What a model with sparse autoencoders is: the base's config, one entry for each SAE, and how the two are saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+ACTIVATIONS = (
+    "relu", "topk", "topk-sigmoid", "topk-tanh", "batch_topk", "jumprelu", "gated", "identity",
+)  # fmt: skip
+TOPK_ACTIVATIONS = ("topk", "topk-sigmoid", "topk-tanh")
+NORMALIZATIONS = ("none", "layer_norm", "constant_norm", "scalar")
+SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
+WEIGHTS_SCOPES = ("sae", "full")
+AUTO_MAP = {
+    "AutoConfig": "configuration_sae.SaeConfig",
+    "AutoModel": "modeling_sae.SaeModel",
+    "AutoModelForCausalLM": "modeling_sae_causal_lm.SaeForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_sae_sequence_classification.SaeForSequenceClassification",
+}
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}.")
+
+
+def _check_count(name: str, value: Any, minimum: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}.")
+
+
+@dataclass
+class SparseAutoencoderConfig:
+    """One sparse autoencoder: its sizes, its mathematics and its place in the base model.
+
+    Args:
+        d_in: width of the hidden state that is read.
+        d_sae: number of latents (features).
+        d_out: width of the hidden state that is written; `d_in` unless this is a transcoder.
+        activation: `relu`, `topk`, `batch_topk` (its threshold is used at inference), `jumprelu`, `gated`, `identity`,
+            or `topk-sigmoid` / `topk-tanh` (SCAR's family: top-k of the signed pre-activations, then that function).
+        k: latents kept per token by the top-k activations; the average for `batch_topk`.
+        normalization: what is done to the input and undone on the output: `none`; `layer_norm` (per token, unbiased
+            standard deviation, eps added to it in the division only); `constant_norm` (scaled to norm sqrt(d_in));
+            `scalar` (multiplied by `input_scale`).
+        input_scale: the factor of `normalization="scalar"`; the output is divided by `output_scale`.
+        output_scale: defaults to `input_scale`.
+        layer_norm_eps: the eps of `layer_norm`.
+        apply_b_dec_to_input: whether `b_dec` is subtracted from the normalised input before the encoder.
+        tied: one matrix for both directions, `W_enc = W_dec.T`.
+        skip_connection: adds `x @ W_skip.T` to the output (skip transcoders).
+        layer: index of the decoder block, from 0.
+        site: `resid_pre`, `resid_post`, `mlp_out` or `attn_out` of that block.
+        hook: instead of `layer` and `site`, a module path of the base, optionally ended by `.input` or `.output`
+            (the default), as in `model.layers.10.mlp.output`.
+        hook_out: where the decoder writes, when it is not where the encoder reads (transcoders).
+        concepts: name -> latent trained to detect it.
+        feature_names: latent -> label, for people.
+        metadata: anything worth keeping: origin, licence, training data.
+    """
+
+    d_in: int
+    d_sae: int
+    d_out: int | None = None
+    activation: str = "relu"
+    k: int | None = None
+    normalization: str = "none"
+    input_scale: float = 1.0
+    output_scale: float | None = None
+    layer_norm_eps: float = 1e-5
+    apply_b_dec_to_input: bool = True
+    tied: bool = False
+    skip_connection: bool = False
+    layer: int | None = None
+    site: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
+    concepts: dict[str, int] = field(default_factory=dict)
+    feature_names: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("d_in", "d_sae"):
+            _check_count(name, getattr(self, name))
+        self.d_out = self.d_in if self.d_out is None else self.d_out
+        _check_count("d_out", self.d_out)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("normalization", self.normalization, NORMALIZATIONS)
+        if self.activation in TOPK_ACTIVATIONS or self.k is not None:
+            _check_count("k", self.k)
+            if self.k > self.d_sae:
+                raise ValueError(f"`k` must not exceed `d_sae`={self.d_sae}. Received: k={self.k!r}.")
+        if self.tied and (self.d_out != self.d_in or self.activation == "gated"):
+            raise ValueError(
+                f"`tied=True` needs d_out == d_in and an activation other than 'gated'. "
+                f"Received: d_in={self.d_in!r}, d_out={self.d_out!r}, activation={self.activation!r}."
+            )
+        if self.d_out != self.d_in and self.normalization == "layer_norm":
+            raise ValueError(
+                f"`normalization='layer_norm'` is undone with the input's mean and needs d_out == d_in. "
+                f"Received: d_in={self.d_in!r}, d_out={self.d_out!r}."
+            )
+        for name in ("input_scale", "output_scale", "layer_norm_eps"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be a finite positive number. Received: {name}={value!r}.")
+        self._check_place()
+        for name, feature in self.concepts.items():
+            if not isinstance(feature, int) or not 0 <= feature < self.d_sae:
+                raise ValueError(
+                    f"`concepts` must map names to latents in [0, {self.d_sae}). Received: concepts[{name!r}]={feature!r}."
+                )
+
+    def _check_place(self) -> None:
+        if self.site is not None:
+            _check_choice("site", self.site, SITES)
+        if self.layer is not None:
+            _check_count("layer", self.layer, minimum=0)
+        if self.hook is not None and (self.layer is not None or self.site is not None):
+            raise ValueError(
+                f"Give either `hook` or `layer` with `site`, not both. "
+                f"Received: hook={self.hook!r}, layer={self.layer!r}, site={self.site!r}."
+            )
+        if self.layer is not None and self.site is None:
+            self.site = "resid_post"
+        if self.hook_out is None and self.d_out != self.d_in and self.placed:
+            raise ValueError(
+                f"A transcoder writes {self.d_out} values where it reads {self.d_in}: say where with `hook_out`. "
+                f"Received: hook_out=None."
+            )
+
+    @property
+    def placed(self) -> bool:
+        """Whether the config says where in the base the SAE stands."""
+        return self.hook is not None or self.layer is not None
+
+    @property
+    def read_at(self) -> str:
+        """The place that is read, as one string: `layers.14.resid_post` or the module path."""
+        return self.hook if self.hook is not None else f"layers.{self.layer}.{self.site}"
+
+    @property
+    def write_at(self) -> str:
+        """The place that is written; the same as `read_at` unless this is a transcoder."""
+        return self.hook_out or self.read_at
+
+    def resolve_feature(self, feature: int | str) -> int:
+        """The index of a latent given by index or by concept name."""
+        if isinstance(feature, str):
+            if feature not in self.concepts:
+                known = ", ".join(map(repr, self.concepts)) or "none: give an index"
+                raise ValueError(
+                    f"No concept of that name in this SAE; it has {known}. Received: feature={feature!r}."
+                )
+            return self.concepts[feature]
+        if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < self.d_sae:
+            raise ValueError(
+                f"`feature` must be a concept name or an integer in [0, {self.d_sae}). Received: feature={feature!r}."
+            )
+        return feature
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; only what differs from the defaults."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {k: v for k, v in asdict(self).items() if k in ("d_in", "d_sae") or (v != defaults[k] and v != {})}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SparseAutoencoderConfig:
+        """Read what `to_dict` wrote; an unknown name is an error, never ignored."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"Unknown SAE config fields {unknown}. Known: {', '.join(sorted(known))}.")
+        return cls(**values)
+
+
+@dataclass
+class LossWeights:
+    """Weight of each term in `loss`. All but the first are off by default.
+
+    Args:
+        lm: cross-entropy of the language model, or the classifier's own loss.
+        reconstruction: normalised mean squared error of each SAE.
+        sparsity: L1 norm of the latents (times decoder norms) over the norm of the input.
+        conditioning: binary cross-entropy of each concept latent's pre-activation.
+    """
+
+    lm: float = 1.0
+    reconstruction: float = 0.0
+    sparsity: float = 0.0
+    conditioning: float = 0.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"Loss weights must be finite numbers. Received: {f.name}={value!r}.")
+
+    @property
+    def any_sae_term(self) -> bool:
+        return bool(self.reconstruction or self.sparsity or self.conditioning)
+
+
+class SaeConfig(PreTrainedConfig):
+    """A base model and the sparse autoencoders inside it.
+
+    Args:
+        text_config: config of the base model, or its dict.
+        saes: one `SparseAutoencoderConfig` (or its dict) for each SAE; its position is its number.
+        weights_scope: `sae` saves the SAEs (and a classifier's head) beside a pointer to the base; `full` saves all.
+        base_model_name_or_path: repository of the base, needed to load a `sae` checkpoint.
+        base_model_revision: its revision; a commit hash where one is known.
+        steering: default steering as JSON (`Steering.to_dict()`), applied at every call until switched off.
+        loss_weights: `LossWeights` or its dict.
+        detach_hidden: whether the SAE losses leave the base alone (True) or also regularise it (False).
+    """
+
+    model_type = "sae_transformer"
+    # No `sub_configs`: the class of the base's config is only known at run time. The name `text_config` is what
+    # `get_text_config()` looks for, so caches, masks and vocabulary checks of `generate` find the base's values.
+    keys_to_ignore_at_inference = [
+        "past_key_values", "hidden_states", "attentions", "sae_features", "sae_inputs", "sae_losses", "lm_loss",
+    ]  # fmt: skip
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | Mapping[str, Any] | None = None,
+        saes: Sequence[SparseAutoencoderConfig | Mapping[str, Any]] = (),
+        weights_scope: str = "sae",
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        steering: Mapping[str, Any] | None = None,
+        loss_weights: LossWeights | Mapping[str, float] | None = None,
+        detach_hidden: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        _check_choice("weights_scope", weights_scope, WEIGHTS_SCOPES)
+        if isinstance(text_config, Mapping):
+            text_config = _config_from_dict(text_config)
+        self.text_config = text_config
+        self.saes = [dict(s) if isinstance(s, Mapping) else s.to_dict() for s in saes or ()]
+        self.weights_scope = weights_scope
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.steering = dict(steering) if steering else None
+        weights = LossWeights(**loss_weights) if isinstance(loss_weights, Mapping) else loss_weights or LossWeights()
+        self.loss_weights = asdict(weights)
+        self.detach_hidden = bool(detach_hidden)
+        for entry in self.sae_configs:
+            if not entry.placed:
+                raise ValueError(
+                    f"Every SAE needs a place in the base: `layer` (and `site`) or `hook`. Received: {entry.to_dict()}."
+                )
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        if text_config is not None:
+            for name in ("tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"):
+                kwargs.setdefault(name, getattr(text_config, name, None))
+            if "num_labels" not in kwargs and kwargs.get("id2label") is None:
+                kwargs.update(id2label=text_config.id2label, label2id=text_config.label2id)
+            kwargs.setdefault("problem_type", text_config.problem_type)
+        # The parent's constructor resets the attention and experts implementation of every sub-config.
+        kept = _implementations(text_config)
+        super().__init__(**kwargs)
+        for name, value in kept.items():
+            setattr(text_config, name, value)
+        if (
+            text_config is not None
+            and kept.get("_attn_implementation_internal")
+            and "attn_implementation" not in kwargs
+        ):
+            self._attn_implementation_internal = kept["_attn_implementation_internal"]
+
+    @property
+    def sae_configs(self) -> list[SparseAutoencoderConfig]:
+        """One parsed, checked entry for each SAE."""
+        return [SparseAutoencoderConfig.from_dict(entry) for entry in self.saes]
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if isinstance(output.get("text_config"), dict):
+            # The base is saved as plain tensors here, or not at all: its quantisation is the loader's choice.
+            output["text_config"].pop("quantization_config", None)
+        return output
+
+
+def _implementations(config: PreTrainedConfig | None) -> dict[str, Any]:
+    names = ("_attn_implementation_internal", "_experts_implementation_internal")
+    return {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+
+def _config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:
+    values = dict(values)
+    model_type = values.pop("model_type", None)
+    if not model_type:
+        raise ValueError(
+            "`text_config` must name its `model_type`, as every Hugging Face config does. Received: none."
+        )
+    return AutoConfig.for_model(model_type, **values)

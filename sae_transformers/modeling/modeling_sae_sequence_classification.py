@@ -1,0 +1,95 @@
+"""A text classifier with SAEs in its forward pass."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from .configuration_sae import SaeConfig
+from .modeling_sae import SaePreTrainedModel, _wants_dict
+from .outputs import SaeSequenceClassifierOutput
+
+LABEL_FIELDS = ("id2label", "label2id", "problem_type")
+
+
+class SaeForSequenceClassification(SaePreTrainedModel):
+    """Any Hugging Face sequence classifier with sparse autoencoders inside. Its head is saved beside the SAEs."""
+
+    auto_model = AutoModelForSequenceClassification
+    _keys_to_ignore_on_load_unexpected = [r"lm\.lm_head\.", r"lm\.embed_out\."]
+
+    def __init__(self, config: SaeConfig, lm: Any = None, saes: Any = None) -> None:
+        if lm is None and config.text_config is not None:
+            for name in LABEL_FIELDS:
+                setattr(config.text_config, name, getattr(config, name))
+            if config.text_config.pad_token_id is None:
+                config.text_config.pad_token_id = config.pad_token_id
+        super().__init__(config, lm, saes)
+        self.num_labels = self.config.num_labels
+        self._base_arguments = frozenset(inspect.signature(self.lm.forward).parameters)
+
+    def _is_head(self, name: str) -> bool:
+        return not name.startswith(f"{self.lm.base_model_prefix}.")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        steering: Any = None,
+        steering_rows: Tensor | None = None,
+        steering_mask: Tensor | None = None,
+        output_features: bool | None = None,
+        features: Any = None,
+        pre_activations: bool = False,
+        output_sae_inputs: bool | None = None,
+        stop_at_last_sae: bool = False,
+        concept_labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SaeSequenceClassifierOutput | tuple:
+        """As the base's forward, with the SAE options of `SaeForCausalLM.forward`."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
+        inputs = {name: value for name, value in given.items() if value is not None}
+        source = input_ids if input_ids is not None else inputs_embeds
+        counted = None
+        if source is not None:
+            counted = torch.ones(source.shape[:2], device=source.device)
+            counted = counted if attention_mask is None else attention_mask.float()
+        record = self._open_record(
+            inputs,
+            steering=steering,
+            steering_rows=steering_rows,
+            steering_mask=steering_mask,
+            output_features=output_features,
+            features=features,
+            pre_activations=pre_activations,
+            output_sae_inputs=output_sae_inputs,
+            stop_at_last_sae=stop_at_last_sae,
+            concept_labels=concept_labels,
+            token_weights=counted,
+            with_losses=labels is not None or concept_labels is not None or self.training,
+        )
+        if labels is not None and not stop_at_last_sae:
+            inputs["labels"] = labels
+        if stop_at_last_sae:
+            inputs["use_cache"] = False
+        out = self._run(record, {**inputs, "return_dict": True}) or {}
+        terms = self._sae_losses(record)
+        lm_loss = out.get("loss")
+        output = SaeSequenceClassifierOutput(
+            loss=self._weighted(lm_loss, terms),
+            logits=out.get("logits"),
+            past_key_values=out.get("past_key_values"),
+            hidden_states=out.get("hidden_states"),
+            attentions=out.get("attentions"),
+            sae_losses=terms or None,
+            lm_loss=lm_loss,
+            **self._collected(record),
+        )
+        return output if _wants_dict(return_dict, self.config) else output.to_tuple()

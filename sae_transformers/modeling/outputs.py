@@ -1,0 +1,91 @@
+"""What the models return. Every field states its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.utils import ModelOutput
+
+
+class SparseFeatures(NamedTuple):
+    """The active latents of every token, without the zeros.
+
+    indices: (..., width) int64, latents of the token in descending order of value; where fewer than `width` are
+        active the rest have value 0.
+    values: (..., width), activation of each, dtype of the SAE. `width` is k for top-k activations, otherwise the
+        largest number of active latents in the batch.
+    d_sae: number of latents.
+    """
+
+    indices: torch.Tensor
+    values: torch.Tensor
+    d_sae: int
+
+    def to_dense(self) -> torch.Tensor:
+        """The same as one tensor, (..., d_sae)."""
+        dense = self.values.new_zeros(*self.values.shape[:-1], self.d_sae)
+        return dense.scatter(-1, self.indices, self.values)
+
+    def column(self, feature: int) -> torch.Tensor:
+        """Activation of one latent at every token, (...)."""
+        return (self.values * (self.indices == feature)).sum(-1)
+
+
+class Detection(NamedTuple):
+    """How strongly one feature answers.
+
+    per_token: (batch, seq), float; 0 at padding.
+    per_text: (batch,), float, pooled over real tokens.
+    """
+
+    per_token: torch.Tensor
+    per_text: torch.Tensor
+
+
+@dataclass
+class SparseAutoencoderOutput(ModelOutput):
+    """
+    reconstruction: (..., d_out), in the units of the input.
+    latents: (..., d_sae).
+    """
+
+    reconstruction: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+
+
+@dataclass
+class SaeOutputFields:
+    """The fields that every head adds, one entry of each tuple for each SAE (None for one that was not asked).
+
+    sae_features: `SparseFeatures` of (batch, seq, width), or (batch, seq, m) with `features=[...]`.
+    sae_inputs: (batch, seq, d_in), the hidden states that the SAE reads, with `output_sae_inputs=True`.
+    sae_losses: name -> (), unweighted, averaged over SAEs.
+    lm_loss: (), the base's own loss, unweighted.
+    """
+
+    sae_features: tuple[SparseFeatures | torch.Tensor | None, ...] | None = None
+    sae_inputs: tuple[torch.Tensor | None, ...] | None = None
+    sae_losses: dict[str, torch.Tensor] | None = None
+    lm_loss: torch.Tensor | None = None
+
+
+@dataclass
+class SaeModelOutput(SaeOutputFields, BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` and `SaeOutputFields`."""
+
+
+@dataclass
+class SaeCausalLMOutput(SaeOutputFields, CausalLMOutputWithPast):
+    """`CausalLMOutputWithPast` and `SaeOutputFields`; `logits` is None with `stop_at_last_sae=True`."""
+
+
+@dataclass
+class SaeSequenceClassifierOutput(SaeOutputFields, SequenceClassifierOutputWithPast):
+    """`SequenceClassifierOutputWithPast` and `SaeOutputFields`."""

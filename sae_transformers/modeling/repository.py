@@ -1,0 +1,411 @@
+"""Models as repositories: made from a base and SAEs, saved adapter-sized or in full with their code, loaded again.
+
+`weights_scope="sae"` writes the SAEs (and a classifier's head) and a pointer to the base; loading fetches the base from its own
+repository. `weights_scope="full"` writes everything. Only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+
+from .configuration_sae import AUTO_MAP
+from .hook_points import find_hook_point
+from .sparse_autoencoder import SparseAutoencoder
+
+HUB_OPTIONS = (
+    "revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder",
+)  # fmt: skip
+PASSED_TO_BASE = ("cache_dir", "force_download", "local_files_only", "token")
+CARD = """---
+library_name: transformers
+tags:
+- sparse-autoencoder
+- steering
+{base_line}---
+
+# {title}
+
+{base} with {count} sparse autoencoder(s) in its forward pass:
+
+| SAE | reads | latents | activation | concepts |
+|---|---|---|---|---|
+{rows}
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("{repo}", trust_remote_code=True)
+```
+
+The model code in this repository needs nothing but `transformers` and PyTorch. Pin `revision=` to a commit you have read.
+"""
+
+
+class RepositoryMixin:
+    """Making, loading, saving and publishing of models with SAEs."""
+
+    config: Any
+    auto_model: Any
+
+    # -- making ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | os.PathLike | nn.Module,
+        saes: SparseAutoencoder | Sequence[SparseAutoencoder] = (),
+        *,
+        weights_scope: str = "sae",
+        steering: Any = None,
+        loss_weights: Any = None,
+        detach_hidden: bool = True,
+        **base_options: Any,
+    ) -> Any:
+        """Put SAEs into a base model.
+
+        Args:
+            base: a loaded model, which is used and not copied, or what `from_pretrained` of its class takes.
+            saes: the SAEs; their order gives their numbers. Each must know its place (`layer` and `site`, or `hook`).
+            weights_scope: `sae` freezes the base, since it is not saved; `full` leaves and saves it.
+            steering: default steering.
+            loss_weights: see `LossWeights`.
+            detach_hidden: see `SaeConfig`.
+            base_options: for loading the base: `revision`, `dtype`, `device_map`, `quantization_config`, ...
+
+        Raises:
+            ValueError: an SAE without a place, or one that does not fit this base.
+        """
+        saes = [saes] if isinstance(saes, nn.Module) else list(saes)
+        for number, sae in enumerate(saes):
+            if not getattr(sae.config, "placed", False):
+                raise ValueError(
+                    f"SAE {number} does not say where it stands; set `sae.config.layer` and `sae.config.site`, or `sae.config.hook`."
+                )
+        if not isinstance(base, nn.Module):
+            base = cls._load_base(str(base), base_options)
+        elif base_options:
+            raise TypeError(
+                f"Options {sorted(base_options)} load a base by name. Received: a loaded {type(base).__name__}."
+            )
+        text_config = base.config
+        steering_dict = None
+        if steering is not None:
+            steering_dict = steering if isinstance(steering, dict) else steering.to_dict()
+        config = cls.config_class(
+            text_config=text_config,
+            saes=[sae.config for sae in saes],
+            weights_scope=weights_scope,
+            base_model_name_or_path=base.name_or_path or None,
+            base_model_revision=getattr(text_config, "_commit_hash", None) or base_options.get("revision"),
+            steering=steering_dict,
+            loss_weights=loss_weights,
+            detach_hidden=detach_hidden,
+        )
+        model = cls(config, lm=cls._wrap_base(base), saes=saes)
+        model._adopt(base)
+        return model
+
+    @classmethod
+    def _load_base(cls, name: str, options: dict[str, Any]) -> Any:
+        return cls.auto_model.from_pretrained(name, **options)
+
+    def _adopt(self, base: Any) -> None:
+        """Take over what belongs to the base as a whole, and put each SAE where its block runs."""
+        if self.config.weights_scope == "sae":
+            for name, parameter in self.lm.named_parameters():
+                if not self._is_head(name):
+                    parameter.requires_grad_(False)
+        if self.can_generate() and getattr(base, "generation_config", None) is not None:
+            self.generation_config = base.generation_config
+        dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
+        for number in range(len(self.saes)):
+            self.saes[number].to(device=self._device_at(number), dtype=dtype)
+        if hasattr(base, "hf_device_map"):
+            places = {f"saes.{n}": str(self._device_at(n)) for n in range(len(self.saes))}
+            self.hf_device_map = {**{f"lm.{k}" if k else "lm": v for k, v in base.hf_device_map.items()}, **places}
+        self.train(base.training)
+
+    def _device_at(self, number: int) -> torch.device:
+        entry = self.config.sae_configs[number]
+        module = find_hook_point(self.lm, self.config.text_config, entry.write_at).module
+        for part in module.modules():
+            device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return next((p.device for p in module.parameters() if p.device.type != "meta"), self.device)
+
+    def _is_head(self, name: str) -> bool:
+        """Whether a parameter of `lm` belongs to the head that was trained with the SAEs, not to the base."""
+        return False
+
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`; an adapter-sized repository brings its base along.
+
+        Args:
+            base_model: for an adapter-sized repository, the base in place of the one it names: a path, an id or a model.
+
+        Raises:
+            ValueError: the base is not the one the SAEs were made for, or the checkpoint is damaged or not safetensors.
+            OSError: the base cannot be found.
+        """
+        config = kwargs.get("config")
+        hub = {k: kwargs[k] for k in HUB_OPTIONS if kwargs.get(k) is not None}
+        if not isinstance(config, PreTrainedConfig):
+            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+        scope = getattr(config, "weights_scope", "full")
+        if scope != "sae" or kwargs.get("state_dict") is not None:
+            kwargs.pop("base_model", None)
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        kwargs.pop("config", None)
+        return cls._from_adapter(str(pretrained_model_name_or_path), config, hub, kwargs)
+
+    @classmethod
+    def _from_adapter(cls, name: str, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+        with_info = kwargs.pop("output_loading_info", False)
+        base = kwargs.pop("base_model", None)
+        for option in ("revision", "subfolder", "code_revision", "use_safetensors", "adapter_kwargs", "_from_auto"):
+            kwargs.pop(option, None)
+        weights = _read_adapter(name, hub)
+        if base is None or isinstance(base, (str, os.PathLike)):
+            base = cls._load_named_base(name, base, config, kwargs)
+        _check_base(config.text_config, base.config, name)
+        config.text_config = base.config
+        model = cls(config, lm=cls._wrap_base(base))
+        missing = model._load_adapter(weights, name)
+        model._adopt(base)
+        model.name_or_path = name
+        if model.can_generate():
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(name, **hub)
+            except OSError:
+                pass  # none published: the base's is in place
+        model.eval()
+        info = {"missing_keys": set(missing), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return (model, info) if with_info else model
+
+    @classmethod
+    def _load_named_base(cls, name: str, base: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+        options = dict(kwargs)
+        if config._attn_implementation is not None:
+            options.setdefault("attn_implementation", config._attn_implementation)
+        source = base if base is not None else config.base_model_name_or_path
+        if source is None:
+            raise ValueError(
+                f"{name} holds SAEs only and names no base. Pass `base_model=`, the model they were made for."
+            )
+        if base is None and config.base_model_revision is not None and not os.path.isdir(source):
+            options["revision"] = config.base_model_revision
+        for option in ("num_labels", "id2label", "label2id", "problem_type"):
+            if (
+                cls.__name__.endswith("Classification")
+                and getattr(config, option, None) is not None
+                and option != "num_labels"
+            ):
+                options.setdefault(option, getattr(config, option))
+        try:
+            return cls._load_base(str(source), options)
+        except OSError as error:
+            raise OSError(
+                f"{name} holds SAEs for the base {str(source)!r}, which could not be loaded. "
+                f"Pass `base_model=` with its path or id. {error}"
+            ) from error
+
+    def _adapter_names(self) -> set[str]:
+        """Names of everything that an adapter-sized checkpoint holds."""
+        return {
+            n for n in self.state_dict() if n.startswith("saes.") or (n.startswith("lm.") and self._is_head(n[3:]))
+        }
+
+    def _load_adapter(self, weights: dict[str, Tensor], name: str) -> list[str]:
+        expected = self._adapter_names()
+        own = self.state_dict()
+        missing = sorted(n for n in expected - set(weights) if n.startswith("saes."))
+        heads = sorted(n for n in expected - set(weights) if not n.startswith("saes."))
+        unexpected = sorted(n for n in set(weights) - expected if n.startswith("saes."))
+        if missing or unexpected:
+            raise ValueError(
+                f"The checkpoint in {name} does not fit its config: missing {missing or 'none'}, unexpected {unexpected or 'none'}."
+            )
+        for key in sorted(expected & set(weights)):
+            if tuple(weights[key].shape) != tuple(own[key].shape):
+                raise ValueError(
+                    f"{key} in {name} has shape {tuple(weights[key].shape)}; its config asks for {tuple(own[key].shape)}."
+                )
+            if not bool(torch.isfinite(weights[key]).all()):
+                raise ValueError(f"{key} in {name} holds NaN or infinite values; the checkpoint is damaged.")
+        if heads:
+            warnings.warn(
+                f"{name} has no trained head ({', '.join(heads)}): it is new and needs training.", stacklevel=4
+            )
+        self.load_state_dict({k: weights[k] for k in expected & set(weights)}, strict=False)
+        return heads
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As `PreTrainedModel.save_pretrained`, with the model's code, all `auto_map` entries and a card if there is none."""
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            self.save_pretrained(save_directory, *args, **kwargs)
+            self._upload(str(save_directory), repo_id, **{k: kwargs.get(k) for k in ("token", "private", "revision")})
+            return
+        main = kwargs.get("is_main_process", True)
+        if main:
+            _check_writable(save_directory)
+        scope = self.config.weights_scope
+        self._keys_to_ignore_on_save = set()
+        if scope == "sae":
+            self._check_base_unchanged()
+            keep = self._adapter_names()
+            self._keys_to_ignore_on_save = {
+                n for n in (kwargs.get("state_dict") or self.state_dict()) if n not in keep
+            }
+        self.config.auto_map = dict(AUTO_MAP)
+        if self.can_generate() and self.generation_config is not None:
+            self.generation_config._from_model_config = False  # a config marked so loses fields it does not know
+        previous, type(self)._auto_class = type(self)._auto_class, self.auto_model.__name__
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            type(self)._auto_class = previous
+        card = Path(save_directory) / "README.md"
+        if main and not card.exists():
+            _write(card, self._card(Path(save_directory).name))
+
+    def _check_base_unchanged(self) -> None:
+        if self.config.base_model_name_or_path is None:
+            warnings.warn(
+                "The base has no name, so this adapter-sized checkpoint will need `base_model=` to load. "
+                "Set `config.base_model_name_or_path`, or save with `config.weights_scope = 'full'`.",
+                stacklevel=3,
+            )
+        trained = [
+            n for n, p in self.lm.named_parameters() if p.requires_grad and not self._is_head(n) and "lora_" not in n
+        ]
+        if trained:
+            warnings.warn(
+                f"{len(trained)} base parameters are trainable ({trained[0]}, ...) and will not be saved, since weights_scope is 'sae'. "
+                f"Set `config.weights_scope = 'full'` to save them.",
+                stacklevel=3,
+            )
+        if getattr(self, "_resized", False):
+            raise ValueError(
+                "The embeddings were resized, which an adapter-sized checkpoint cannot hold. Set `config.weights_scope = 'full'`."
+            )
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        before = self.get_input_embeddings().weight.shape[0]
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self._resized = getattr(self, "_resized", False) or embeddings.weight.shape[0] != before
+        return embeddings
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Save as `save_pretrained` does and upload it in one commit; returns the commit's information.
+
+        Args:
+            repo_id: `user/name` on the Hub.
+            kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`, `max_shard_size`.
+        """
+        upload = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
+        options = {k: kwargs.pop(k) for k in upload if k in kwargs}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / repo_id.rsplit("/", 1)[-1]
+            self.save_pretrained(path, **kwargs)
+            _write(path / "README.md", self._card(repo_id))
+            return self._upload(str(path), repo_id, **options)
+
+    def _upload(
+        self, folder: str, repo_id: str, private: bool | None = None, token: Any = None, **options: Any
+    ) -> Any:
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        options = {k: v for k, v in options.items() if v is not None}
+        options.setdefault("commit_message", f"Upload {type(self).__name__}")
+        return api.upload_folder(folder_path=folder, repo_id=repo_id, **options)
+
+    def _card(self, repo: str) -> str:
+        base = self.config.base_model_name_or_path
+        public = base if base and not os.path.isabs(base) else None
+        rows = [
+            f"| {n} | {c.read_at} | {c.d_sae} | {c.activation} | {', '.join(c.concepts) or '-'} |"
+            for n, c in enumerate(self.config.sae_configs)
+        ]
+        return CARD.format(
+            base_line=f"base_model: {public}\n" if public else "",
+            title=repo,
+            base=f"`{public}`" if public else f"A `{self.config.text_config.model_type}` model",
+            count=len(rows),
+            rows="\n".join(rows),
+            auto_class=self.auto_model.__name__,
+            repo=repo,
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _check_writable(folder: str | os.PathLike) -> None:
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"The output folder cannot be written; give another. Received: {str(folder)!r} ({error})."
+        ) from error
+
+
+def _check_base(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -> None:
+    for field in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        if getattr(expected, field, None) != getattr(found, field, None):
+            raise ValueError(
+                f"The SAEs in {name} were made for a base with {field}={getattr(expected, field, None)!r}. "
+                f"Received: a base with {field}={getattr(found, field, None)!r}."
+            )
+
+
+def _read_adapter(name: str, hub: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an adapter-sized checkpoint, from one safetensors file or several."""
+    quiet = {"_raise_exceptions_for_missing_entries": False}
+    path = cached_file(name, SAFE_WEIGHTS_NAME, **hub, **quiet)
+    paths = [path] if path is not None else []
+    if path is None and (index := cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)) is not None:
+        shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [cached_file(name, shard, **hub) for shard in shards]
+    if not paths:
+        if cached_file(name, WEIGHTS_NAME, **hub, **quiet) is not None:
+            raise ValueError(
+                f"{name} holds a pickle ({WEIGHTS_NAME}), which can run code and is not read. Expected safetensors."
+            )
+        raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME}.")
+    weights: dict[str, Tensor] = {}
+    for file in paths:
+        try:
+            with safe_open(str(file), framework="pt") as tensors:
+                weights.update({key: tensors.get_tensor(key) for key in tensors.keys()})  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or cut short: {error}. Download or save it again.") from error
+    return weights

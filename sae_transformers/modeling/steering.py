@@ -1,0 +1,240 @@
+"""Steering as a declaration: which latents change, how, and at which tokens. Plain data with a JSON form.
+
+    steering = Steering([FeatureEdit(feature=0, op="scale", value=-2.0)], positions="generated")
+    model.generate(**inputs, steering=steering)
+
+Every elementwise op maps a latent z to z'. With `keep_error` the hidden state becomes
+`h + sum_i (z'_i - z_i) * W_dec[i]` (times the denormalisation where the SAE normalises its input), so what the SAE cannot
+reconstruct stays; without it the hidden state is replaced by `decode(z')`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+OPS = {
+    "add": "z + v",
+    "scale": "v * z",
+    "set": "v (clamp)",
+    "ablate": "0",
+    "at_least": "max(z, v)",
+    "at_most": "min(z, v)",
+    "shrink": "max(z - v, 0)",
+    "direction": "no latent is read: h + v * W_dec[i]",
+    "scale_magnitude": "v * |pre-activation|, what SCAR's code does for JumpReLU",
+}
+UNITS = ("absolute", "max", "norm")
+POSITIONS = ("all", "prompt", "generated", "last_prompt")
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}.")
+    return float(value)
+
+
+def _from_mapping(cls: type, values: Mapping[str, Any]) -> Any:
+    known = [f.name for f in fields(cls)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"Unknown fields {unknown} of {cls.__name__}. Known: {', '.join(known)}.")
+    return cls(**values)
+
+
+@dataclass(frozen=True)
+class FeatureEdit:
+    """Change one latent.
+
+    Args:
+        sae: number of the SAE in the model.
+        feature: index of the latent, or the name of a concept of that SAE.
+        op: `add` z+v, `scale` v*z, `set` v, `ablate` 0, `at_least` max(z, v), `at_most` min(z, v), `shrink` max(z-v, 0),
+            `direction` (h + v*W_dec[i], nothing is encoded), or `scale_magnitude` (legacy, see `OPS`).
+        value: v; not given for `ablate`.
+        unit: of `value`: `absolute` activation; `max`, multiples of the latent's typical maximum (`feature_max`);
+            `norm`, multiples of the hidden state's norm (the value whose write into the stream has that norm).
+            `scale` takes no unit.
+    """
+
+    sae: int = 0
+    feature: int | str | None = None
+    op: str = "scale"
+    value: float | None = None
+    unit: str = "absolute"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
+            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
+        if not isinstance(self.feature, (int, str)) or isinstance(self.feature, bool):
+            raise ValueError(
+                f"`feature` must be the index of a latent or the name of a concept. Received: feature={self.feature!r}."
+            )
+        if isinstance(self.feature, int) and self.feature < 0:
+            raise ValueError(f"`feature` must not be negative. Received: feature={self.feature!r}.")
+        if self.op not in OPS:
+            raise ValueError(f"`op` must be one of {', '.join(map(repr, OPS))}. Received: op={self.op!r}.")
+        if self.unit not in UNITS:
+            raise ValueError(f"`unit` must be one of {', '.join(map(repr, UNITS))}. Received: unit={self.unit!r}.")
+        if self.op == "ablate":
+            if self.value is not None:
+                raise ValueError(f"`ablate` takes no value; use 'set' for one. Received: value={self.value!r}.")
+        else:
+            object.__setattr__(self, "value", _finite("value", self.value))
+        if self.op in ("scale", "scale_magnitude", "ablate") and self.unit != "absolute":
+            raise ValueError(f"`{self.op}` is relative already and takes no unit. Received: unit={self.unit!r}.")
+
+
+@dataclass(frozen=True)
+class FeatureReweighting:
+    """Re-weight the whole code of one SAE by a score per latent, then select again (topic alignment).
+
+    `weight`: z' = act(p * s). `swap`: the support of act(p * s) with the original pre-activations p as values.
+    "Enabling precise topic alignment in large language models via sparse autoencoders"
+    (https://huggingface.co/papers/2506.12576).
+
+    Args:
+        sae: number of the SAE in the model.
+        scores: s, one finite non-negative number per latent.
+        mode: `swap` or `weight`.
+        legacy: for `weight`, denormalise with mean(s) and mean(s)**2 in place of the token's own statistics, as the
+            original code does.
+    """
+
+    sae: int = 0
+    scores: tuple[float, ...] = ()
+    mode: str = "swap"
+    legacy: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
+            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
+        if self.mode not in ("swap", "weight"):
+            raise ValueError(f"`mode` must be 'swap' or 'weight'. Received: mode={self.mode!r}.")
+        if self.legacy and self.mode != "weight":
+            raise ValueError(f"`legacy` concerns mode 'weight' only. Received: mode={self.mode!r}.")
+        scores = tuple(float(s) for s in self.scores)
+        bad = next((i for i, s in enumerate(scores) if not math.isfinite(s) or s < 0), None)
+        if not scores or bad is not None:
+            shown = "none" if not scores else f"scores[{bad}]={scores[bad]!r}"
+            raise ValueError(
+                f"`scores` must hold one finite, non-negative number per latent; replace NaN (a latent that never fired) by 0. "
+                f"Received: {shown}."
+            )
+        object.__setattr__(self, "scores", scores)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A set of edits, applied together.
+
+    Args:
+        edits: `FeatureEdit`s and `FeatureReweighting`s; several on one latent apply in order.
+        positions: `all`; `prompt`; `generated` (every position whose output is a new token, so from the last prompt
+            token on); `last_prompt`; or a list of [start, stop) pairs in absolute positions, counted from each row's
+            first real token, negative ones from the end of the prompt, None for open: `[(-1, None)]` is `generated`.
+            A mask over the prompt's tokens goes to `generate` or `forward` as `steering_mask`.
+        keep_error: whether what the SAE does not reconstruct stays in the hidden state.
+        reconstruct: numbers of SAEs that replace the hidden state by their output even without an edit.
+        balance: spread the opposite of the total change evenly over the latents that were not edited, so that the sum of
+            the code is kept (SCAR's `mod_balance`).
+    """
+
+    edits: tuple[FeatureEdit | FeatureReweighting, ...] = ()
+    positions: str | tuple[tuple[int | None, int | None], ...] = "all"
+    keep_error: bool = True
+    reconstruct: tuple[int, ...] = ()
+    balance: bool = False
+
+    def __post_init__(self) -> None:
+        edits = self.edits
+        if isinstance(edits, (FeatureEdit, FeatureReweighting)):
+            edits = (edits,)
+        edits = tuple(_edit_from(e) for e in edits)
+        object.__setattr__(self, "edits", edits)
+        object.__setattr__(self, "positions", _checked_positions(self.positions))
+        object.__setattr__(self, "reconstruct", tuple(self.reconstruct))
+        for number in self.reconstruct:
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise ValueError(
+                    f"`reconstruct` must hold numbers of SAEs. Received: reconstruct={self.reconstruct!r}."
+                )
+        reweighted = [e.sae for e in edits if isinstance(e, FeatureReweighting)]
+        if len(set(reweighted)) != len(reweighted):
+            raise ValueError(f"One SAE can be re-weighted once only. Received: re-weightings of SAEs {reweighted}.")
+
+    def __bool__(self) -> bool:
+        return bool(self.edits or self.reconstruct)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives an equal object back."""
+        edits = []
+        for edit in self.edits:
+            values = {f.name: getattr(edit, f.name) for f in fields(edit)}
+            edits.append({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+        positions = self.positions if isinstance(self.positions, str) else [list(p) for p in self.positions]
+        return {**asdict(self), "edits": edits, "positions": positions, "reconstruct": list(self.reconstruct)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Steering:
+        if not isinstance(values, Mapping):
+            raise TypeError(f"Steering as JSON must be an object. Received: {values!r}.")
+        return _from_mapping(cls, values)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Steering:
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def coerce(cls, value: Any) -> Steering:
+        """A `Steering` from itself, its dict, its JSON text, one edit, or a list of edits; False and None are no edit."""
+        if value is None or value is False:
+            return cls()
+        if getattr(value, "is_steering", False):
+            return value
+        if isinstance(value, str):
+            return cls.from_json(value)
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        if isinstance(value, Sequence) or hasattr(value, "op") or hasattr(value, "scores"):
+            return cls(value)
+        raise TypeError(f"Expected a Steering, its dict or its JSON, or edits. Received: {type(value).__name__}.")
+
+    # `isinstance` fails between this class and its copy in remote code; this attribute does not.
+    @property
+    def is_steering(self) -> bool:
+        return True
+
+
+def _edit_from(edit: Any) -> FeatureEdit | FeatureReweighting:
+    if isinstance(edit, Mapping):
+        return _from_mapping(FeatureReweighting if "scores" in edit else FeatureEdit, edit)
+    if hasattr(edit, "scores") or hasattr(edit, "op"):
+        return edit
+    raise TypeError(f"`edits` must hold FeatureEdit or FeatureReweighting objects or their dicts. Received: {edit!r}.")
+
+
+def _checked_positions(positions: Any) -> str | tuple[tuple[int | None, int | None], ...]:
+    if isinstance(positions, str):
+        if positions not in POSITIONS:
+            raise ValueError(
+                f"`positions` must be one of {', '.join(map(repr, POSITIONS))} or a list of [start, stop) pairs. "
+                f"Received: positions={positions!r}."
+            )
+        return positions
+    try:
+        ranges = tuple((start, stop) for start, stop in positions)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`positions` must be a name or a list of [start, stop) pairs; a mask goes to `steering_mask`. "
+            f"Received: positions={positions!r}."
+        ) from None
+    for bound in (b for pair in ranges for b in pair):
+        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int)):
+            raise ValueError(f"`positions` must hold integers or None. Received: positions={positions!r}.")
+    return ranges
