@@ -1,5 +1,5 @@
-"""Models with sparse autoencoders inside. Every file of this folder is what the Hub receives as remote code: flat, and with
-no import but torch, transformers (with what it brings) and the standard library.
+"""Models with sparse autoencoders inside. Every file of this folder is what the Hub receives as remote code: flat, and
+with no import but torch, transformers (with what it brings) and the standard library.
 
 Importing it registers the classes with transformers' Auto classes.
 """

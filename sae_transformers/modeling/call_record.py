@@ -1,7 +1,7 @@
 """State of one forward pass. It lives in a per-thread slot while that pass runs and nowhere else.
 
-Hooks find it there. A state on the model itself gave wrong results as soon as two threads ran one model, and a state left
-behind steered the next call of the bare base.
+Hooks find it there. A state on the model itself gave wrong results as soon as two threads ran one model, and a state
+left behind steered the next call of the bare base.
 """
 
 from __future__ import annotations

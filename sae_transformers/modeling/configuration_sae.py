@@ -113,7 +113,8 @@ class SparseAutoencoderConfig:
         for name, feature in self.concepts.items():
             if not isinstance(feature, int) or not 0 <= feature < self.d_sae:
                 raise ValueError(
-                    f"`concepts` must map names to latents in [0, {self.d_sae}). Received: concepts[{name!r}]={feature!r}."
+                    f"`concepts` must map names to latents in [0, {self.d_sae}). Received: "
+                    f"concepts[{name!r}]={feature!r}."
                 )
 
     def _check_place(self) -> None:
@@ -254,7 +255,8 @@ class SaeConfig(PreTrainedConfig):
         for entry in self.sae_configs:
             if not entry.placed:
                 raise ValueError(
-                    f"Every SAE needs a place in the base: `layer` (and `site`) or `hook`. Received: {entry.to_dict()}."
+                    f"Every SAE needs a place in the base: `layer` (and `site`) or `hook`. Received: "
+                    f"{entry.to_dict()}."
                 )
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         if text_config is not None:

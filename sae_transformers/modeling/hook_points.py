@@ -1,7 +1,8 @@
-"""Where an SAE stands: `resid_pre`, `resid_post`, `mlp_out`, `attn_out` of a block, or any module path, for any decoder.
+"""Where an SAE stands: `resid_pre`, `resid_post`, `mlp_out`, `attn_out` of a block, or any module path, for any
+decoder.
 
-`mlp_out` and `attn_out` are the tensors that a block adds to the residual stream: after the post-norm where the family has
-one (Gemma 2 and 3, OLMo 2, GLM 4), and before the addition where the module adds the residual itself (BLOOM).
+`mlp_out` and `attn_out` are the tensors that a block adds to the residual stream: after the post-norm where the family
+has one (Gemma 2 and 3, OLMo 2, GLM 4), and before the addition where the module adds the residual itself (BLOOM).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def find_blocks(base: nn.Module, config: PreTrainedConfig) -> tuple[nn.ModuleLis
     ]
     if not found:
         raise ValueError(
-            f"No list of {count} decoder blocks in {type(base).__name__}; give `hook`, a module path, in place of `layer`."
+            f"No list of {count} decoder blocks in {type(base).__name__}; give `hook`, a module path, in place of "
+            f"`layer`."
         )
     _, name, blocks = min(found, key=lambda item: item[:2])
     return blocks, name
@@ -84,7 +86,8 @@ def _find_site(base: nn.Module, config: PreTrainedConfig, layer: int, site: str)
     name = next((n for n in names if isinstance(getattr(block, n, None), nn.Module)), None)
     if name is None:
         raise ValueError(
-            f"{type(block).__name__} has none of {', '.join(names)}; give `hook`, a module path, in place of site={site!r}. "
+            f"{type(block).__name__} has none of {', '.join(names)}; give `hook`, a module path, in place of "
+            f"site={site!r}. "
             f"It has: {', '.join(n for n, _ in block.named_children())}."
         )
     module, path = getattr(block, name), f"{path}.{name}"
@@ -105,5 +108,6 @@ def _find_module(base: nn.Module, place: str) -> HookPoint:
             return HookPoint(modules[stem], side, stem)
     close = difflib.get_close_matches(place, [name for name in modules if name], n=3, cutoff=0.4)
     raise ValueError(
-        f"No module of that path in {type(base).__name__}; close ones: {', '.join(close) or 'none'}. Received: hook={place!r}."
+        f"No module of that path in {type(base).__name__}; close ones: {', '.join(close) or 'none'}. Received: "
+        f"hook={place!r}."
     )

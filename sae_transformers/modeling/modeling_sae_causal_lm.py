@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin
 
-from .modeling_sae import SaePreTrainedModel, _wants_dict, steering_rows_for
+from .forward_pass import steering_rows_for, wants_dict
+from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeCausalLMOutput
 from .steering_plan import BoundSteering
 from .steering_state import GenerationState
@@ -62,8 +63,8 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         """As the base's forward; what is added:
 
         Args:
-            steering: a `Steering`, a list with one (or None) for each row, or a plan of `prepare_steering`. False: none,
-                whatever the default.
+            steering: a `Steering`, a list with one (or None) for each row, or a plan of `prepare_steering`. False:
+                none, whatever the default.
             steering_rows: (batch, 3), set by `generate`; see `steering_rows_for`.
             steering_mask: (batch, length) bool, absolute columns that may be steered; those beyond its length are not.
             output_features: report the active latents of every SAE, as `SparseFeatures`.
@@ -72,9 +73,9 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             output_sae_inputs: report the hidden states that the SAEs read.
             stop_at_last_sae: end the pass after the last SAE that is needed; `logits` is None.
             labels: (batch, seq) as for the base. The loss is the weighted sum of `config.loss_weights`.
-            concept_labels: (batch, n_concepts) per text or (batch, seq, n_concepts) per token, 0 to 1, -100 where unknown;
-                an unknown label adds nothing. All SAE terms are means over the tokens that carry an LM label (all real
-                tokens without `labels`), so accumulated micro-batches add up to the large batch's loss.
+            concept_labels: (batch, n_concepts) per text or (batch, seq, n_concepts) per token, 0 to 1, -100 where
+                unknown; an unknown label adds nothing. All SAE terms are means over the tokens that carry an LM label
+                (all real tokens without `labels`), so accumulated micro-batches add up to the large batch's loss.
             num_items_in_batch: set by `Trainer`: LM labels in the whole accumulated batch.
         """
         given = {
@@ -123,7 +124,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             lm_loss=lm_loss,
             **self._collected(record),
         )
-        return output if _wants_dict(return_dict, self.config) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
     # -- generation --------------------------------------------------------------------------------------------------
 
@@ -131,9 +132,10 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         """As `GenerationMixin.generate`.
 
         Args:
-            steering: a `Steering`, or a list with one (or None) for each prompt; it repeats itself over beams and return
-                sequences. Without it: the generation config's `sae_steering` (JSON), an enclosing `model.steered(...)`, the
-                model's default. False: none. A cache that was made under other steering holds that steering.
+            steering: a `Steering`, or a list with one (or None) for each prompt; it repeats itself over beams and
+                return sequences. Without it: the generation config's `sae_steering` (JSON), an enclosing
+                `model.steered(...)`, the model's default. False: none. A cache that was made under other steering
+                holds that steering.
             steering_mask: (batch, prompt length) bool, prompt tokens that may be steered.
         """
         steering = kwargs.pop("steering", None)

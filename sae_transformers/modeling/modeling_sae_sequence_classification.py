@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from .configuration_sae import SaeConfig
-from .modeling_sae import SaePreTrainedModel, _wants_dict
+from .forward_pass import wants_dict
+from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
 
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
@@ -92,4 +93,4 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             lm_loss=lm_loss,
             **self._collected(record),
         )
-        return output if _wants_dict(return_dict, self.config) else output.to_tuple()
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()

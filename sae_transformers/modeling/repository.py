@@ -1,12 +1,12 @@
 """Models as repositories: made from a base and SAEs, saved adapter-sized or in full with their code, loaded again.
 
-`weights_scope="sae"` writes the SAEs (and a classifier's head) and a pointer to the base; loading fetches the base from its own
-repository. `weights_scope="full"` writes everything. Only safetensors are read.
+`weights_scope="sae"` writes the SAEs (and a classifier's head) and a pointer to the base; loading fetches the base
+from its own repository. `weights_scope="full"` writes everything. Only safetensors are read.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import tempfile
 import warnings
@@ -16,42 +16,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
 from .configuration_sae import AUTO_MAP
 from .hook_points import find_hook_point
+from .repository_files import check_base, check_writable, model_card, read_adapter, write_whole
 from .sparse_autoencoder import SparseAutoencoder
 
 HUB_OPTIONS = (
     "revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder",
 )  # fmt: skip
 PASSED_TO_BASE = ("cache_dir", "force_download", "local_files_only", "token")
-CARD = """---
-library_name: transformers
-tags:
-- sparse-autoencoder
-- steering
-{base_line}---
-
-# {title}
-
-{base} with {count} sparse autoencoder(s) in its forward pass:
-
-| SAE | reads | latents | activation | concepts |
-|---|---|---|---|---|
-{rows}
-
-```python
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("{repo}", trust_remote_code=True)
-```
-
-The model code in this repository needs nothing but `transformers` and PyTorch. Pin `revision=` to a commit you have read.
-"""
 
 
 class RepositoryMixin:
@@ -92,7 +68,8 @@ class RepositoryMixin:
         for number, sae in enumerate(saes):
             if not getattr(sae.config, "placed", False):
                 raise ValueError(
-                    f"SAE {number} does not say where it stands; set `sae.config.layer` and `sae.config.site`, or `sae.config.hook`."
+                    f"SAE {number} does not say where it stands; set `sae.config.layer` and `sae.config.site`, or "
+                    f"`sae.config.hook`."
                 )
         if not isinstance(base, nn.Module):
             base = cls._load_base(str(base), base_options)
@@ -158,10 +135,12 @@ class RepositoryMixin:
         """As `PreTrainedModel.from_pretrained`; an adapter-sized repository brings its base along.
 
         Args:
-            base_model: for an adapter-sized repository, the base in place of the one it names: a path, an id or a model.
+            base_model: for an adapter-sized repository, the base in place of the one it names: a path, an id or a
+                model.
 
         Raises:
-            ValueError: the base is not the one the SAEs were made for, or the checkpoint is damaged or not safetensors.
+            ValueError: the base is not the one the SAEs were made for, or the checkpoint is damaged or not
+                safetensors.
             OSError: the base cannot be found.
         """
         config = kwargs.get("config")
@@ -181,20 +160,18 @@ class RepositoryMixin:
         base = kwargs.pop("base_model", None)
         for option in ("revision", "subfolder", "code_revision", "use_safetensors", "adapter_kwargs", "_from_auto"):
             kwargs.pop(option, None)
-        weights = _read_adapter(name, hub)
+        weights = read_adapter(name, hub)
         if base is None or isinstance(base, (str, os.PathLike)):
             base = cls._load_named_base(name, base, config, kwargs)
-        _check_base(config.text_config, base.config, name)
+        check_base(config.text_config, base.config, name)
         config.text_config = base.config
         model = cls(config, lm=cls._wrap_base(base))
         missing = model._load_adapter(weights, name)
         model._adopt(base)
         model.name_or_path = name
         if model.can_generate():
-            try:
+            with contextlib.suppress(OSError):  # none published: the base's is in place
                 model.generation_config = GenerationConfig.from_pretrained(name, **hub)
-            except OSError:
-                pass  # none published: the base's is in place
         model.eval()
         info = {"missing_keys": set(missing), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return (model, info) if with_info else model
@@ -209,7 +186,7 @@ class RepositoryMixin:
             raise ValueError(
                 f"{name} holds SAEs only and names no base. Pass `base_model=`, the model they were made for."
             )
-        if base is None and config.base_model_revision is not None and not os.path.isdir(source):
+        if base is None and config.base_model_revision is not None and not Path(source).is_dir():
             options["revision"] = config.base_model_revision
         for option in ("num_labels", "id2label", "label2id", "problem_type"):
             if (
@@ -240,12 +217,14 @@ class RepositoryMixin:
         unexpected = sorted(n for n in set(weights) - expected if n.startswith("saes."))
         if missing or unexpected:
             raise ValueError(
-                f"The checkpoint in {name} does not fit its config: missing {missing or 'none'}, unexpected {unexpected or 'none'}."
+                f"The checkpoint in {name} does not fit its config: missing {missing or 'none'}, unexpected "
+                f"{unexpected or 'none'}."
             )
         for key in sorted(expected & set(weights)):
             if tuple(weights[key].shape) != tuple(own[key].shape):
                 raise ValueError(
-                    f"{key} in {name} has shape {tuple(weights[key].shape)}; its config asks for {tuple(own[key].shape)}."
+                    f"{key} in {name} has shape {tuple(weights[key].shape)}; its config asks for "
+                    f"{tuple(own[key].shape)}."
                 )
             if not bool(torch.isfinite(weights[key]).all()):
                 raise ValueError(f"{key} in {name} holds NaN or infinite values; the checkpoint is damaged.")
@@ -261,7 +240,8 @@ class RepositoryMixin:
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """As `PreTrainedModel.save_pretrained`, with the model's code, all `auto_map` entries and a card if there is none."""
+        """As `PreTrainedModel.save_pretrained`, with the model's code, all `auto_map` entries and a card if there is
+        none."""
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             self.save_pretrained(save_directory, *args, **kwargs)
@@ -269,7 +249,7 @@ class RepositoryMixin:
             return
         main = kwargs.get("is_main_process", True)
         if main:
-            _check_writable(save_directory)
+            check_writable(save_directory)
         scope = self.config.weights_scope
         self._keys_to_ignore_on_save = set()
         if scope == "sae":
@@ -288,7 +268,7 @@ class RepositoryMixin:
             type(self)._auto_class = previous
         card = Path(save_directory) / "README.md"
         if main and not card.exists():
-            _write(card, self._card(Path(save_directory).name))
+            write_whole(card, model_card(self, Path(save_directory).name))
 
     def _check_base_unchanged(self) -> None:
         if self.config.base_model_name_or_path is None:
@@ -302,13 +282,15 @@ class RepositoryMixin:
         ]
         if trained:
             warnings.warn(
-                f"{len(trained)} base parameters are trainable ({trained[0]}, ...) and will not be saved, since weights_scope is 'sae'. "
+                f"{len(trained)} base parameters are trainable ({trained[0]}, ...) and will not be saved, since "
+                f"weights_scope is 'sae'. "
                 f"Set `config.weights_scope = 'full'` to save them.",
                 stacklevel=3,
             )
         if getattr(self, "_resized", False):
             raise ValueError(
-                "The embeddings were resized, which an adapter-sized checkpoint cannot hold. Set `config.weights_scope = 'full'`."
+                "The embeddings were resized, which an adapter-sized checkpoint cannot hold. Set "
+                "`config.weights_scope = 'full'`."
             )
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
@@ -322,14 +304,15 @@ class RepositoryMixin:
 
         Args:
             repo_id: `user/name` on the Hub.
-            kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`, `max_shard_size`.
+            kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
+                `max_shard_size`.
         """
         upload = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
         options = {k: kwargs.pop(k) for k in upload if k in kwargs}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / repo_id.rsplit("/", 1)[-1]
             self.save_pretrained(path, **kwargs)
-            _write(path / "README.md", self._card(repo_id))
+            write_whole(path / "README.md", model_card(self, repo_id))
             return self._upload(str(path), repo_id, **options)
 
     def _upload(
@@ -340,72 +323,3 @@ class RepositoryMixin:
         options = {k: v for k, v in options.items() if v is not None}
         options.setdefault("commit_message", f"Upload {type(self).__name__}")
         return api.upload_folder(folder_path=folder, repo_id=repo_id, **options)
-
-    def _card(self, repo: str) -> str:
-        base = self.config.base_model_name_or_path
-        public = base if base and not os.path.isabs(base) else None
-        rows = [
-            f"| {n} | {c.read_at} | {c.d_sae} | {c.activation} | {', '.join(c.concepts) or '-'} |"
-            for n, c in enumerate(self.config.sae_configs)
-        ]
-        return CARD.format(
-            base_line=f"base_model: {public}\n" if public else "",
-            title=repo,
-            base=f"`{public}`" if public else f"A `{self.config.text_config.model_type}` model",
-            count=len(rows),
-            rows="\n".join(rows),
-            auto_class=self.auto_model.__name__,
-            repo=repo,
-        )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def _check_writable(folder: str | os.PathLike) -> None:
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"The output folder cannot be written; give another. Received: {str(folder)!r} ({error})."
-        ) from error
-
-
-def _check_base(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -> None:
-    for field in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        if getattr(expected, field, None) != getattr(found, field, None):
-            raise ValueError(
-                f"The SAEs in {name} were made for a base with {field}={getattr(expected, field, None)!r}. "
-                f"Received: a base with {field}={getattr(found, field, None)!r}."
-            )
-
-
-def _read_adapter(name: str, hub: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an adapter-sized checkpoint, from one safetensors file or several."""
-    quiet = {"_raise_exceptions_for_missing_entries": False}
-    path = cached_file(name, SAFE_WEIGHTS_NAME, **hub, **quiet)
-    paths = [path] if path is not None else []
-    if path is None and (index := cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)) is not None:
-        shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [cached_file(name, shard, **hub) for shard in shards]
-    if not paths:
-        if cached_file(name, WEIGHTS_NAME, **hub, **quiet) is not None:
-            raise ValueError(
-                f"{name} holds a pickle ({WEIGHTS_NAME}), which can run code and is not read. Expected safetensors."
-            )
-        raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME}.")
-    weights: dict[str, Tensor] = {}
-    for file in paths:
-        try:
-            with safe_open(str(file), framework="pt") as tensors:
-                weights.update({key: tensors.get_tensor(key) for key in tensors.keys()})  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged or cut short: {error}. Download or save it again.") from error
-    return weights

@@ -11,46 +11,27 @@ Shapes: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc (d_sae,), b_dec (d_out,
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .activations import after_top_k, gated, jump_relu, top_k
-from .call_record import CallRecord, SiteResult
+from .call_record import CallRecord
 from .configuration_sae import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .outputs import SparseAutoencoderOutput, SparseFeatures
-from .steering_plan import SaePlan
+from .sae_in_model import Code, InModelMixin, Normalized
 
 
-class Normalized(NamedTuple):
-    """A normalised input and how to undo it: `hidden ~ x * scale + mean`; None for what is not there."""
-
-    x: Tensor
-    scale: Tensor | float | None
-    mean: Tensor | None
-
-
-class Code(NamedTuple):
-    """All latents of the tokens at hand, sparse for top-k activations and dense for the others.
-
-    indices, values: (..., k), or None; dense: (..., d_sae), or None; pre_acts: (..., d_sae).
-    """
-
-    pre_acts: Tensor
-    indices: Tensor | None
-    values: Tensor | None
-    dense: Tensor | None
-
-
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(InModelMixin, nn.Module):
     """A sparse autoencoder (or transcoder). `config` says which one; see `SparseAutoencoderConfig`.
 
-    Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, reconstruction (..., d_out), latents (..., d_sae).
+    Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, reconstruction (..., d_out), latents (...,
+        d_sae).
 
-    All mathematics runs inside `forward`, public methods included, so that offloading and sharding hooks of the module see
-    every use of its parameters.
+    All mathematics runs inside `forward`, public methods included, so that offloading and sharding hooks of the module
+    see every use of its parameters.
     """
 
     def __init__(self, config: SparseAutoencoderConfig, dtype: torch.dtype | None = None) -> None:
@@ -155,8 +136,8 @@ class SparseAutoencoder(nn.Module):
         """`latents @ W_dec + b_dec`, denormalised, (..., d_out).
 
         A code does not carry its token's own mean and scale: where the SAE normalises per token (`layer_norm`,
-        `constant_norm`) or has a skip connection, give the `hidden` (..., d_in) that was encoded. Without it the result is
-        in the SAE's normalised units.
+        `constant_norm`) or has a skip connection, give the `hidden` (..., d_in) that was encoded. Without it the
+        result is in the SAE's normalised units.
         """
         return self(latents, "decode", source=hidden)
 
@@ -171,7 +152,8 @@ class SparseAutoencoder(nn.Module):
         Returns:
             reconstruction: mean((xh-x)^2) / mean(x^2) per token (SCAR, https://huggingface.co/papers/2411.07122, L_r;
                 an input of zeros counts as 0). sparsity: sum(|z| * ||W_dec||) / ||x||. conditioning: binary
-                cross-entropy with logits of the concepts' pre-activations, summed over concepts; an unknown label adds 0.
+                cross-entropy with logits of the concepts' pre-activations, summed over concepts; an unknown label adds
+                0.
         """
         return self(hidden, "loss_terms", concept_labels=concept_labels, target=target)
 
@@ -299,156 +281,3 @@ class SparseAutoencoder(nn.Module):
 
     def _skip(self, output: Tensor, hidden: Tensor) -> Tensor:
         return output + hidden.to(self.dtype) @ self.W_skip.T if self.config.skip_connection else output
-
-    # -- inside a model ----------------------------------------------------------------------------------------------
-
-    def _serve(self, hidden: Tensor, record: CallRecord, number: int, target: Tensor | None = None) -> SiteResult:
-        """What `record` asks of this SAE, for hidden states (batch, seq, d_in)."""
-        plan = record.plan.saes.get(number) if record.plan is not None else None
-        columns = record.features.get(number)
-        features = losses = delta = replacement = rows = None
-        x = hidden.to(self.dtype)
-        if number in record.features:
-            features = self._report(x, columns, record.pre_activations)
-        if plan is not None:
-            delta, replacement = self._steer(x, plan, record.rows)
-            if plan.replace == "mixed":
-                rows = plan.replace_rows[record.rows]
-        if record.losses:
-            seen = x.detach() if record.detach else x
-            goal = seen if target is None else (target.detach() if record.detach else target).to(self.dtype)
-            losses = self._token_losses(seen, record.losses, record.concept_labels.get(number), goal)
-        return SiteResult(delta, replacement, rows, features, losses)
-
-    def _report(self, x: Tensor, columns: Tensor | None, pre_activations: bool) -> SparseFeatures | Tensor:
-        if pre_activations:
-            return self._pre_acts(x, columns)
-        return self._sparse(x) if columns is None else self._selected(x, columns)
-
-    def _steer(self, x: Tensor, plan: SaePlan, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The change (batch, seq or 1, d_out) and the replacement, each None where there is none."""
-        rows = rows if plan.count > 1 else None
-        norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
-        needs_all = plan.reweight is not None or plan.replace != "none" or plan.lookup is not None
-        needs_scale = needs_all or len(plan.read) or len(plan.blind)
-        normalized = statistics = self._normalize(x) if needs_scale else Normalized(x, None, None)
-        code = self._code_from(*self._linear(self._encoder_input(normalized))) if needs_all else None
-        replacement, parts = None, []  # parts are in the SAE's normalised units
-        if code is not None and plan.reweight is not None:
-            old, code = code, self._reweighted(code, plan, rows)
-            if plan.reweight_mode == "weight_legacy":
-                mean = plan.reweight[0].mean()
-                statistics = Normalized(normalized.x, mean**2, mean)
-            if plan.replace != "all":
-                parts.append(self._decoded(code) - self._decoded(old))
-        if code is not None and plan.replace != "none":
-            replacement = self._decode_code(code, statistics, x)
-        if len(plan.read):
-            parts.append(self._change_of_read(normalized, code, plan, rows, norms))
-        if len(plan.blind):
-            parts.append(plan.blind_values.at(rows, self._maxima(plan, plan.blind), None) @ self.W_dec[plan.blind])
-        delta = sum(parts[1:], parts[0]) if parts else None
-        if delta is not None and statistics.scale is not None:
-            delta = delta * statistics.scale
-        if len(plan.direct):  # in the units of the hidden state
-            added = self._directions(plan, rows, norms)
-            delta = added if delta is None else delta + added
-        if plan.reweight is not None and plan.replace == "mixed":
-            # In replaced rows the replacement holds the re-weighted code already.
-            swapped = (self._decoded(code) - self._decoded(old)) * (
-                1.0 if statistics.scale is None else statistics.scale
-            )
-            delta = torch.where(plan.replace_rows[rows][:, None, None], delta - swapped, delta)
-        return delta, replacement
-
-    def _maxima(self, plan: SaePlan, latents: Tensor) -> Tensor | None:
-        return self.feature_max[latents] if plan.uses_max else None
-
-    def _directions(self, plan: SaePlan, rows: Tensor | None, norms: Tensor | None) -> Tensor:
-        directions = self.W_dec[plan.direct]  # (q, d_out)
-        per_norm = norms / directions.norm(dim=-1) if norms is not None else None  # (batch, seq, q)
-        return plan.direct_values.at(rows, self._maxima(plan, plan.direct), per_norm) @ directions
-
-    def _change_of_read(
-        self, normalized: Normalized, code: Code | None, plan: SaePlan, rows: Tensor | None, norms: Tensor | None
-    ) -> Tensor:
-        """`sum_i (z'_i - z_i) * W_dec[i]` over the latents that are read, (batch, seq, d_out)."""
-        read = plan.read
-        directions = self.W_dec[read]  # (m, d_out)
-        latents = self._read_latents(normalized, code, plan)
-        per_norm = None
-        if norms is not None:
-            per_norm = norms / directions.norm(dim=-1)
-            if isinstance(normalized.scale, Tensor):  # an input without scale has norm 0 too: 0, not 0/0
-                per_norm = per_norm / normalized.scale.clamp(min=torch.finfo(norms.dtype).tiny)
-            elif normalized.scale is not None:
-                per_norm = per_norm / normalized.scale
-        changed = latents
-        if plan.magnitude is not None:
-            factor = (plan.magnitude if rows is None else plan.magnitude[rows]).unsqueeze(1)
-            pre_acts = (
-                self._linear(self._encoder_input(normalized), read)[0] if code is None else code.pre_acts[..., read]
-            )
-            changed = torch.where(factor.isnan(), changed, factor * pre_acts.abs())
-        for stage in plan.stages:
-            changed = stage.apply(changed, rows, self._maxima(plan, read), per_norm)
-        change = changed - latents
-        delta = change @ directions
-        if plan.balance:
-            rest = (self.W_dec.sum(0) - directions.sum(0)) / (self.config.d_sae - len(read))
-            delta = delta - change.sum(-1, keepdim=True) * rest
-        return delta
-
-    def _read_latents(self, normalized: Normalized, code: Code | None, plan: SaePlan) -> Tensor:
-        """Activations of the latents in `plan.read`, (batch, seq, m)."""
-        if code is None:
-            return self._columns(normalized, plan.read)
-        if code.dense is not None:
-            return code.dense[..., plan.read]
-        # Scatter the picked values to their place among the m that are read; all others go to a spare column.
-        place = plan.lookup[code.indices]  # (batch, seq, k)
-        spare = code.values.new_zeros(*place.shape[:-1], len(plan.read) + 1)
-        return spare.scatter(-1, place, code.values)[..., :-1]
-
-    def _reweighted(self, code: Code, plan: SaePlan, rows: Tensor | None) -> Code:
-        scores = (plan.reweight if rows is None else plan.reweight[rows]).unsqueeze(1)
-        weighted = self._code_from(code.pre_acts * scores, None)
-        if plan.reweight_mode != "swap":
-            return weighted._replace(pre_acts=code.pre_acts)
-        if weighted.dense is not None:
-            return Code(code.pre_acts, None, None, torch.where(weighted.dense != 0, code.pre_acts, 0.0))
-        values = torch.where(weighted.values != 0, code.pre_acts.gather(-1, weighted.indices), 0.0)
-        return Code(code.pre_acts, weighted.indices, values, None)
-
-    def _token_losses(
-        self, x: Tensor, names: tuple[str, ...], concept_labels: Tensor | None, target: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Each loss term per token, (...); unknown concept labels count 0."""
-        x = x.to(self.dtype)
-        target = x if target is None else target.to(self.dtype)
-        terms: dict[str, Tensor] = {}
-        code, normalized = self._full_code(x)
-        if "reconstruction" in names:
-            error = (self._decode_code(code, normalized, x) - target).square().mean(-1)
-            terms["reconstruction"] = error / target.square().mean(-1).clamp(min=torch.finfo(x.dtype).tiny)
-        if "sparsity" in names:
-            norms = self.W_dec.norm(dim=-1)  # (d_sae,)
-            if code.dense is not None:
-                mass = code.dense.abs() @ norms
-            else:
-                mass = (code.values.abs() * norms[code.indices]).sum(-1)
-            terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
-        if "conditioning" in names:
-            latents = torch.tensor(list(self.config.concepts.values()), device=x.device)
-            terms["conditioning"] = _concept_loss(code.pre_acts[..., latents], concept_labels)
-        return terms
-
-
-def _concept_loss(pre_acts: Tensor, labels: Tensor | None) -> Tensor:
-    """Binary cross-entropy summed over known labels, (...), from (..., n_concepts) pre-activations."""
-    if labels is None:
-        return pre_acts.new_zeros(pre_acts.shape[:-1])
-    known = labels != -100
-    goal = torch.where(known, labels, 0.0).to(pre_acts)
-    loss = F.binary_cross_entropy_with_logits(pre_acts, goal, reduction="none")
-    return torch.where(known, loss, 0.0).sum(-1)

@@ -4,8 +4,8 @@
     model.generate(**inputs, steering=steering)
 
 Every elementwise op maps a latent z to z'. With `keep_error` the hidden state becomes
-`h + sum_i (z'_i - z_i) * W_dec[i]` (times the denormalisation where the SAE normalises its input), so what the SAE cannot
-reconstruct stays; without it the hidden state is replaced by `decode(z')`.
+`h + sum_i (z'_i - z_i) * W_dec[i]` (times the denormalisation where the SAE normalises its input), so what the SAE
+cannot reconstruct stays; without it the hidden state is replaced by `decode(z')`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class FeatureEdit:
     Args:
         sae: number of the SAE in the model.
         feature: index of the latent, or the name of a concept of that SAE.
-        op: `add` z+v, `scale` v*z, `set` v, `ablate` 0, `at_least` max(z, v), `at_most` min(z, v), `shrink` max(z-v, 0),
-            `direction` (h + v*W_dec[i], nothing is encoded), or `scale_magnitude` (legacy, see `OPS`).
+        op: `add` z+v, `scale` v*z, `set` v, `ablate` 0, `at_least` max(z, v), `at_most` min(z, v), `shrink` max(z-v,
+            0), `direction` (h + v*W_dec[i], nothing is encoded), or `scale_magnitude` (legacy, see `OPS`).
         value: v; not given for `ablate`.
         unit: of `value`: `absolute` activation; `max`, multiples of the latent's typical maximum (`feature_max`);
             `norm`, multiples of the hidden state's norm (the value whose write into the stream has that norm).
@@ -70,7 +70,8 @@ class FeatureEdit:
             raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
         if not isinstance(self.feature, (int, str)) or isinstance(self.feature, bool):
             raise ValueError(
-                f"`feature` must be the index of a latent or the name of a concept. Received: feature={self.feature!r}."
+                f"`feature` must be the index of a latent or the name of a concept. Received: "
+                f"feature={self.feature!r}."
             )
         if isinstance(self.feature, int) and self.feature < 0:
             raise ValueError(f"`feature` must not be negative. Received: feature={self.feature!r}.")
@@ -120,7 +121,8 @@ class FeatureReweighting:
         if not scores or bad is not None:
             shown = "none" if not scores else f"scores[{bad}]={scores[bad]!r}"
             raise ValueError(
-                f"`scores` must hold one finite, non-negative number per latent; replace NaN (a latent that never fired) by 0. "
+                f"`scores` must hold one finite, non-negative number per latent; replace NaN (a latent that never "
+                f"fired) by 0. "
                 f"Received: {shown}."
             )
         object.__setattr__(self, "scores", scores)
@@ -138,8 +140,8 @@ class Steering:
             A mask over the prompt's tokens goes to `generate` or `forward` as `steering_mask`.
         keep_error: whether what the SAE does not reconstruct stays in the hidden state.
         reconstruct: numbers of SAEs that replace the hidden state by their output even without an edit.
-        balance: spread the opposite of the total change evenly over the latents that were not edited, so that the sum of
-            the code is kept (SCAR's `mod_balance`).
+        balance: spread the opposite of the total change evenly over the latents that were not edited, so that the sum
+            of the code is kept (SCAR's `mod_balance`).
     """
 
     edits: tuple[FeatureEdit | FeatureReweighting, ...] = ()
@@ -192,7 +194,8 @@ class Steering:
 
     @classmethod
     def coerce(cls, value: Any) -> Steering:
-        """A `Steering` from itself, its dict, its JSON text, one edit, or a list of edits; False and None are no edit."""
+        """A `Steering` from itself, its dict, its JSON text, one edit, or a list of edits; False and None are no
+        edit."""
         if value is None or value is False:
             return cls()
         if getattr(value, "is_steering", False):

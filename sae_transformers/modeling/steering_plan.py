@@ -1,11 +1,11 @@
 """Steering compiled against a model: index and value tensors, so that a forward pass branches on structure only.
 
-Every elementwise op is a clamped affine map `z' = min(max(a*z + b, low), high)`; an edit of one latent by several ops is
-several stages. Values of all ops and all batch rows are entries of the same tables, so a changed value, latent or op of the
-same shape does not recompile a compiled model. Notation: R rows of different steering, m latents, T tokens.
+Every elementwise op is a clamped affine map `z' = min(max(a*z + b, low), high)`; an edit of one latent by several ops
+is several stages. Values of all ops and all batch rows are entries of the same tables, so a changed value, latent or
+op of the same shape does not recompile a compiled model. Notation: R rows of different steering, m latents, T tokens.
 
-Value tables have a leading axis of size 3: the absolute part, the part in multiples of the latent's typical maximum, and the
-part in multiples of the hidden norm.
+Value tables have a leading axis of size 3: the absolute part, the part in multiples of the latent's typical maximum,
+and the part in multiples of the hidden norm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .configuration_sae import TOPK_ACTIVATIONS, SparseAutoencoderConfig
-from .steering import UNITS, FeatureEdit, FeatureReweighting, Steering
+from .steering import UNITS, FeatureEdit, Steering
 
 FAR = 2**31  # further than any position
 
@@ -90,7 +90,8 @@ class Stage:
 class SaePlan:
     """What is done at one SAE.
 
-    read: (m,) latents that must be encoded, with their `stages`; `lookup` (d_sae,) is each latent's place in `read`, or m.
+    read: (m,) latents that must be encoded, with their `stages`; `lookup` (d_sae,) is each latent's place in `read`,
+        or m.
     blind: (n,) latents that only receive an `add`: the change is known without encoding.
     direct: (q,) latents whose decoder row is added as it is, without denormalisation.
     reweight: (R, d_sae) scores, or None.
@@ -170,7 +171,8 @@ class SaePlan:
             for feature in magnitude:
                 if sum(1 for f, e in row if f == feature and e.op != "direction") > 1:
                     raise ValueError(
-                        f"`scale_magnitude` must be the only edit of its latent. Received: several of feature {feature}."
+                        f"`scale_magnitude` must be the only edit of its latent. Received: several of feature "
+                        f"{feature}."
                     )
 
     def _compile_reweighting(
@@ -204,8 +206,9 @@ class SteeringPlan:
     likes holds one tensor for each SAE, with the dtype and on the device it runs in.
 
     saes: SAE number -> `SaePlan`.
-    intervals: (R, P, 2) int64 offsets of the steered [start, stop) columns, and `from_prompt` (R, P, 2) bool: counted from
-        the end of the prompt instead of the first real token; both None where all positions of all rows are steered.
+    intervals: (R, P, 2) int64 offsets of the steered [start, stop) columns, and `from_prompt` (R, P, 2) bool: counted
+        from the end of the prompt instead of the first real token; both None where all positions of all rows are
+        steered.
     """
 
     is_plan = True

@@ -30,8 +30,8 @@ class GenerationState:
 class SteeringScope:
     """Steering set by `with` blocks and by `generate`, thread by thread.
 
-    A block belongs to the thread that entered it. A thread without one of its own (a worker of continuous batching) sees
-    the block of the only thread that has one; with several it is an error, never a guess.
+    A block belongs to the thread that entered it. A thread without one of its own (a worker of continuous batching)
+    sees the block of the only thread that has one; with several it is an error, never a guess.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,8 @@ class SteeringScope:
         others = list(self.blocks.values())
         if len(others) > 1:
             raise RuntimeError(
-                f"{len(others)} threads steer this model with `with model.steered(...)` and this thread is none of them. "
+                f"{len(others)} threads steer this model with `with model.steered(...)` and this thread is none of "
+                f"them. "
                 f"Pass `steering=` to the call."
             )
         return others[0][-1] if others else None
@@ -93,7 +94,8 @@ class ScarHook:
     """SCAR's `model.hook`: setting `mod_features` and `mod_scaling` steers every call of the process.
 
     https://huggingface.co/papers/2411.07122. Priority is that of the original: replacement, scaling, vector. The
-    reconstruction error is dropped as soon as `mod_features` is set. `mod_threshold` is stored and, as there, has no effect.
+    reconstruction error is dropped as soon as `mod_features` is set. `mod_threshold` is stored and, as there, has no
+    effect.
     """
 
     FIELDS = {
@@ -176,8 +178,8 @@ class SteeringMixin:
         """Check steering against this model and compile it. The result may be given wherever steering is taken.
 
         Args:
-            steering: a `Steering` for all rows, or a list with one `Steering` or None for each row of the batch. A list of
-                edits is one `Steering`.
+            steering: a `Steering` for all rows, or a list with one `Steering` or None for each row of the batch. A
+                list of edits is one `Steering`.
 
         Raises:
             ValueError: an SAE, latent or concept that this model does not have.
@@ -199,7 +201,8 @@ class SteeringMixin:
         return plan
 
     def _sae_like(self, number: int) -> Tensor:
-        """An empty tensor with the dtype of an SAE, on the device it runs on (which an offloaded one is not stored on)."""
+        """An empty tensor with the dtype of an SAE, on the device it runs on (which an offloaded one is not stored
+        on)."""
         module = getattr(self.saes, str(number))
         parameter = next(p for p in module.parameters() if p.is_floating_point())
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
@@ -214,7 +217,8 @@ class SteeringMixin:
             feature = configs[edit.sae].resolve_feature(edit.feature)
             if maxima is not None and maxima.device.type != "meta" and not float(maxima[feature]) > 0:
                 raise ValueError(
-                    f"`unit='max'` needs the latent's typical maximum, which SAE {edit.sae} does not hold for feature {feature}; "
+                    f"`unit='max'` needs the latent's typical maximum, which SAE {edit.sae} does not hold for "
+                    f"feature {feature}; "
                     f"set `model.saes[{edit.sae}].feature_max` or give an absolute value. Received: {edit!r}."
                 )
 
@@ -230,7 +234,8 @@ class SteeringMixin:
             yield self
 
     def _steering_of_call(self, steering: Any) -> Any:
-        """What applies to a call that was given `steering`: it, or the innermost block, or the default. None: nothing."""
+        """What applies to a call that was given `steering`: it, or the innermost block, or the default. None:
+        nothing."""
         if steering is None:
             steering = self._scope.current()
             if steering is None:
