@@ -41,7 +41,7 @@ class _JumpRelu(torch.autograd.Function):
         return torch.where(pre_acts > threshold, torch.relu(pre_acts), 0.0)
 
     @staticmethod
-    def backward(ctx, grad_latents: Tensor):
+    def backward(ctx, grad_latents: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         pre_acts, threshold = ctx.saved_tensors
         grad_pre = grad_threshold = None
         if ctx.needs_input_grad[0]:

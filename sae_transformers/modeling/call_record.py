@@ -7,6 +7,7 @@ left behind steered the next call of the bare base.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class CallRecord:
         self.plan: SteeringPlan | None = None
         self.rows: Tensor | None = None
         self.mask: Tensor | None = None
-        self.features: dict[int, Tensor | None] = {}
+        self.features: Mapping[int, Tensor | None] = {}
         self.pre_activations = False
         self.inputs = False
         self.losses: tuple[str, ...] = ()

@@ -93,7 +93,7 @@ class SparseAutoencoderConfig:
         _check_choice("normalization", self.normalization, NORMALIZATIONS)
         if self.activation in TOPK_ACTIVATIONS or self.k is not None:
             _check_count("k", self.k)
-            if self.k > self.d_sae:
+            if self.k is not None and self.k > self.d_sae:
                 raise ValueError(f"`k` must not exceed `d_sae`={self.d_sae}. Received: k={self.k!r}.")
         if self.tied and (self.d_out != self.d_in or self.activation == "gated"):
             raise ValueError(
@@ -150,7 +150,7 @@ class SparseAutoencoderConfig:
         """The place that is written; the same as `read_at` unless this is a transcoder."""
         return self.hook_out or self.read_at
 
-    def resolve_feature(self, feature: int | str) -> int:
+    def resolve_feature(self, feature: int | str | None) -> int:
         """The index of a latent given by index or by concept name."""
         if isinstance(feature, str):
             if feature not in self.concepts:

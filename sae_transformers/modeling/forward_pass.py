@@ -51,7 +51,7 @@ class ForwardPassMixin:
         wanted = output_features or features is not None or output_sae_inputs or stop_at_last_sae
         if plan is None and not losses and not wanted:
             return None
-        source = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+        source: Tensor = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         record = CallRecord(source.shape[0], source.shape[1])
         record.inputs = bool(output_sae_inputs)
         record.pre_activations = pre_activations
@@ -160,7 +160,7 @@ class ForwardPassMixin:
         """
         if record is None or not record.losses:
             return {}
-        weights = record.token_weights
+        weights = record.token_weights if record.token_weights is not None else torch.ones(())
         total = weights.sum().clamp(min=1) if count is None else count
         terms = {}
         for name in record.losses:

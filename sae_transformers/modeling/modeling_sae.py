@@ -60,7 +60,7 @@ class BodyContainer(nn.Module):
         return getattr(self, self.body_name)(*args, **kwargs)
 
 
-class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTrainedModel):
+class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTrainedModel):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A base model with SAEs in its forward pass.
 
     `lm` is the base, untouched; `saes` the SAEs, by number. Without steering, features to report or losses to compute
@@ -124,10 +124,11 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
     def _install_hooks(self) -> None:
         self._handles = []
-        width = getattr(self.config.text_config, "hidden_size", None)
+        base_config = self.config.get_text_config()
+        width = getattr(base_config, "hidden_size", None)
         for number, entry in enumerate(self.config.sae_configs):
-            read = find_hook_point(self.lm, self.config.text_config, entry.read_at)
-            write = find_hook_point(self.lm, self.config.text_config, entry.write_at)
+            read = find_hook_point(self.lm, base_config, entry.read_at)
+            write = find_hook_point(self.lm, base_config, entry.write_at)
             if entry.hook is None and width is not None and entry.d_in != width:
                 raise ValueError(
                     f"SAE {number} reads {entry.d_in} values at {entry.read_at}, where this base has a hidden size "
@@ -243,7 +244,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
     # -- what transformers asks for ----------------------------------------------------------------------------------
 
-    def _set_gradient_checkpointing(
+    def _set_gradient_checkpointing(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs
     ):
         if enable:

@@ -150,7 +150,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             bound, rows = self._bind(plan, inputs, kwargs)
             kwargs.update(steering=bound, steering_rows=rows)
         with self._scope.generating(GenerationState(bound, rows)):
-            return super().generate(inputs, generation_config, *args, **kwargs)
+            return super().generate(inputs, generation_config, *args, **kwargs)  # pyright: ignore
 
     def _bind(self, plan: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[BoundSteering, Tensor]:
         """The plan with the prompt's length, and each row's place in it."""
@@ -174,7 +174,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         ends = ends if isinstance(ends, (list, tuple)) else [ends]
         return None if pad in ends else (ids != pad).long()
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # pyright: ignore
         prepared = self.lm.prepare_inputs_for_generation(input_ids, **kwargs)
         for name in STEERING_INPUTS:
             if kwargs.get(name) is not None:
@@ -182,14 +182,16 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         return prepared
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in self._base_arguments})
+        super()._validate_model_kwargs(  # pyright: ignore
+            {k: v for k, v in model_kwargs.items() if k not in self._base_arguments}
+        )
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         """An assistant proposes with steering of its own, if any: it does not take this model's arguments."""
         if kwargs.get("assistant_model") is not None and "model_kwargs" in kwargs:
             model_kwargs = kwargs["model_kwargs"]
             kwargs["model_kwargs"] = {k: v for k, v in model_kwargs.items() if k not in STEERING_INPUTS}
-        return super()._get_candidate_generator(*args, **kwargs)
+        return super()._get_candidate_generator(*args, **kwargs)  # pyright: ignore
 
 
 def _steering_from(value: Any) -> Any:

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 
 class SparseFeatures(NamedTuple):

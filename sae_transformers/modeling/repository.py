@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi
@@ -30,18 +30,28 @@ HUB_OPTIONS = (
 PASSED_TO_BASE = ("cache_dir", "force_download", "local_files_only", "token")
 
 
-class RepositoryMixin:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Base
+else:
+    Base = object
+
+
+class RepositoryMixin(Base):
     """Making, loading, saving and publishing of models with SAEs."""
 
     config: Any
+    lm: Any
+    saes: Any
     auto_model: Any
+    config_class: Any
+    _wrap_base: Any
 
     # -- making ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_base(
         cls,
-        base: str | os.PathLike | nn.Module,
+        base: Any,
         saes: SparseAutoencoder | Sequence[SparseAutoencoder] = (),
         *,
         weights_scope: str = "sae",
@@ -294,12 +304,12 @@ class RepositoryMixin:
             )
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        before = self.get_input_embeddings().weight.shape[0]
+        before = self.config.get_text_config().vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self._resized = getattr(self, "_resized", False) or embeddings.weight.shape[0] != before
         return embeddings
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # pyright: ignore
         """Save as `save_pretrained` does and upload it in one commit; returns the commit's information.
 
         Args:

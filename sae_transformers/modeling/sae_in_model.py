@@ -22,15 +22,13 @@ class Normalized(NamedTuple):
 
 
 class Code(NamedTuple):
-    """All latents of the tokens at hand, sparse for top-k activations and dense for the others.
+    """All latents of the tokens at hand: `SparseFeatures` for top-k activations, (..., d_sae) for the others.
 
-    indices, values: (..., k), or None; dense: (..., d_sae), or None; pre_acts: (..., d_sae).
+    pre_acts: (..., d_sae).
     """
 
     pre_acts: Tensor
-    indices: Tensor | None
-    values: Tensor | None
-    dense: Tensor | None
+    latents: Tensor | SparseFeatures
 
 
 class InModelMixin:
@@ -67,18 +65,22 @@ class InModelMixin:
         """The change (batch, seq or 1, d_out) and the replacement, each None where there is none."""
         rows = rows if plan.count > 1 else None
         norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
-        needs_all = plan.reweight is not None or plan.replace != "none" or plan.lookup is not None
+        needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects
         needs_scale = needs_all or len(plan.read) or len(plan.blind)
         normalized = statistics = self._normalize(x) if needs_scale else Normalized(x, None, None)
         code = self._code_from(*self._linear(self._encoder_input(normalized))) if needs_all else None
         replacement, parts = None, []  # parts are in the SAE's normalised units
         if code is not None and plan.reweight is not None:
-            old, code = code, self._reweighted(code, plan, rows)
+            scores = (plan.reweight if rows is None else plan.reweight[rows]).unsqueeze(1)
+            old, code = code, self._reweighted(code, scores, plan.reweight_mode)
             if plan.reweight_mode == "weight_legacy":
                 mean = plan.reweight[0].mean()
                 statistics = Normalized(normalized.x, mean**2, mean)
             if plan.replace != "all":
-                parts.append(self._decoded(code) - self._decoded(old))
+                swapped = self._decoded(code) - self._decoded(old)
+                if plan.replace == "mixed":  # in replaced rows the replacement holds the re-weighted code already
+                    swapped = torch.where(plan.replace_rows[rows][:, None, None], 0.0, swapped)
+                parts.append(swapped)
         if code is not None and plan.replace != "none":
             replacement = self._decode_code(code, statistics, x)
         if len(plan.read):
@@ -91,12 +93,6 @@ class InModelMixin:
         if len(plan.direct):  # in the units of the hidden state
             added = self._directions(plan, rows, norms)
             delta = added if delta is None else delta + added
-        if plan.reweight is not None and plan.replace == "mixed":
-            # In replaced rows the replacement holds the re-weighted code already.
-            swapped = (self._decoded(code) - self._decoded(old)) * (
-                1.0 if statistics.scale is None else statistics.scale
-            )
-            delta = torch.where(plan.replace_rows[rows][:, None, None], delta - swapped, delta)
         return delta, replacement
 
     def _maxima(self, plan: SaePlan, latents: Tensor) -> Tensor | None:
@@ -141,22 +137,22 @@ class InModelMixin:
         """Activations of the latents in `plan.read`, (batch, seq, m)."""
         if code is None:
             return self._columns(normalized, plan.read)
-        if code.dense is not None:
-            return code.dense[..., plan.read]
+        if isinstance(code.latents, Tensor):
+            return code.latents[..., plan.read]
         # Scatter the picked values to their place among the m that are read; all others go to a spare column.
-        place = plan.lookup[code.indices]  # (batch, seq, k)
-        spare = code.values.new_zeros(*place.shape[:-1], len(plan.read) + 1)
-        return spare.scatter(-1, place, code.values)[..., :-1]
+        indices, values, _ = code.latents
+        place = plan.lookup[indices]  # (batch, seq, k)
+        spare = values.new_zeros(*place.shape[:-1], len(plan.read) + 1)
+        return spare.scatter(-1, place, values)[..., :-1]
 
-    def _reweighted(self, code: Code, plan: SaePlan, rows: Tensor | None) -> Code:
-        scores = (plan.reweight if rows is None else plan.reweight[rows]).unsqueeze(1)
-        weighted = self._code_from(code.pre_acts * scores, None)
-        if plan.reweight_mode != "swap":
-            return weighted._replace(pre_acts=code.pre_acts)
-        if weighted.dense is not None:
-            return Code(code.pre_acts, None, None, torch.where(weighted.dense != 0, code.pre_acts, 0.0))
+    def _reweighted(self, code: Code, scores: Tensor, mode: str) -> Code:
+        weighted = self._code_from(code.pre_acts * scores, None).latents
+        if mode != "swap":
+            return Code(code.pre_acts, weighted)
+        if isinstance(weighted, Tensor):
+            return Code(code.pre_acts, torch.where(weighted != 0, code.pre_acts, 0.0))
         values = torch.where(weighted.values != 0, code.pre_acts.gather(-1, weighted.indices), 0.0)
-        return Code(code.pre_acts, weighted.indices, values, None)
+        return Code(code.pre_acts, weighted._replace(values=values))
 
     def _token_losses(
         self, x: Tensor, names: tuple[str, ...], concept_labels: Tensor | None, target: Tensor | None
@@ -171,10 +167,10 @@ class InModelMixin:
             terms["reconstruction"] = error / target.square().mean(-1).clamp(min=torch.finfo(x.dtype).tiny)
         if "sparsity" in names:
             norms = self.W_dec.norm(dim=-1)  # (d_sae,)
-            if code.dense is not None:
-                mass = code.dense.abs() @ norms
+            if isinstance(code.latents, Tensor):
+                mass = code.latents.abs() @ norms
             else:
-                mass = (code.values.abs() * norms[code.indices]).sum(-1)
+                mass = (code.latents.values.abs() * norms[code.latents.indices]).sum(-1)
             terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
         if "conditioning" in names:
             latents = torch.tensor(list(self.config.concepts.values()), device=x.device)

@@ -37,15 +37,15 @@ class SparseAutoencoder(InModelMixin, nn.Module):
     def __init__(self, config: SparseAutoencoderConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
-        c = config
+        c, d_out = config, config.d_out or config.d_in
 
         def new(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, dtype=dtype))
 
         if not c.tied:
             self.W_enc = new(c.d_in, c.d_sae)
-        self.W_dec = new(c.d_sae, c.d_out)
-        self.b_dec = new(c.d_out)
+        self.W_dec = new(c.d_sae, d_out)
+        self.b_dec = new(d_out)
         if c.activation == "gated":
             self.b_gate, self.b_mag, self.r_mag = new(c.d_sae), new(c.d_sae), new(c.d_sae)
         else:
@@ -55,7 +55,7 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         elif c.activation == "batch_topk":
             self.register_buffer("threshold", torch.zeros((), dtype=dtype))
         if c.skip_connection:
-            self.W_skip = new(c.d_out, c.d_in)
+            self.W_skip = new(d_out, c.d_in)
         if c.apply_b_dec_to_input and c.d_out != c.d_in:
             raise ValueError(
                 f"`apply_b_dec_to_input=True` needs d_out == d_in; transcoders set it False. "
@@ -247,34 +247,34 @@ class SparseAutoencoder(InModelMixin, nn.Module):
     def _code_from(self, pre_acts: Tensor, magnitudes: Tensor | None) -> Code:
         if self.config.activation in TOPK_ACTIVATIONS:
             picked, indices = top_k(pre_acts, self.config.k or 1)
-            return Code(pre_acts, indices, after_top_k(picked, self.config.activation), None)
-        return Code(pre_acts, None, None, self._activate(pre_acts, magnitudes))
+            values = after_top_k(picked, self.config.activation)
+            return Code(pre_acts, SparseFeatures(indices, values, self.config.d_sae))
+        return Code(pre_acts, self._activate(pre_acts, magnitudes))
 
     def _full_code(self, hidden: Tensor) -> tuple[Code, Normalized]:
         normalized = self._normalize(hidden.to(self.dtype))
         return self._code_from(*self._linear(self._encoder_input(normalized))), normalized
 
     def _dense(self, code: Code) -> Tensor:
-        if code.dense is not None:
-            return code.dense
-        return torch.zeros_like(code.pre_acts).scatter(-1, code.indices, code.values)
+        return code.latents if isinstance(code.latents, Tensor) else code.latents.to_dense()
 
     def _sparse_features(self, code: Code) -> SparseFeatures:
-        if code.dense is None:
-            return SparseFeatures(code.indices, code.values, self.config.d_sae)
-        width = max(1, int((code.dense != 0).sum(-1).max()))
-        _, indices = code.dense.abs().topk(width, dim=-1)
-        return SparseFeatures(indices, code.dense.gather(-1, indices), self.config.d_sae)
+        if not isinstance(code.latents, Tensor):
+            return code.latents
+        width = max(1, int((code.latents != 0).sum(-1).max()))
+        _, indices = code.latents.abs().topk(width, dim=-1)
+        return SparseFeatures(indices, code.latents.gather(-1, indices), self.config.d_sae)
 
     def _decoded(self, code: Code) -> Tensor:
         """`z @ W_dec`, from the active latents alone where they are known."""
-        if code.dense is not None:
-            return code.dense @ self.W_dec
-        k = code.indices.shape[-1]
+        if isinstance(code.latents, Tensor):
+            return code.latents @ self.W_dec
+        indices, values, _ = code.latents
+        k = indices.shape[-1]
         flat = F.embedding_bag(
-            code.indices.reshape(-1, k), self.W_dec, per_sample_weights=code.values.reshape(-1, k), mode="sum"
+            indices.reshape(-1, k), self.W_dec, per_sample_weights=values.reshape(-1, k), mode="sum"
         )
-        return flat.view(*code.indices.shape[:-1], self.config.d_out)
+        return flat.view(*indices.shape[:-1], flat.shape[-1])
 
     def _decode_code(self, code: Code, normalized: Normalized, hidden: Tensor) -> Tensor:
         return self._skip(self._denormalize(self._decoded(code) + self.b_dec, normalized), hidden)

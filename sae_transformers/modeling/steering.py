@@ -117,9 +117,9 @@ class FeatureReweighting:
         if self.legacy and self.mode != "weight":
             raise ValueError(f"`legacy` concerns mode 'weight' only. Received: mode={self.mode!r}.")
         scores = tuple(float(s) for s in self.scores)
-        bad = next((i for i, s in enumerate(scores) if not math.isfinite(s) or s < 0), None)
-        if not scores or bad is not None:
-            shown = "none" if not scores else f"scores[{bad}]={scores[bad]!r}"
+        bad = [i for i, s in enumerate(scores) if not math.isfinite(s) or s < 0]
+        if bad or not scores:
+            shown = f"scores[{bad[0]}]={scores[bad[0]]!r}" if bad else "none"
             raise ValueError(
                 f"`scores` must hold one finite, non-negative number per latent; replace NaN (a latent that never "
                 f"fired) by 0. "
@@ -144,7 +144,7 @@ class Steering:
             of the code is kept (SCAR's `mod_balance`).
     """
 
-    edits: tuple[FeatureEdit | FeatureReweighting, ...] = ()
+    edits: Sequence[FeatureEdit | FeatureReweighting] = ()
     positions: str | tuple[tuple[int | None, int | None], ...] = "all"
     keep_error: bool = True
     reconstruct: tuple[int, ...] = ()
@@ -163,12 +163,23 @@ class Steering:
                 raise ValueError(
                     f"`reconstruct` must hold numbers of SAEs. Received: reconstruct={self.reconstruct!r}."
                 )
-        reweighted = [e.sae for e in edits if isinstance(e, FeatureReweighting)]
+        reweighted = [e.sae for e in self.reweightings]
         if len(set(reweighted)) != len(reweighted):
             raise ValueError(f"One SAE can be re-weighted once only. Received: re-weightings of SAEs {reweighted}.")
 
     def __bool__(self) -> bool:
         return bool(self.edits or self.reconstruct)
+
+    # By attribute and not by class: `isinstance` fails between a class and its copy in remote code.
+    @property
+    def feature_edits(self) -> list[FeatureEdit]:
+        """The edits of single latents, in order."""
+        return [edit for edit in self.edits if hasattr(edit, "op")]  # pyright: ignore[reportReturnType]
+
+    @property
+    def reweightings(self) -> list[FeatureReweighting]:
+        """The re-weightings of whole codes, at most one for each SAE."""
+        return [edit for edit in self.edits if hasattr(edit, "scores")]  # pyright: ignore[reportReturnType]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives an equal object back."""
@@ -205,10 +216,9 @@ class Steering:
         if isinstance(value, Mapping):
             return cls.from_dict(value)
         if isinstance(value, Sequence) or hasattr(value, "op") or hasattr(value, "scores"):
-            return cls(value)
+            return cls(value)  # pyright: ignore[reportArgumentType]
         raise TypeError(f"Expected a Steering, its dict or its JSON, or edits. Received: {type(value).__name__}.")
 
-    # `isinstance` fails between this class and its copy in remote code; this attribute does not.
     @property
     def is_steering(self) -> bool:
         return True

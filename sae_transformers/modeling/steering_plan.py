@@ -101,10 +101,7 @@ class SaePlan:
     def __init__(self, number: int, config: SparseAutoencoderConfig, plans: Sequence[Steering], like: Tensor) -> None:
         self.number, self.count = number, len(plans)
         where = {"dtype": like.dtype, "device": like.device}
-        edits = [
-            [(config.resolve_feature(e.feature), e) for e in s.edits if hasattr(e, "op") and e.sae == number]
-            for s in plans
-        ]
+        edits = [[(config.resolve_feature(e.feature), e) for e in s.feature_edits if e.sae == number] for s in plans]
         everything = [pair for row in edits for pair in row]
         balances = {s.balance for s in plans if any(e.sae == number for e in s.edits)}
         if len(balances) > 1:
@@ -136,16 +133,17 @@ class SaePlan:
                     self._accumulate(self.direct_values, row, direct.index(feature), edit)
                 elif feature in only_added:
                     self._accumulate(self.blind_values, row, blind.index(feature), edit)
-                elif edit.op == "scale_magnitude":
-                    self.magnitude[row, read.index(feature)] = edit.value
+                elif edit.op == "scale_magnitude" and self.magnitude is not None:
+                    self.magnitude[row, read.index(feature)] = edit.value or 0.0
                 else:
                     depth = done.get(feature, 0)
                     if depth == len(self.stages):
                         self.stages.append(Stage(len(plans), len(read), **where))
                     self.stages[depth].put(row, read.index(feature), edit)
                     done[feature] = depth + 1
-        self.lookup = None
-        if read and config.activation in TOPK_ACTIVATIONS:
+        self.selects = bool(read) and config.activation in TOPK_ACTIVATIONS
+        self.lookup = index([])
+        if self.selects:
             self.lookup = torch.full((config.d_sae,), len(read), dtype=torch.long, device=like.device)
             self.lookup[self.read] = torch.arange(len(read), device=like.device)
         self._compile_reweighting(number, config, plans, where)
@@ -159,7 +157,7 @@ class SaePlan:
 
     @staticmethod
     def _accumulate(table: ValueTable, row: int, column: int, edit: FeatureEdit) -> None:
-        table.values[UNITS.index(edit.unit), row, column] += edit.value
+        table.values[UNITS.index(edit.unit), row, column] += edit.value or 0.0
         table.uses_max |= edit.unit == "max"
         table.uses_norm |= edit.unit == "norm"
 
@@ -178,7 +176,7 @@ class SaePlan:
     def _compile_reweighting(
         self, number: int, config: SparseAutoencoderConfig, plans: Sequence[Steering], where: dict[str, Any]
     ) -> None:
-        found = {r: e for r, s in enumerate(plans) for e in s.edits if hasattr(e, "scores") and e.sae == number}
+        found = {r: e for r, s in enumerate(plans) for e in s.reweightings if e.sae == number}
         self.reweight: Tensor | None = None
         self.reweight_mode = ""
         if not found:

@@ -98,6 +98,16 @@ class ScarHook:
     effect.
     """
 
+    mod_features: Any
+    mod_threshold: Any
+    mod_replacement: Any
+    mod_scaling: Any
+    mod_balance: Any
+    mod_vector: Any
+    mod_vec_factor: Any
+    _model: Any
+    _sae: int
+
     FIELDS = {
         "mod_features": None,
         "mod_threshold": None,
@@ -212,7 +222,7 @@ class SteeringMixin:
 
     def _check_maxima(self, rows: Sequence[Steering]) -> None:
         configs = self.config.sae_configs
-        for edit in (e for s in rows for e in s.edits if getattr(e, "unit", "") == "max"):
+        for edit in (e for s in rows for e in s.feature_edits if e.unit == "max"):
             maxima = getattr(getattr(self.saes, str(edit.sae)), "feature_max", None)
             feature = configs[edit.sae].resolve_feature(edit.feature)
             if maxima is not None and maxima.device.type != "meta" and not float(maxima[feature]) > 0:
