@@ -88,6 +88,11 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         super().__init__(config)
         self.lm = self._build_base(config) if lm is None else lm
         self.saes = SaeBank([SparseAutoencoder(c) for c in config.sae_configs] if saes is None else saes)
+        if saes is not None:
+            for part in self.saes.modules():
+                part._is_hf_initialized = True  # or `post_init` would draw their weights anew
+        for module in (m for given in (lm, *(saes or ())) if given is not None for m in given.modules()):
+            module._is_hf_initialized = True  # `post_init` must not draw given weights anew
         self._slot = RecordSlot()
         self._init_steering()
         self._install_hooks()

@@ -66,7 +66,7 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         self.reset_parameters()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "W_enc":  # tied: the only case in which it is no parameter of its own
+        if name == "W_enc" and name not in self._parameters:  # tied: it is no parameter of its own
             return self.W_dec.T
         return super().__getattr__(name)
 
@@ -141,21 +141,30 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         """
         return self(latents, "decode", source=hidden)
 
-    def losses(self, hidden: Tensor, concept_labels: Tensor | None = None, target: Tensor | None = None) -> dict:
-        """The loss terms, each averaged over tokens, as scalars ().
+    def losses(
+        self,
+        hidden: Tensor,
+        concept_labels: Tensor | None = None,
+        target: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> dict[str, Tensor]:
+        """The loss terms, averaged over tokens.
 
         Args:
             hidden: (n_tokens, d_in).
             concept_labels: (n_tokens, n_concepts) in the order of `config.concepts`, 0 to 1, -100 where unknown.
             target: (n_tokens, d_out), what a transcoder must reconstruct; `hidden` by default.
+            reduction: `mean` gives scalars (), `none` one number per token (n_tokens,).
 
         Returns:
             reconstruction: mean((xh-x)^2) / mean(x^2) per token (SCAR, https://huggingface.co/papers/2411.07122, L_r;
                 an input of zeros counts as 0). sparsity: sum(|z| * ||W_dec||) / ||x||. conditioning: binary
-                cross-entropy with logits of the concepts' pre-activations, summed over concepts; an unknown label adds
-                0.
+                cross-entropy with logits of the concepts' pre-activations, summed over concepts; an unknown label
+                adds 0.
         """
-        return self(hidden, "loss_terms", concept_labels=concept_labels, target=target)
+        names = ("reconstruction", "sparsity") + (("conditioning",) if concept_labels is not None else ())
+        terms = self(hidden, "token_losses", names=names, concept_labels=concept_labels, target=target)
+        return terms if reduction == "none" else {name: value.mean() for name, value in terms.items()}
 
     # -- tasks, run inside forward -----------------------------------------------------------------------------------
 
@@ -186,11 +195,6 @@ class SparseAutoencoder(InModelMixin, nn.Module):
             return output / (self.config.output_scale or self.config.input_scale)
         output = self._denormalize(output, self._normalize(source.to(self.dtype)))
         return self._skip(output, source)
-
-    def _loss_terms(self, hidden: Tensor, concept_labels: Tensor | None, target: Tensor | None) -> dict[str, Tensor]:
-        names = ("reconstruction", "sparsity") + (("conditioning",) if concept_labels is not None else ())
-        terms = self._token_losses(hidden, names, concept_labels, target)
-        return {name: value.mean() for name, value in terms.items()}
 
     # -- pieces ------------------------------------------------------------------------------------------------------
 

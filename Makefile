@@ -1,0 +1,79 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+# Where torch comes from when not from pip's own index, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# Workers of the test suite, one thread each: with more threads than cores they wait for each other.
+WORKERS ?= 2
+# Both ends of the transformers range in pyproject.toml.
+TRANSFORMERS_VERSIONS ?= 5.0.0 5.23.0
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+PIP_INSTALL := -m pip install --disable-pip-version-check
+PYTEST := -m pytest -n $(WORKERS)
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo check fix test test-slow test-parity test-matrix build bench .venv
+
+help:  ## show this list
+	@grep -hE '^[a-z.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
+
+# .venv is phony so that an existing folder is not taken for a finished installation: the stamp says that.
+.venv: $(STAMP)  ## create the environment (.venv), or bring it up to date
+
+# torch goes first and alone: it is the one package that may come from its own index, and a failure there is quick.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)  ## run the quickstart: a real small model, an SAE, a steered generation
+	$(BIN)/sae-transformers quickstart
+
+check: $(STAMP)  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+fix: $(STAMP)  ## repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP)  ## the fast tests, no network
+	$(BIN)/python $(PYTEST)
+
+test-slow: $(STAMP)  ## the tests that take longer than ten seconds
+	$(BIN)/python $(PYTEST) -m "slow or hub"
+
+test-parity: $(STAMP)  ## our numbers against other implementations
+	$(BIN)/python $(PYTEST) -m parity
+
+test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with both ends of the transformers range
+
+# Packages that transformers pins are left to pip, the others stay at their constraint.
+.matrix/%/.installed: pyproject.toml constraints.txt
+	mkdir -p $(@D)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -vE '^(transformers|tokenizers|huggingface_hub|peft|accelerate|datasets|evaluate)==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(@D)/bin/python $(PIP_INSTALL) -c $(@D)/constraints.txt "transformers==$*" -e ".[dev]"
+	touch $@
+
+test-matrix-%: .matrix/%/.installed
+	.matrix/$*/bin/python $(PYTEST)
+
+.PRECIOUS: .matrix/%/.installed
+
+build: $(STAMP)  ## the wheel and the source distribution, in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+bench: $(STAMP)  ## run each benchmark in benchmarks/
+	for file in benchmarks/*.py; do test -e "$$file" || continue; echo "== $$file"; $(BIN)/python "$$file"; done

@@ -1,0 +1,1 @@
+"""Everything that fits something to data."""

@@ -1,0 +1,34 @@
+"""The package's front door: public names, laziness, version."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+import sae_transformers
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, sae_transformers; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("name", sae_transformers.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(sae_transformers, name) is not None
+    assert name in dir(sae_transformers)
+
+
+def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
+    with pytest.raises(AttributeError, match=r"SaeForCasualLM.*SaeForCausalLM"):
+        sae_transformers.SaeForCasualLM  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_installed_version_is_the_one_in_the_source() -> None:
+    try:
+        installed = importlib.metadata.version("sae-transformers")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed: it runs from the checkout")
+    assert installed == sae_transformers.__version__
