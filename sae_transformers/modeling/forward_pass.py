@@ -34,7 +34,7 @@ class ForwardPassMixin:
         output_sae_inputs: bool | None = None,
         stop_at_last_sae: bool = False,
         concept_labels: Tensor | None = None,
-        token_weights: Tensor | None = None,
+        token_labels: Tensor | None = None,
         with_losses: bool = False,
     ) -> CallRecord | None:
         """The record of a pass over `inputs`, or None when there is nothing for the SAEs to do."""
@@ -42,12 +42,7 @@ class ForwardPassMixin:
         if steering is None and generation is not None:
             steering = generation.bound if generation.bound is not None else False
         plan = self._steering_of_call(steering)
-        weights = LossWeights(**self.config.loss_weights)
-        losses = tuple(
-            name
-            for name in ("reconstruction", "sparsity", "conditioning")
-            if with_losses and getattr(weights, name) and (name != "conditioning" or concept_labels is not None)
-        )
+        losses = self._loss_names(concept_labels is not None) if with_losses else ()
         wanted = output_features or features is not None or output_sae_inputs or stop_at_last_sae
         if plan is None and not losses and not wanted:
             return None
@@ -67,12 +62,17 @@ class ForwardPassMixin:
             record.stop_after = frozenset(needed or numbers)
         if losses:
             record.losses, record.detach = losses, self.config.detach_hidden
-            record.token_weights = token_weights
+            record.token_weights = counted_tokens(source, inputs.get("attention_mask"), token_labels)
             if concept_labels is not None:
                 record.concept_labels = self._split_labels(concept_labels, record)
         if plan is not None:
             self._place_steering(record, plan, inputs, source, steering_rows, steering_mask)
         return record
+
+    def _loss_names(self, has_concept_labels: bool) -> tuple[str, ...]:
+        weights = LossWeights(**self.config.loss_weights)
+        names = ("reconstruction", "sparsity") + (("conditioning",) if has_concept_labels else ())
+        return tuple(name for name in names if getattr(weights, name))
 
     def _place_steering(
         self,
@@ -90,6 +90,8 @@ class ForwardPassMixin:
         if bound is not None and steering_rows is not None and isinstance(past, int) and bound.is_over(past):
             return
         record.plan = plan
+        if plan.count == 1 and plan.intervals is None and steering_mask is None:
+            return  # every token of every row alike
         generation = self._scope.generation
         if steering_rows is None:
             table, prompt_length = None, None
@@ -223,6 +225,17 @@ def _mask_at(mask: Tensor, columns: Tensor) -> Tensor:
     """(batch, seq) bool of a (batch, length) mask at absolute columns; False beyond its length."""
     inside = columns < mask.shape[1]
     return mask.bool()[:, columns.clamp(max=mask.shape[1] - 1)] & inside
+
+
+def counted_tokens(source: Tensor, attention_mask: Any, labels: Tensor | None) -> Tensor:
+    """(batch, seq) float: the tokens over which SAE losses are averaged."""
+    if labels is not None:
+        counted = torch.zeros(labels.shape, device=labels.device)
+        counted[:, :-1] = (labels[:, 1:] != -100).float()
+        return counted
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        return attention_mask[:, -source.shape[1] :].float()
+    return torch.ones(source.shape[:2], device=source.device)
 
 
 def wants_dict(return_dict: bool | None, config: PreTrainedConfig) -> bool:

@@ -90,7 +90,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         self.saes = SaeBank([SparseAutoencoder(c) for c in config.sae_configs] if saes is None else saes)
         if saes is not None:
             for part in self.saes.modules():
-                part._is_hf_initialized = True  # or `post_init` would draw their weights anew
+                # Or `post_init` would draw their weights anew.
+                part._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         for module in (m for given in (lm, *(saes or ())) if given is not None for m in given.modules()):
             module._is_hf_initialized = True  # `post_init` must not draw given weights anew
         self._slot = RecordSlot()
@@ -129,6 +130,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
     def _install_hooks(self) -> None:
         self._handles = []
+        self._widths = [entry.d_in for entry in self.config.sae_configs]
         base_config = self.config.get_text_config()
         width = getattr(base_config, "hidden_size", None)
         for number, entry in enumerate(self.config.sae_configs):
@@ -170,7 +172,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
             return hidden
         here = record.shaped(hidden)
         seen = record.read.get(number, here)
-        expected = self.config.saes[number]["d_in"]
+        expected = self._widths[number]
         if seen.shape[-1] != expected:
             raise ValueError(
                 f"SAE {number} reads {expected} values and the module it is hooked to gives {seen.shape[-1]}. "

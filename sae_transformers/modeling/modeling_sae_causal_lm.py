@@ -99,9 +99,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             output_sae_inputs=output_sae_inputs,
             stop_at_last_sae=stop_at_last_sae,
             concept_labels=concept_labels,
-            token_weights=_counted_tokens(
-                input_ids if inputs_embeds is None else inputs_embeds, attention_mask, labels
-            ),
+            token_labels=labels,
             with_losses=labels is not None or concept_labels is not None or self.training,
         )
         if labels is not None and not stop_at_last_sae:
@@ -198,16 +196,3 @@ def _steering_from(value: Any) -> Any:
     from .steering import Steering
 
     return Steering.coerce(value)
-
-
-def _counted_tokens(source: Tensor | None, attention_mask: Any, labels: Tensor | None) -> Tensor | None:
-    """(batch, seq) float: the tokens over which SAE losses are averaged."""
-    if source is None:
-        return None
-    if labels is not None:
-        counted = torch.zeros(labels.shape, device=labels.device)
-        counted[:, :-1] = (labels[:, 1:] != -100).float()
-        return counted
-    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        return attention_mask[:, -source.shape[1] :].float()
-    return torch.ones(source.shape[:2], device=source.device)

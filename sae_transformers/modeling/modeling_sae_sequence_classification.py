@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -57,11 +56,6 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         """As the base's forward, with the SAE options of `SaeForCausalLM.forward`."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = {name: value for name, value in given.items() if value is not None}
-        source = input_ids if input_ids is not None else inputs_embeds
-        counted = None
-        if source is not None:
-            counted = torch.ones(source.shape[:2], device=source.device)
-            counted = counted if attention_mask is None else attention_mask.float()
         record = self._open_record(
             inputs,
             steering=steering,
@@ -73,7 +67,6 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             output_sae_inputs=output_sae_inputs,
             stop_at_last_sae=stop_at_last_sae,
             concept_labels=concept_labels,
-            token_weights=counted,
             with_losses=labels is not None or concept_labels is not None or self.training,
         )
         if labels is not None and not stop_at_last_sae:

@@ -17,8 +17,8 @@ from transformers.utils.generic import ModelOutput
 class SparseFeatures(NamedTuple):
     """The active latents of every token, without the zeros.
 
-    indices: (..., width) int64, latents of the token in descending order of value; where fewer than `width` are
-        active the rest have value 0.
+    indices: (..., width) int64, latents of the token: in descending order of value for top-k activations, ascending
+        index for the others. Where fewer than `width` are active the rest have value 0.
     values: (..., width), activation of each, dtype of the SAE. `width` is k for top-k activations, otherwise the
         largest number of active latents in the batch.
     d_sae: number of latents.
@@ -32,6 +32,20 @@ class SparseFeatures(NamedTuple):
         """The same as one tensor, (..., d_sae)."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.d_sae)
         return dense.scatter(-1, self.indices, self.values)
+
+    @classmethod
+    def from_dense(cls, latents: torch.Tensor) -> SparseFeatures:
+        """The non-zeros of (..., d_sae) latents, without sorting them."""
+        rows = latents.reshape(-1, latents.shape[-1])
+        active = rows != 0
+        counts = active.sum(-1)
+        row, column = active.nonzero(as_tuple=True)
+        place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        width = max(1, int(counts.max())) if len(rows) else 1
+        indices = column.new_zeros(len(rows), width).index_put((row, place), column)
+        values = rows.new_zeros(len(rows), width).index_put((row, place), rows[row, column])
+        shape = (*latents.shape[:-1], width)
+        return cls(indices.view(shape), values.view(shape), latents.shape[-1])
 
     def column(self, feature: int) -> torch.Tensor:
         """Activation of one latent at every token, (...)."""

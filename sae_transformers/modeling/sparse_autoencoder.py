@@ -265,9 +265,7 @@ class SparseAutoencoder(InModelMixin, nn.Module):
     def _sparse_features(self, code: Code) -> SparseFeatures:
         if not isinstance(code.latents, Tensor):
             return code.latents
-        width = max(1, int((code.latents != 0).sum(-1).max()))
-        _, indices = code.latents.abs().topk(width, dim=-1)
-        return SparseFeatures(indices, code.latents.gather(-1, indices), self.config.d_sae)
+        return SparseFeatures.from_dense(code.latents)
 
     def _decoded(self, code: Code) -> Tensor:
         """`z @ W_dec`, from the active latents alone where they are known."""

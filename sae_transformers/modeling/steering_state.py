@@ -35,40 +35,41 @@ class SteeringScope:
     """
 
     def __init__(self) -> None:
-        self.blocks: dict[int, list[Any]] = {}
+        # (thread, plan) of every open block, in the order of entering; replaced whole, so that readers need no lock.
+        self.blocks: tuple[tuple[int, Any], ...] = ()
         self.latest: Any = None  # what a compiled forward pass sees
+        self.lock = threading.Lock()
         self.local = threading.local()
 
     def current(self) -> Any:
         if torch.compiler.is_compiling():
             return self.latest
-        if not self.blocks:
+        blocks = self.blocks
+        if not blocks:
             return None
-        own = self.blocks.get(threading.get_ident())
-        if own:
-            return own[-1]
-        others = list(self.blocks.values())
-        if len(others) > 1:
+        own = threading.get_ident()
+        for thread, plan in reversed(blocks):
+            if thread == own:
+                return plan
+        if len(threads := {thread for thread, _ in blocks}) > 1:
             raise RuntimeError(
-                f"{len(others)} threads steer this model with `with model.steered(...)` and this thread is none of "
+                f"{len(threads)} threads steer this model with `with model.steered(...)` and this thread is none of "
                 f"them. "
                 f"Pass `steering=` to the call."
             )
-        return others[0][-1] if others else None
+        return blocks[-1][1]
 
     @contextmanager
     def block(self, plan: Any) -> Iterator[None]:
-        identity = threading.get_ident()
-        stack = self.blocks.setdefault(identity, [])
-        stack.append(plan)
-        previous, self.latest = self.latest, plan
+        entry = (threading.get_ident(), plan)
+        with self.lock:
+            self.blocks, self.latest = (*self.blocks, entry), plan
         try:
             yield
         finally:
-            stack.pop()
-            self.latest = previous
-            if not stack:
-                self.blocks.pop(identity, None)
+            with self.lock:
+                self.blocks = tuple(other for other in self.blocks if other is not entry)
+                self.latest = self.blocks[-1][1] if self.blocks else None
 
     @property
     def generation(self) -> GenerationState | None:

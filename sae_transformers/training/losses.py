@@ -13,8 +13,8 @@ def scar_loss(
 ) -> Tensor:
     """Sparse conditioned autoencoder: `mean_i(L2_i + w_i * BCE_i)` with w = `scaling` on positive tokens, else 1.
 
-    L2 is the normalised MSE; BCE that of the pre-activation of each concept latent, so it has a gradient where the latent
-    is not among the top k. "SCAR: sparse conditioned autoencoders for concept detection and steering in LLMs"
+    L2 is the normalised MSE; BCE that of the pre-activation of each concept latent, so it has a gradient where the
+    latent is not among the top k. "SCAR: sparse conditioned autoencoders for concept detection and steering in LLMs"
     (https://huggingface.co/papers/2411.07122).
 
     Args:

@@ -1,0 +1,188 @@
+"""What steering costs: time of a prefill and of a generated token against the plain base model, in one run.
+
+    python benchmarks/steering_overhead.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+
+Every round runs all cases once, in turn, so that a busy neighbour hits all alike; the minimum over rounds is compared.
+The SAE is random: costs do not depend on its weights, except that a JumpReLU threshold sets how many latents are
+active.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
+
+GOALS = {"idle": 1.01, "direction": 1.02, "set 1": 1.04, "set 8": 1.04}
+
+
+def load_base(name: str, device: str):
+    """The model of that name; `random-135m` has SmolLM2-135M's shape and random weights, and needs no download."""
+    if name != "random-135m":
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    return AutoModelForCausalLM.from_config(config).to(device).eval()
+
+
+def make_sae(width: int, d_sae: int, activation: str, layer: int, k: int) -> SparseAutoencoder:
+    torch.manual_seed(0)
+    config = SparseAutoencoderConfig(
+        d_in=width, d_sae=d_sae, activation=activation, k=k if activation == "topk" else None, layer=layer
+    )
+    return SparseAutoencoder(config)
+
+
+def cases(d_sae: int) -> dict[str, dict]:
+    """Name of each case -> the options of its calls."""
+
+    def edits(count: int, op: str, value: float, **options) -> dict:
+        chosen = [FeatureEdit(0, int(i), op, value) for i in torch.linspace(0, d_sae - 1, count).long()]
+        return {"steering": Steering(chosen, **options)}
+
+    return {
+        "idle": {"steering": False},
+        "direction": edits(1, "direction", 1e-3),
+        "set 1": edits(1, "set", 1e-3),
+        "set 8": edits(8, "set", 1e-3),
+        "set 64": edits(64, "set", 1e-3),
+        "full encode": {"steering": False, "output_features": True},
+        "replace": edits(1, "set", 1e-3, keep_error=False),
+    }
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def measure(calls: dict[str, Callable[[], object]], rounds: int, device: str, label: str) -> dict[str, list[float]]:
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in track(range(rounds), description=label):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(timed(calls[name], device))
+    return times
+
+
+def decode_steps(model, ids: torch.Tensor, steps: int, options: dict) -> None:
+    """Greedy tokens one by one; `output_features` is not an option of `generate`, so that case decodes by hand."""
+    if "output_features" not in options:
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+            do_sample=False,
+            pad_token_id=0,
+            **options,
+        )
+        return
+    mask = torch.ones_like(ids)
+    out = model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **options)
+    for _ in range(steps - 1):
+        token = out.logits[:, -1:].argmax(-1)
+        mask = torch.cat([mask, torch.ones_like(token)], dim=1)
+        past = out.past_key_values
+        out = model(token, attention_mask=mask, past_key_values=past, use_cache=True, **options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="random-135m", help="id or folder of a causal LM, or random-135m")
+    parser.add_argument("--d-sae", type=int, default=9216)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--activations", nargs="+", default=["jumprelu", "topk"])
+    parser.add_argument("--layer", type=int, default=14)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--prefill", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    console = Console()
+    base = load_base(args.model, args.device)
+    width = base.config.hidden_size
+    ids = torch.randint(10, base.config.vocab_size, (1, args.prefill), device=args.device)
+    short = ids[:, :8]
+    share = 2 * width * args.d_sae / (2 * sum(p.numel() for p in base.parameters()))
+    console.print(
+        f"{args.model}, {width} wide, {args.device}, {args.threads} thread(s); {args.d_sae} latents at layer "
+        f"{args.layer}"
+    )
+    console.print(f"the encoder's matmul is {share:.1%} of the model's FLOPs")
+    for activation in args.activations:
+        # A base of its own for the comparison: hooks of the wrapper would be on a shared one.
+        model = SaeForCausalLM.from_base(
+            load_base(args.model, args.device), saes=[make_sae(width, args.d_sae, activation, args.layer, args.k)]
+        )
+        _calibrate(model, ids, args.k)
+        chosen = {name: {**c, **_prepared(model, c)} for name, c in cases(args.d_sae).items()}
+        runs = [("base", base, {}), *((name, model, options) for name, options in chosen.items())]
+        prefill = {n: partial(m, ids, use_cache=True, logits_to_keep=1, **o) for n, m, o in runs}
+        decode = {n: partial(decode_steps, m, short, args.tokens, o) for n, m, o in runs}
+        first = measure(prefill, args.rounds, args.device, f"{activation}: prefill {args.prefill}")
+        second = measure(decode, args.rounds, args.device, f"{activation}: {args.tokens} tokens")
+        console.print(_table(activation, first, second, args.tokens))
+
+
+@torch.no_grad()
+def _calibrate(model: SaeForCausalLM, ids: torch.Tensor, k: int) -> None:
+    """A JumpReLU threshold that leaves about `k` latents active."""
+    sae = model.saes[0]
+    if hasattr(sae, "threshold"):
+        hidden = model(ids, output_sae_inputs=True, stop_at_last_sae=True).sae_inputs[0]
+        sae.threshold.fill_(float(sae.encode_pre_acts(hidden).topk(k, dim=-1).values[..., -1].median()))
+
+
+def _prepared(model: SaeForCausalLM, options: dict) -> dict:
+    steering = options["steering"]
+    return {"steering": model.prepare_steering(steering) if steering else False}
+
+
+def _table(activation: str, prefill: dict, decode: dict, tokens: int) -> Table:
+    table = Table(title=f"{activation}: ratio of minima to the plain base")
+    for column in ("case", "prefill ms", "ratio", "ms per token", "ratio", "goal"):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    for name in prefill:
+        ms, per_token = 1e3 * min(prefill[name]), 1e3 * min(decode[name]) / tokens
+        first, second = ms / (1e3 * min(prefill["base"])), min(decode[name]) / min(decode["base"])
+        table.add_row(
+            name,
+            f"{ms:.1f}",
+            f"{first:.3f}",
+            f"{per_token:.2f}",
+            f"{second:.3f}",
+            f"{GOALS[name]}" if name in GOALS else "",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
