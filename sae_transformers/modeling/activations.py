@@ -31,6 +31,11 @@ def after_top_k(values: Tensor, activation: str) -> Tensor:
     return torch.relu(values)
 
 
+def _jump(pre_acts: Tensor, threshold: Tensor) -> Tensor:
+    """relu(pre_acts) * (pre_acts > threshold), in one comparison: nothing below 0 passes either."""
+    return torch.where(pre_acts > threshold.clamp(min=0), pre_acts, 0.0)
+
+
 class _JumpRelu(torch.autograd.Function):
     """JumpReLU with the rectangle-kernel estimate of the threshold's gradient."""
 
@@ -38,7 +43,7 @@ class _JumpRelu(torch.autograd.Function):
     def forward(ctx, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre_acts, threshold)
         ctx.bandwidth = bandwidth
-        return torch.where(pre_acts > threshold, torch.relu(pre_acts), 0.0)
+        return _jump(pre_acts, threshold)
 
     @staticmethod
     def backward(ctx, grad_latents: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -68,7 +73,7 @@ def jump_relu(pre_acts: Tensor, threshold: Tensor, bandwidth: float = 1e-3) -> T
     """
     if torch.is_grad_enabled() and (pre_acts.requires_grad or threshold.requires_grad):
         return _JumpRelu.apply(pre_acts, threshold, bandwidth)
-    return torch.where(pre_acts > threshold, torch.relu(pre_acts), 0.0)
+    return _jump(pre_acts, threshold)
 
 
 def gated(gate_pre_acts: Tensor, magnitude_pre_acts: Tensor) -> Tensor:

@@ -89,10 +89,12 @@ class ForwardPassMixin:
         past = 0 if cache is None else cache.get_seq_length()
         if bound is not None and steering_rows is not None and isinstance(past, int) and bound.is_over(past):
             return
+        generation = self._scope.generation
+        if bound is not None and steering_rows is None and generation is not None and generation.masked:
+            return
         record.plan = plan
         if plan.count == 1 and plan.intervals is None and steering_mask is None:
             return  # every token of every row alike
-        generation = self._scope.generation
         if steering_rows is None:
             table, prompt_length = None, None
             if generation is not None and bound is not None:  # the unconditional branch of guidance
@@ -155,7 +157,8 @@ class ForwardPassMixin:
         return fields
 
     def _sae_losses(self, record: CallRecord | None, count: Any = None) -> dict[str, Tensor]:
-        """Each loss term as the mean over counted tokens and over SAEs.
+        """Each loss term as the mean over counted tokens and over the SAEs that have it (those without concepts have
+        no conditioning).
 
         Args:
             count: number of counted tokens in the whole accumulated batch, so that micro-batches add up to its mean.
@@ -166,8 +169,9 @@ class ForwardPassMixin:
         total = weights.sum().clamp(min=1) if count is None else count
         terms = {}
         for name in record.losses:
-            per_sae = [found[name] for found in record.found_losses.values()]
-            terms[name] = sum((loss * weights.to(loss)).sum() for loss in per_sae) / (total * len(per_sae))
+            per_sae = [found[name] for found in record.found_losses.values() if name in found]
+            if per_sae:
+                terms[name] = sum((loss * weights.to(loss)).sum() for loss in per_sae) / (total * len(per_sae))
         return terms
 
     def _weighted(self, lm_loss: Tensor | None, terms: Mapping[str, Tensor]) -> Tensor | None:

@@ -85,15 +85,14 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
     ) -> None:
         if config.text_config is None:
             raise ValueError("`config.text_config` must be the base model's config. Received: None.")
+        attention = config._attn_implementation  # what was asked for; the parent fills in what this class supports
         super().__init__(config)
-        self.lm = self._build_base(config) if lm is None else lm
+        self.lm = self._build_base(config, attention) if lm is None else lm
         self.saes = SaeBank([SparseAutoencoder(c) for c in config.sae_configs] if saes is None else saes)
-        if saes is not None:
-            for part in self.saes.modules():
-                # Or `post_init` would draw their weights anew.
-                part._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
-        for module in (m for given in (lm, *(saes or ())) if given is not None for m in given.modules()):
-            module._is_hf_initialized = True  # `post_init` must not draw given weights anew
+        given = ([] if lm is None else [lm]) + ([] if saes is None else [self.saes])
+        for part in (p for module in given for p in module.modules()):
+            # Or `post_init` would draw their weights anew.
+            part._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         self._slot = RecordSlot()
         self._init_steering()
         self._install_hooks()
@@ -102,8 +101,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
             self.prepare_steering(self._default)
 
     @classmethod
-    def _build_base(cls, config: SaeConfig) -> nn.Module:
-        attention = config._attn_implementation
+    def _build_base(cls, config: SaeConfig, attention: str | None) -> nn.Module:
         options = {"attn_implementation": attention} if attention is not None else {}
         return cls._wrap_base(
             cls.auto_model.from_config(config.text_config, dtype=torch.get_default_dtype(), **options)

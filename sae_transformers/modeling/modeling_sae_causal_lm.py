@@ -147,7 +147,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         if plan is not None:
             bound, rows = self._bind(plan, inputs, kwargs)
             kwargs.update(steering=bound, steering_rows=rows)
-        with self._scope.generating(GenerationState(bound, rows)):
+        with self._scope.generating(GenerationState(bound, rows, kwargs.get("steering_mask") is not None)):
             return super().generate(inputs, generation_config, *args, **kwargs)  # pyright: ignore
 
     def _bind(self, plan: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[BoundSteering, Tensor]:

@@ -50,10 +50,15 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         output_sae_inputs: bool | None = None,
         stop_at_last_sae: bool = False,
         concept_labels: Tensor | None = None,
+        num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SaeSequenceClassifierOutput | tuple:
-        """As the base's forward, with the SAE options of `SaeForCausalLM.forward`."""
+        """As the base's forward, with the SAE options of `SaeForCausalLM.forward`.
+
+        SAE terms are means over texts of the mean over a text's real tokens. With `num_items_in_batch` (set by
+        `Trainer`: labels in the whole accumulated batch) they and the base's loss add up over micro-batches.
+        """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = {name: value for name, value in given.items() if value is not None}
         record = self._open_record(
@@ -69,13 +74,17 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             concept_labels=concept_labels,
             with_losses=labels is not None or concept_labels is not None or self.training,
         )
+        if record is not None and record.token_weights is not None:
+            record.token_weights = _by_text(record.token_weights, labels)
         if labels is not None and not stop_at_last_sae:
             inputs["labels"] = labels
         if stop_at_last_sae:
             inputs["use_cache"] = False
         out = self._run(record, {**inputs, "return_dict": True}) or {}
-        terms = self._sae_losses(record)
+        terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
         lm_loss = out.get("loss")
+        if lm_loss is not None and labels is not None and num_items_in_batch is not None:
+            lm_loss = lm_loss * (labels.ne(-100).sum() / num_items_in_batch)  # the base gives its micro-batch's mean
         output = SaeSequenceClassifierOutput(
             loss=self._weighted(lm_loss, terms),
             logits=out.get("logits"),
@@ -87,3 +96,9 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             **self._collected(record),
         )
         return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+
+def _by_text(token_weights: Tensor, labels: Tensor | None) -> Tensor:
+    """(batch, seq): weights of tokens that add up to the known labels of their text, or to 1 without labels."""
+    weights = token_weights / token_weights.sum(-1, keepdim=True).clamp(min=1)
+    return weights if labels is None else weights * labels.ne(-100).reshape(len(labels), -1).sum(-1, keepdim=True)

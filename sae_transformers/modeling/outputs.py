@@ -31,15 +31,14 @@ class SparseFeatures(NamedTuple):
     def to_dense(self) -> torch.Tensor:
         """The same as one tensor, (..., d_sae)."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.d_sae)
-        return dense.scatter(-1, self.indices, self.values)
+        return dense.scatter_add(-1, self.indices, self.values)  # padding repeats index 0 with value 0
 
     @classmethod
     def from_dense(cls, latents: torch.Tensor) -> SparseFeatures:
         """The non-zeros of (..., d_sae) latents, without sorting them."""
         rows = latents.reshape(-1, latents.shape[-1])
-        active = rows != 0
-        counts = active.sum(-1)
-        row, column = active.nonzero(as_tuple=True)
+        row, column = rows.nonzero(as_tuple=True)
+        counts = torch.bincount(row, minlength=len(rows))
         place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
         width = max(1, int(counts.max())) if len(rows) else 1
         indices = column.new_zeros(len(rows), width).index_put((row, place), column)

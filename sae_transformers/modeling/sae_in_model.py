@@ -73,8 +73,10 @@ class InModelMixin:
         if code is not None and plan.reweight is not None:
             scores = (plan.reweight if rows is None else plan.reweight[rows]).unsqueeze(1)
             old, code = code, self._reweighted(code, scores, plan.reweight_mode)
+            if plan.reweight_rows is not None and rows is not None:
+                code = _chosen(plan.reweight_rows[rows][:, None, None], code, old)
             if plan.reweight_mode == "weight_legacy":
-                mean = plan.reweight[0].mean()
+                mean = scores.mean(-1, keepdim=True)
                 statistics = Normalized(normalized.x, mean**2, mean)
             if plan.replace != "all":
                 swapped = self._decoded(code) - self._decoded(old)
@@ -84,7 +86,7 @@ class InModelMixin:
         if code is not None and plan.replace != "none":
             replacement = self._decode_code(code, statistics, x)
         if len(plan.read):
-            parts.append(self._change_of_read(normalized, code, plan, rows, norms))
+            parts.append(self._change_of_read(statistics, code, plan, rows, norms))
         if len(plan.blind):
             parts.append(plan.blind_values.at(rows, self._maxima(plan, plan.blind), None) @ self.W_dec[plan.blind])
         delta = sum(parts[1:], parts[0]) if parts else None
@@ -129,8 +131,9 @@ class InModelMixin:
         change = changed - latents
         delta = change @ directions
         if plan.balance:
-            rest = (self.W_dec.sum(0) - directions.sum(0)) / (self.config.d_sae - len(read))
-            delta = delta - change.sum(-1, keepdim=True) * rest
+            edited = plan.edited if rows is None else plan.edited[rows]  # (batch or 1, m)
+            rest = (self.W_dec.sum(0) - edited @ directions) / (self.config.d_sae - edited.sum(-1, keepdim=True))
+            delta = delta - change.sum(-1, keepdim=True) * rest.unsqueeze(1)
         return delta
 
     def _read_latents(self, normalized: Normalized, code: Code | None, plan: SaePlan) -> Tensor:
@@ -172,10 +175,19 @@ class InModelMixin:
             else:
                 mass = (code.latents.values.abs() * norms[code.latents.indices]).sum(-1)
             terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
-        if "conditioning" in names:
-            latents = torch.tensor(list(self.config.concepts.values()), device=x.device)
+        if "conditioning" in names and (self.config.concepts or concept_labels is not None):
+            latents = torch.tensor(list(self.config.concepts.values()), dtype=torch.long, device=x.device)
             terms["conditioning"] = _concept_loss(code.pre_acts[..., latents], concept_labels)
         return terms
+
+
+def _chosen(where: Tensor, yes: Code, no: Code) -> Code:
+    """`yes` in the rows that `where` (batch, 1, 1) names, `no` in the others; pre-activations are the same."""
+    if isinstance(yes.latents, Tensor) and isinstance(no.latents, Tensor):
+        return Code(yes.pre_acts, torch.where(where, yes.latents, no.latents))
+    pairs = zip(yes.latents[:2], no.latents[:2], strict=True)
+    indices, values = (torch.where(where, new, old) for new, old in pairs)
+    return Code(yes.pre_acts, SparseFeatures(indices, values, yes.pre_acts.shape[-1]))
 
 
 def _concept_loss(pre_acts: Tensor, labels: Tensor | None) -> Tensor:

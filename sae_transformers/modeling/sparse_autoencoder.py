@@ -23,6 +23,9 @@ from .configuration_sae import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .outputs import SparseAutoencoderOutput, SparseFeatures
 from .sae_in_model import Code, InModelMixin, Normalized
 
+# Share of active latents below which gathering decoder rows beat the dense product on CPU at every size measured.
+SPARSE_DECODE_BELOW = 0.02
+
 
 class SparseAutoencoder(InModelMixin, nn.Module):
     """A sparse autoencoder (or transcoder). `config` says which one; see `SparseAutoencoderConfig`.
@@ -270,13 +273,23 @@ class SparseAutoencoder(InModelMixin, nn.Module):
     def _decoded(self, code: Code) -> Tensor:
         """`z @ W_dec`, from the active latents alone where they are known."""
         if isinstance(code.latents, Tensor):
-            return code.latents @ self.W_dec
+            return self._decoded_dense(code.latents)
         indices, values, _ = code.latents
         k = indices.shape[-1]
         flat = F.embedding_bag(
             indices.reshape(-1, k), self.W_dec, per_sample_weights=values.reshape(-1, k), mode="sum"
         )
         return flat.view(*indices.shape[:-1], flat.shape[-1])
+
+    def _decoded_dense(self, latents: Tensor) -> Tensor:
+        if latents.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            rows = latents.reshape(-1, latents.shape[-1])
+            row, column = rows.nonzero(as_tuple=True)
+            if len(row) < SPARSE_DECODE_BELOW * rows.numel():
+                starts = torch.searchsorted(row, torch.arange(len(rows)))
+                flat = F.embedding_bag(column, self.W_dec, starts, per_sample_weights=rows[row, column], mode="sum")
+                return flat.view(*latents.shape[:-1], flat.shape[-1])
+        return latents @ self.W_dec
 
     def _decode_code(self, code: Code, normalized: Normalized, hidden: Tensor) -> Tensor:
         return self._skip(self._denormalize(self._decoded(code) + self.b_dec, normalized), hidden)

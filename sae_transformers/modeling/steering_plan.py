@@ -94,7 +94,8 @@ class SaePlan:
         or m.
     blind: (n,) latents that only receive an `add`: the change is known without encoding.
     direct: (q,) latents whose decoder row is added as it is, without denormalisation.
-    reweight: (R, d_sae) scores, or None.
+    edited: (R, m), 1 where the row edits the latent and 0 where only another row does.
+    reweight: (R, d_sae) scores, or None; `reweight_rows` (R,) bool, or None where all rows are re-weighted.
     replace: `none`, `all` or `mixed` rows lose what the SAE does not reconstruct; `replace_rows` (R,) bool.
     """
 
@@ -116,7 +117,7 @@ class SaePlan:
         direct = sorted({f for f, e in everything if e.op == "direction" or (f in only_added and e.unit == "norm")})
         blind = sorted({f for f, e in everything if f in only_added and e.op == "add" and e.unit != "norm"})
         read = sorted({f for f, e in everything if e.op != "direction" and f not in only_added})
-        self._check_magnitude(edits, magnitude, config)
+        self._check_magnitude(edits, config)
 
         def index(features: list[int]) -> Tensor:
             return torch.tensor(features, dtype=torch.long, device=like.device)
@@ -124,11 +125,14 @@ class SaePlan:
         self.read, self.blind, self.direct = index(read), index(blind), index(direct)
         self.stages: list[Stage] = []
         self.magnitude = torch.full((len(plans), len(read)), math.nan, **where) if magnitude else None
+        self.edited = torch.zeros(len(plans), len(read), **where)
         self.blind_values = ValueTable(len(plans), len(blind), 0.0, **where)
         self.direct_values = ValueTable(len(plans), len(direct), 0.0, **where)
         for row, row_edits in enumerate(edits):
             done: dict[int, int] = {}
             for feature, edit in row_edits:
+                if edit.op != "direction" and feature not in only_added:
+                    self.edited[row, read.index(feature)] = 1.0
                 if edit.op == "direction" or (feature in only_added and edit.unit == "norm"):
                     self._accumulate(self.direct_values, row, direct.index(feature), edit)
                 elif feature in only_added:
@@ -141,6 +145,10 @@ class SaePlan:
                         self.stages.append(Stage(len(plans), len(read), **where))
                     self.stages[depth].put(row, read.index(feature), edit)
                     done[feature] = depth + 1
+        if self.balance and bool((self.edited.sum(-1) == config.d_sae).any()):
+            raise ValueError(
+                f"`balance` spreads a change over latents that are not edited. Received: edits of all {config.d_sae}."
+            )
         self.selects = bool(read) and config.activation in TOPK_ACTIVATIONS
         self.lookup = index([])
         if self.selects:
@@ -162,11 +170,11 @@ class SaePlan:
         table.uses_norm |= edit.unit == "norm"
 
     @staticmethod
-    def _check_magnitude(edits: list, magnitude: set[int], config: SparseAutoencoderConfig) -> None:
-        if magnitude and config.activation == "gated":
+    def _check_magnitude(edits: list, config: SparseAutoencoderConfig) -> None:
+        if config.activation == "gated" and any(e.op == "scale_magnitude" for row in edits for _, e in row):
             raise ValueError("`scale_magnitude` needs one pre-activation per latent. Received: activation='gated'.")
         for row in edits:
-            for feature in magnitude:
+            for feature in {f for f, e in row if e.op == "scale_magnitude"}:
                 if sum(1 for f, e in row if f == feature and e.op != "direction") > 1:
                     raise ValueError(
                         f"`scale_magnitude` must be the only edit of its latent. Received: several of feature "
@@ -178,6 +186,7 @@ class SaePlan:
     ) -> None:
         found = {r: e for r, s in enumerate(plans) for e in s.reweightings if e.sae == number}
         self.reweight: Tensor | None = None
+        self.reweight_rows: Tensor | None = None
         self.reweight_mode = ""
         if not found:
             return
@@ -192,6 +201,8 @@ class SaePlan:
         self.reweight = torch.ones(len(plans), config.d_sae, **where)
         for row, edit in found.items():
             self.reweight[row] = torch.tensor(edit.scores, **where)
+        if len(found) < len(plans):
+            self.reweight_rows = torch.tensor([row in found for row in range(len(plans))], device=where["device"])
         mode, legacy = modes.pop()
         if legacy and len(found) < len(plans):
             raise ValueError("Legacy re-weighting changes the decoder's statistics and must hold for all rows.")

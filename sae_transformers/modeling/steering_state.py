@@ -21,9 +21,10 @@ class GenerationState:
     """The steering of one `generate` call, for forward passes that do not carry it (the unconditional branch of
     classifier-free guidance). Such a pass has a prompt of its own, whose length its first call shows."""
 
-    def __init__(self, bound: BoundSteering | None, rows: Tensor | None) -> None:
+    def __init__(self, bound: BoundSteering | None, rows: Tensor | None, masked: bool = False) -> None:
         self.bound = bound
         self.rows = rows
+        self.masked = masked  # a `steering_mask` names tokens of the prompt, so none of that other prompt
         self.own_prompt_length: int | None = None
 
 
