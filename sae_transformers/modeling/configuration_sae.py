@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
+
+from .steering import Steering
 
 ACTIVATIONS = (
     "relu", "topk", "topk-sigmoid", "topk-tanh", "batch_topk", "jumprelu", "gated", "identity",
@@ -32,6 +36,26 @@ def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 def _check_count(name: str, value: Any, minimum: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}.")
+
+
+def _check_kind(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r}.")
+
+
+def _check_dtype(values: Mapping[str, Any]) -> None:
+    for name in ("dtype", "torch_dtype"):
+        value = values.get(name)
+        if isinstance(value, str) and value != "auto" and not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError(f"`{name}` must be the name of a torch dtype, as 'bfloat16'. Received: {name}={value!r}.")
+
+
+def _read_fields(cls: Any, values: Mapping[str, Any], what: str) -> Any:
+    """An instance of a dataclass from its dict; an unknown name is an error, never ignored."""
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(values) - known, key=str):
+        raise ValueError(f"Unknown {what} fields {unknown}. Known: {', '.join(sorted(known))}.")
+    return cls(**values)
 
 
 @dataclass
@@ -85,6 +109,12 @@ class SparseAutoencoderConfig:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("hook", "hook_out"):
+            _check_kind(name, getattr(self, name), (str, type(None)), "a module path")
+        for name in ("concepts", "feature_names", "metadata"):
+            _check_kind(name, getattr(self, name), Mapping, "a dict")
+        for name in ("apply_b_dec_to_input", "tied", "skip_connection"):
+            _check_kind(name, getattr(self, name), bool, "True or False")
         for name in ("d_in", "d_sae"):
             _check_count(name, getattr(self, name))
         self.d_out = self.d_in if self.d_out is None else self.d_out
@@ -107,11 +137,13 @@ class SparseAutoencoderConfig:
             )
         for name in ("input_scale", "output_scale", "layer_norm_eps"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            optional = name == "output_scale" and value is None
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not optional and not (number and value > 0):  # pyright: ignore[reportOptionalOperand]
                 raise ValueError(f"`{name}` must be a finite positive number. Received: {name}={value!r}.")
         self._check_place()
         for name, feature in self.concepts.items():
-            if not isinstance(feature, int) or not 0 <= feature < self.d_sae:
+            if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < self.d_sae:
                 raise ValueError(
                     f"`concepts` must map names to latents in [0, {self.d_sae}). Received: "
                     f"concepts[{name!r}]={feature!r}."
@@ -173,10 +205,12 @@ class SparseAutoencoderConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SparseAutoencoderConfig:
         """Read what `to_dict` wrote; an unknown name is an error, never ignored."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"Unknown SAE config fields {unknown}. Known: {', '.join(sorted(known))}.")
-        return cls(**values)
+        _check_kind("saes", values, Mapping, "a list of SparseAutoencoderConfig objects or their dicts")
+        if missing := [name for name in ("d_in", "d_sae") if name not in values]:
+            raise ValueError(
+                f"An SAE config needs `d_in` and `d_sae`; {missing} is missing. Received: {dict(values)}."
+            )
+        return _read_fields(cls, values, "SAE config")
 
 
 @dataclass
@@ -241,15 +275,24 @@ class SaeConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         _check_choice("weights_scope", weights_scope, WEIGHTS_SCOPES)
+        _check_dtype(kwargs)
+        _check_kind("text_config", text_config, (PreTrainedConfig, Mapping, type(None)), "a config or its dict")
         if isinstance(text_config, Mapping):
             text_config = _config_from_dict(text_config)
         self.text_config = text_config
-        self.saes = [dict(s) if isinstance(s, Mapping) else s.to_dict() for s in saes or ()]
+        _check_kind("saes", saes or (), (list, tuple), "a list of SparseAutoencoderConfig objects or their dicts")
+        # By attribute and not by class, which remote code has twice.
+        entries: list[Any] = [s.to_dict() if hasattr(s, "placed") else s for s in cast("Sequence[Any]", saes or ())]
+        self.saes = [dict(s) if isinstance(s, Mapping) else s for s in entries]
         self.weights_scope = weights_scope
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
-        self.steering = dict(steering) if steering else None
-        weights = LossWeights(**loss_weights) if isinstance(loss_weights, Mapping) else loss_weights or LossWeights()
+        self.steering = steering
+        if steering is not None:
+            self.steering = dict(steering) if Steering.from_dict(steering) else None
+        weights = loss_weights or LossWeights()
+        if isinstance(weights, Mapping):
+            weights = _read_fields(LossWeights, weights, "loss weight")
         self.loss_weights = asdict(weights)
         self.detach_hidden = bool(detach_hidden)
         for entry in self.sae_configs:
@@ -297,9 +340,13 @@ def _implementations(config: PreTrainedConfig | None) -> dict[str, Any]:
 
 def _config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:
     values = dict(values)
+    _check_dtype(values)
     model_type = values.pop("model_type", None)
     if not model_type:
         raise ValueError(
             "`text_config` must name its `model_type`, as every Hugging Face config does. Received: none."
         )
-    return AutoConfig.for_model(model_type, **values)
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except (StrictDataclassError, KeyError, AttributeError) as error:
+        raise ValueError(f"`text_config` does not describe a {model_type} model: {error!r}") from error

@@ -119,7 +119,8 @@ class ForwardPassMixin:
     def _feature_columns(self, features: Any, device: torch.device) -> dict[int, Tensor]:
         if not isinstance(features, Mapping):
             features = {0: features}
-        configs = self.config.sae_configs
+        # dynamo cannot trace the reading of a config.
+        configs = self._entries if torch.compiler.is_compiling() else self.config.sae_configs
         columns = {}
         for number, wanted in features.items():
             if not isinstance(number, int) or not 0 <= number < len(configs):

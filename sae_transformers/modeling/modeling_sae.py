@@ -88,7 +88,11 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         attention = config._attn_implementation  # what was asked for; the parent fills in what this class supports
         super().__init__(config)
         self.lm = self._build_base(config, attention) if lm is None else lm
-        self.saes = SaeBank([SparseAutoencoder(c) for c in config.sae_configs] if saes is None else saes)
+        inner = next(m for m in self.lm.modules() if isinstance(m, PreTrainedModel))
+        config._attn_implementation_internal = inner.config._attn_implementation
+        # In single precision at least, whatever dtype the base is loaded in.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.saes = SaeBank([SparseAutoencoder(c, dtype=dtype) for c in config.sae_configs] if saes is None else saes)
         given = ([] if lm is None else [lm]) + ([] if saes is None else [self.saes])
         for part in (p for module in given for p in module.modules()):
             # Or `post_init` would draw their weights anew.
@@ -103,9 +107,14 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
     @classmethod
     def _build_base(cls, config: SaeConfig, attention: str | None) -> nn.Module:
         options = {"attn_implementation": attention} if attention is not None else {}
-        return cls._wrap_base(
-            cls.auto_model.from_config(config.text_config, dtype=torch.get_default_dtype(), **options)
-        )
+        try:
+            base = cls.auto_model.from_config(config.text_config, dtype=torch.get_default_dtype(), **options)
+        except (KeyError, AttributeError, ArithmeticError, RuntimeError) as error:  # transformers checks few fields
+            raise ValueError(
+                f"`text_config` does not describe a model that can be built: {error!r}. "
+                f"Received: model_type={getattr(config.text_config, 'model_type', None)!r}."
+            ) from error
+        return cls._wrap_base(base)
 
     @classmethod
     def _wrap_base(cls, base: PreTrainedModel) -> nn.Module:
@@ -128,7 +137,9 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
     def _install_hooks(self) -> None:
         self._handles = []
-        self._widths = [entry.d_in for entry in self.config.sae_configs]
+        self._entries = self.config.sae_configs
+        self._widths = [entry.d_in for entry in self._entries]
+        self._write_widths = [entry.d_out for entry in self._entries]
         base_config = self.config.get_text_config()
         width = getattr(base_config, "hidden_size", None)
         for number, entry in enumerate(self.config.sae_configs):
@@ -175,6 +186,11 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
             raise ValueError(
                 f"SAE {number} reads {expected} values and the module it is hooked to gives {seen.shape[-1]}. "
                 f"Place it elsewhere with `layer`, `site` or `hook`."
+            )
+        if here.shape[-1] != self._write_widths[number]:
+            raise ValueError(
+                f"SAE {number} writes {self._write_widths[number]} values where the module gives {here.shape[-1]}. "
+                f"Place its output elsewhere with `hook_out`."
             )
         if record.inputs:
             record.found_inputs[number] = seen
@@ -228,9 +244,9 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         if pooling not in ("mean", "max", "last"):
             raise ValueError(f"`pooling` must be 'mean', 'max' or 'last'. Received: pooling={pooling!r}.")
         inputs = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
-        inputs = {
-            k: v.to(self.device) for k, v in inputs.items() if k in ("input_ids", "inputs_embeds", "attention_mask")
-        }
+        inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "inputs_embeds", "attention_mask")}
+        if self.device.type != "meta":  # an offloaded model is nowhere; its hooks move what it is given
+            inputs = {k: v.to(self.device) for k, v in inputs.items()}
         output = self(**inputs, features={sae: [feature]}, pre_activations=pre_activations, stop_at_last_sae=True)
         scores = output.sae_features[sae][..., 0]
         mask = inputs.get("attention_mask")
@@ -249,6 +265,12 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
     # -- what transformers asks for ----------------------------------------------------------------------------------
 
+    def enable_adapters(self) -> None:
+        super().enable_adapters()
+        for module in self.modules():  # transformers leaves the SAEs that PEFT copied (`modules_to_save`) disabled
+            if hasattr(module, "modules_to_save"):
+                module.enable_adapters(True)  # pyright: ignore[reportCallIssue]
+
     def _set_gradient_checkpointing(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs
     ):
@@ -266,6 +288,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
 class SaeModel(SaePreTrainedModel):
     """A base without a head, with SAEs: what `AutoModel` loads."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?(lm_head|embed_out|score)\."]
 
     @classmethod
     def _wrap_base(cls, base: PreTrainedModel) -> nn.Module:

@@ -28,7 +28,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
     """
 
     auto_model = AutoModelForCausalLM
-    _keys_to_ignore_on_load_unexpected = [r"lm\.score\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?score\."]
 
     def __init__(self, config: Any, lm: Any = None, saes: Any = None) -> None:
         super().__init__(config, lm, saes)
@@ -123,6 +123,12 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             **self._collected(record),
         )
         return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+    def get_output_embeddings(self) -> Any:
+        return self.lm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        self.lm.set_output_embeddings(new_embeddings)
 
     # -- generation --------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
     """Any Hugging Face sequence classifier with sparse autoencoders inside. Its head is saved beside the SAEs."""
 
     auto_model = AutoModelForSequenceClassification
-    _keys_to_ignore_on_load_unexpected = [r"lm\.lm_head\.", r"lm\.embed_out\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?(lm_head|embed_out)\."]
 
     def __init__(self, config: SaeConfig, lm: Any = None, saes: Any = None) -> None:
         if lm is None and config.text_config is not None:

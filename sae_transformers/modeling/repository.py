@@ -21,13 +21,26 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from .configuration_sae import AUTO_MAP
 from .hook_points import find_hook_point
-from .repository_files import check_base, check_writable, model_card, read_adapter, write_whole
+from .repository_files import (
+    HUB_OPTIONS,
+    check_base,
+    check_loaded,
+    check_values,
+    check_writable,
+    commit_of,
+    model_card,
+    plain_errors,
+    read_adapter,
+    stored_names,
+    weight_files,
+    write_whole,
+)
 from .sparse_autoencoder import SparseAutoencoder
 
-HUB_OPTIONS = (
-    "revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder",
-)  # fmt: skip
-PASSED_TO_BASE = ("cache_dir", "force_download", "local_files_only", "token")
+LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
+UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
+# A folder may hold a Trainer's checkpoints too, whose pickles have no place in a repository.
+NOT_UPLOADED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.part", "checkpoint-*/*"]
 
 
 if TYPE_CHECKING:
@@ -81,7 +94,10 @@ class RepositoryMixin(Base):
                     f"SAE {number} does not say where it stands; set `sae.config.layer` and `sae.config.site`, or "
                     f"`sae.config.hook`."
                 )
+        revision = None
         if not isinstance(base, nn.Module):
+            if revision := commit_of(str(base), base_options):  # what is named is what is loaded, from here on
+                base_options["revision"] = revision
             base = cls._load_base(str(base), base_options)
         elif base_options:
             raise TypeError(
@@ -96,7 +112,8 @@ class RepositoryMixin(Base):
             saes=[sae.config for sae in saes],
             weights_scope=weights_scope,
             base_model_name_or_path=base.name_or_path or None,
-            base_model_revision=getattr(text_config, "_commit_hash", None) or base_options.get("revision"),
+            # For a model that was loaded elsewhere: older releases note the commit in its config.
+            base_model_revision=revision or getattr(text_config, "_commit_hash", None),
             steering=steering_dict,
             loss_weights=loss_weights,
             detach_hidden=detach_hidden,
@@ -156,13 +173,33 @@ class RepositoryMixin(Base):
         config = kwargs.get("config")
         hub = {k: kwargs[k] for k in HUB_OPTIONS if kwargs.get(k) is not None}
         if not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+            labels = {k: kwargs[k] for k in LABEL_OPTIONS if kwargs.get(k) is not None}
+            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **labels)
         scope = getattr(config, "weights_scope", "full")
-        if scope != "sae" or kwargs.get("state_dict") is not None:
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("A pickle can run code and is not read. Received: use_safetensors=False.")
+        name = str(pretrained_model_name_or_path)
+        if kwargs.get("state_dict") is not None:
             kwargs.pop("base_model", None)
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        kwargs.pop("config", None)
-        return cls._from_adapter(str(pretrained_model_name_or_path), config, hub, kwargs)
+        if scope != "sae":
+            kwargs.pop("base_model", None)
+            with_info = kwargs.pop("output_loading_info", False)
+            own_saes = any("saes." in key for key in stored_names(weight_files(name, hub)))
+            any_size = kwargs.pop("ignore_mismatched_sizes", False)
+            options: dict[str, Any] = {
+                "use_safetensors": True,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,
+            }
+            with plain_errors(name):
+                loaded: Any = super().from_pretrained(name, *model_args, **kwargs, **options)
+            model, info = loaded
+            check_loaded(model, info, name, own_saes=own_saes, any_size=any_size)
+            return (model, info) if with_info else model
+        for option in ("config", *LABEL_OPTIONS):
+            kwargs.pop(option, None)
+        return cls._from_adapter(name, config, hub, kwargs)
 
     @classmethod
     def _from_adapter(cls, name: str, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -236,8 +273,7 @@ class RepositoryMixin(Base):
                     f"{key} in {name} has shape {tuple(weights[key].shape)}; its config asks for "
                     f"{tuple(own[key].shape)}."
                 )
-            if not bool(torch.isfinite(weights[key]).all()):
-                raise ValueError(f"{key} in {name} holds NaN or infinite values; the checkpoint is damaged.")
+            check_values(key, weights[key], name)
         if heads:
             warnings.warn(
                 f"{name} has no trained head ({', '.join(heads)}): it is new and needs training.", stacklevel=4
@@ -254,8 +290,14 @@ class RepositoryMixin(Base):
         none."""
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            upload = {k: kwargs.pop(k) for k in UPLOAD_OPTIONS if k in kwargs}
+            card = Path(save_directory) / "README.md"
+            new_card = not card.exists()
             self.save_pretrained(save_directory, *args, **kwargs)
-            self._upload(str(save_directory), repo_id, **{k: kwargs.get(k) for k in ("token", "private", "revision")})
+            if kwargs.get("is_main_process", True):
+                if new_card:
+                    write_whole(card, model_card(self, repo_id))
+                self._upload(str(save_directory), repo_id, **upload)
             return
         main = kwargs.get("is_main_process", True)
         if main:
@@ -317,8 +359,7 @@ class RepositoryMixin(Base):
             kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
                 `max_shard_size`.
         """
-        upload = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
-        options = {k: kwargs.pop(k) for k in upload if k in kwargs}
+        options = {k: kwargs.pop(k) for k in UPLOAD_OPTIONS if k in kwargs}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / repo_id.rsplit("/", 1)[-1]
             self.save_pretrained(path, **kwargs)
@@ -332,4 +373,4 @@ class RepositoryMixin(Base):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         options = {k: v for k, v in options.items() if v is not None}
         options.setdefault("commit_message", f"Upload {type(self).__name__}")
-        return api.upload_folder(folder_path=folder, repo_id=repo_id, **options)
+        return api.upload_folder(folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_UPLOADED, **options)

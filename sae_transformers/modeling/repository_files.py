@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder")
 
 CARD = """---
 library_name: transformers
@@ -78,6 +89,16 @@ def check_writable(folder: str | os.PathLike) -> None:
         ) from error
 
 
+def commit_of(name: str, options: dict[str, Any]) -> str | None:
+    """The commit that a Hub repository is at under `options["revision"]`; None for a folder or where it is unknown."""
+    if Path(name).is_dir():
+        return None
+    with contextlib.suppress(OSError):  # whatever is wrong, loading says it better
+        path = cached_file(name, CONFIG_NAME, **{k: options[k] for k in HUB_OPTIONS if options.get(k) is not None})
+        return extract_commit_hash(path, None)
+    return None
+
+
 def check_base(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -> None:
     for field in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         if getattr(expected, field, None) != getattr(found, field, None):
@@ -87,26 +108,71 @@ def check_base(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -
             )
 
 
-def read_adapter(name: str, hub: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an adapter-sized checkpoint, from one safetensors file or several."""
+def weight_files(name: str, hub: dict[str, Any]) -> list[str]:
+    """The safetensors files of a repository, fetched where needed: one, or the shards that an index names."""
     quiet = {"_raise_exceptions_for_missing_entries": False}
     path = cached_file(name, SAFE_WEIGHTS_NAME, **hub, **quiet)
-    paths = [path] if path is not None else []
-    if path is None and (index := cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)) is not None:
-        shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [cached_file(name, shard, **hub) for shard in shards]
-    if not paths:
-        if cached_file(name, WEIGHTS_NAME, **hub, **quiet) is not None:
-            raise ValueError(
-                f"{name} holds a pickle ({WEIGHTS_NAME}), which can run code and is not read. Expected safetensors."
-            )
-        raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME}.")
-    weights: dict[str, Tensor] = {}
-    for file in paths:
+    if path is not None:
+        return [str(path)]
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)
+    if index is not None:
         try:
-            with safe_open(str(file), framework="pt") as tensors:
-                names = tensors.keys()
-                weights.update({name: tensors.get_tensor(name) for name in names})
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged or cut short: {error}. Download or save it again.") from error
+            shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+            return [str(cached_file(name, shard, **hub)) for shard in shards]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is damaged: {error!r}. Download or save it again.") from error
+    for pickle in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        if cached_file(name, pickle, **hub, **quiet) is not None:
+            raise ValueError(
+                f"{name} holds a pickle ({pickle}), which can run code and is not read. Expected safetensors."
+            )
+    raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME}.")
+
+
+@contextlib.contextmanager
+def plain_errors(name: str) -> Iterator[None]:
+    """Errors of damaged files, as ValueErrors that say which."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{name} is damaged or cut short: {error}. Download or save it again.") from error
+
+
+def stored_names(files: list[str]) -> set[str]:
+    """Names of all tensors in safetensors files."""
+    names: set[str] = set()
+    for file in files:
+        with plain_errors(file), safe_open(file, framework="pt") as tensors:
+            names.update(tensors.keys())
+    return names
+
+
+def read_adapter(name: str, hub: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an adapter-sized checkpoint, from one safetensors file or several."""
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(name, hub):
+        with plain_errors(file), safe_open(file, framework="pt") as tensors:
+            names = tensors.keys()
+            weights.update({name: tensors.get_tensor(name) for name in names})
     return weights
+
+
+def check_values(key: str, tensor: Tensor, name: str) -> None:
+    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"{key} in {name} holds NaN, infinite values or no floating-point numbers ({tensor.dtype}); the "
+            f"checkpoint is damaged."
+        )
+
+
+def check_loaded(model: Any, info: dict[str, Any], name: str, *, own_saes: bool, any_size: bool) -> None:
+    """Whether a full checkpoint fits its config and brought its SAEs, if any, along whole."""
+    if not any_size and (found := sorted(info["mismatched_keys"])):
+        key, shape, expected = found[0]
+        raise ValueError(f"{key} in {name} has shape {tuple(shape)}; its config asks for {tuple(expected)}.")
+    lost = sorted(key for key in info["missing_keys"] if key.startswith("saes."))
+    if own_saes and lost:
+        raise ValueError(f"The checkpoint in {name} does not fit its config: missing {lost}.")
+    for key, tensor in model.saes.state_dict().items():
+        if tensor.device.type != "meta":
+            check_values(f"saes.{key}", tensor, name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -75,7 +75,7 @@ class FeatureEdit:
             )
         if isinstance(self.feature, int) and self.feature < 0:
             raise ValueError(f"`feature` must not be negative. Received: feature={self.feature!r}.")
-        if self.op not in OPS:
+        if self.op not in tuple(OPS):
             raise ValueError(f"`op` must be one of {', '.join(map(repr, OPS))}. Received: op={self.op!r}.")
         if self.unit not in UNITS:
             raise ValueError(f"`unit` must be one of {', '.join(map(repr, UNITS))}. Received: unit={self.unit!r}.")
@@ -105,7 +105,7 @@ class FeatureReweighting:
     """
 
     sae: int = 0
-    scores: tuple[float, ...] = ()
+    scores: Sequence[float] = ()
     mode: str = "swap"
     legacy: bool = False
 
@@ -145,7 +145,7 @@ class Steering:
     """
 
     edits: Sequence[FeatureEdit | FeatureReweighting] = ()
-    positions: str | tuple[tuple[int | None, int | None], ...] = "all"
+    positions: str | Sequence[tuple[int | None, int | None]] = "all"
     keep_error: bool = True
     reconstruct: tuple[int, ...] = ()
     balance: bool = False
@@ -154,6 +154,12 @@ class Steering:
         edits = self.edits
         if isinstance(edits, (FeatureEdit, FeatureReweighting)):
             edits = (edits,)
+        for name, values in (("edits", edits), ("reconstruct", self.reconstruct)):
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise TypeError(f"`{name}` must be a list. Received: {name}={values!r}.")
+        for name in ("keep_error", "balance"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"`{name}` must be True or False. Received: {name}={getattr(self, name)!r}.")
         edits = tuple(_edit_from(e) for e in edits)
         object.__setattr__(self, "edits", edits)
         object.__setattr__(self, "positions", _checked_positions(self.positions))
@@ -201,7 +207,11 @@ class Steering:
 
     @classmethod
     def from_json(cls, text: str) -> Steering:
-        return cls.from_dict(json.loads(text))
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Steering as text must be JSON: {error}. Received: {text!r}.") from error
+        return cls.from_dict(values)
 
     @classmethod
     def coerce(cls, value: Any) -> Steering:

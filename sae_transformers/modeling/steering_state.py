@@ -141,7 +141,12 @@ class ScarHook:
         if self.mod_features is None:
             return Steering()
         features = self.mod_features if isinstance(self.mod_features, (list, tuple)) else [self.mod_features]
-        jump = self._model.config.sae_configs[self._sae].activation == "jumprelu"
+        configs = self._model.config.sae_configs
+        if self._sae >= len(configs):
+            raise ValueError(f"The model has {len(configs)} SAE(s), numbered from 0. Received: sae={self._sae!r}.")
+        for feature in features:
+            configs[self._sae].resolve_feature(feature)
+        jump = configs[self._sae].activation == "jumprelu"
         edits: list[FeatureEdit] = []
         if self.mod_replacement is not None:
             edits = [FeatureEdit(self._sae, f, "set", self.mod_replacement) for f in features]

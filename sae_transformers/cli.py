@@ -1,0 +1,61 @@
+"""The command line: `sae-transformers VERB`. Each verb parses, calls one function and shows its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+
+
+@app.callback()
+def main() -> None:
+    """Sparse autoencoders as working parts of Hugging Face models."""
+
+
+@app.command()
+def quickstart(
+    model: Annotated[
+        str | None, typer.Option(help="Base model: a folder or a Hub id. [default: SmolLM2-135M-Instruct]")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Texts: .csv or .jsonl with columns text, label; or a Hub id. [default: Rotten Tomatoes]"),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Block whose output the SAE reads. [default: just under the middle]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the trained model.")] = Path("quickstart-model"),
+    small: Annotated[bool, typer.Option("--small", help="Fewer texts, steps and samples: for a quick check.")] = False,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+) -> None:
+    """Train a sentiment latent in a real model, detect and steer with it, save it, load it again."""
+    # Here, not above: `--help` need not wait for torch.
+    import transformers
+    from rich.console import Console
+
+    from .quickstart.run import ReloadMismatch, Stopwatch, run
+    from .quickstart.settings import Settings, prepare
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    console = Console()
+    settings = Settings(model=model, dataset=dataset, layer=layer, out=out, small=small, seed=seed)
+    watch = Stopwatch()
+    try:
+        with watch.stage("prepare"):
+            prepared = prepare(settings, say=console.print)
+    except (ValueError, OSError, ImportError) as error:
+        _fail(str(error), code=2)
+    try:
+        run(prepared, console, watch)
+    except (ReloadMismatch, RuntimeError) as error:
+        _fail(str(error), code=1)
+
+
+def _fail(message: str, *, code: int) -> None:
+    """End with one line on stderr."""
+    typer.secho(f"Error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(code)

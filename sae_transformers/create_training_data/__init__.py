@@ -1,0 +1,1 @@
+"""From text to what training reads: base models, labelled text, hidden states."""

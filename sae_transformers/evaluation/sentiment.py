@@ -1,0 +1,28 @@
+"""Sentiment of a text by rule: VADER, which needs no model and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def vader_scorer() -> Callable[[str], float]:
+    """VADER's compound score: -1 most negative, 0 neutral, 1 most positive.
+
+    "VADER: a parsimonious rule-based model for sentiment analysis of social media text"
+    (https://doi.org/10.1609/icwsm.v8i1.14550).
+
+    Returns:
+        A function from a text to its score, a number in [-1, 1].
+
+    Raises:
+        ImportError: the package vaderSentiment is not installed.
+    """
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise ImportError(
+            "Scoring sentiment needs the package vaderSentiment, which is not installed: "
+            "pip install 'sae-transformers[quickstart]'"
+        ) from error
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda text: analyzer.polarity_scores(text)["compound"]

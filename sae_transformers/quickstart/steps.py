@@ -1,0 +1,216 @@
+"""The steps of the quickstart, each a function from what is known to what was measured. Nothing is shown here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..create_training_data.hidden_states import HiddenStates, harvest
+from ..create_training_data.labelled_text import LabelledTexts
+from ..evaluation.detection import auroc, mean_by_text
+from ..evaluation.generation import continuation_mask, continuation_perplexity, repetition
+from ..modeling import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
+from ..training.conditioned_latent import fit_conditioned_sae, usual_norm
+from ..training.diffmean import fit_diffmean
+from .settings import CONCEPT, Prepared, Settings
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One steering strength, measured.
+
+    strength: in multiples of each hidden state's norm, along the latent's decoder row; 0 is unsteered.
+    sentiment: mean VADER compound score, -1 to 1; sentiment_error: its standard error.
+    perplexity: of the unsteered model on the continuations.
+    repetition: share of word trigrams that repeat earlier ones.
+    texts: the continuations, prompt by prompt.
+    """
+
+    strength: float
+    sentiment: float
+    sentiment_error: float
+    perplexity: float
+    repetition: float
+    texts: tuple[str, ...]
+
+    def numbers(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if name != "texts"}
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+def load_base(prepared: Prepared) -> tuple[Any, Any, dict[str, float]]:
+    """The base in the dtype that is faster here, its tokenizer, and the measured tokens per second of each dtype."""
+    tokenizer = AutoTokenizer.from_pretrained(prepared.base.name, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models, speed = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForCausalLM.from_pretrained(prepared.base.name, dtype=dtype).to(device).eval()
+        name = str(dtype).removeprefix("torch.")
+        models[name], speed[name] = model, _tokens_per_second(model)
+    # A small gain is not worth the precision.
+    chosen = "bfloat16" if speed["bfloat16"] > 1.3 * speed["float32"] else "float32"
+    return models[chosen], tokenizer, speed
+
+
+@torch.inference_mode()
+def _tokens_per_second(model: Any, rows: int = 16, width: int = 32) -> float:
+    ids = torch.arange(rows * width, device=model.device).view(rows, width) % model.config.vocab_size
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        model(input_ids=ids, use_cache=False).logits[0, 0, 0].item()
+        times.append(time.perf_counter() - start)
+    return rows * width / min(times)
+
+
+def put_sae_into(base: Any, prepared: Prepared) -> SaeForCausalLM:
+    """The base with a new SAE, whose latent 0 will detect the concept."""
+    width = prepared.config.get_text_config().hidden_size
+    d_sae = prepared.settings.size.latents_per_dimension * width
+    sae = SparseAutoencoder(
+        SparseAutoencoderConfig(
+            d_in=width,
+            d_sae=d_sae,
+            activation="topk",
+            k=min(32, d_sae),
+            normalization="layer_norm",
+            layer=prepared.layer,
+            site="resid_post",
+            concepts={CONCEPT: 0},
+            feature_names={"0": CONCEPT},
+            metadata={"training_data": prepared.train.origin, "training_texts": len(prepared.train.texts)},
+        )
+    )
+    model = SaeForCausalLM.from_base(base, saes=[sae])
+    model.config.base_model_name_or_path = prepared.base.name
+    return model.eval()
+
+
+def harvest_texts(model: Any, tokenizer: Any, texts: LabelledTexts, report: Report) -> HiddenStates:
+    return harvest(model, tokenizer, texts.texts, report=report)
+
+
+def train(model: Any, states: HiddenStates, texts: LabelledTexts, prepared: Prepared, report: Report) -> dict:
+    """Fit the SAE; every token carries its text's label."""
+    labels = torch.tensor(texts.labels)[states.text_index][:, None]
+    settings = prepared.settings
+    return fit_conditioned_sae(
+        model.saes[0], states.hidden, labels, steps=settings.size.steps, seed=settings.seed, report=report
+    )
+
+
+# -- detection -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure_detection(
+    sae: SparseAutoencoder, train: tuple[HiddenStates, LabelledTexts], test: tuple[HiddenStates, LabelledTexts]
+) -> dict[str, float]:
+    """AUROC of held-out texts, each scored by its mean over tokens: the latent's pre-activation, and DiffMean."""
+    states, texts = train
+    direction = fit_diffmean(states.hidden, torch.tensor(texts.labels)[states.text_index])
+    states, texts = test
+    latent = torch.zeros(1, dtype=torch.long, device=sae.device)
+    scores: dict[str, Tensor] = {
+        "latent": torch.cat(
+            [sae.encode_pre_acts(h.to(sae.device), features=latent)[:, 0].cpu() for h in states.hidden.split(4096)]
+        ),
+        "diffmean": states.hidden.float() @ direction,
+    }
+    labels = torch.tensor(texts.labels)
+    return {name: auroc(mean_by_text(s, states.text_index, len(labels)), labels) for name, s in scores.items()}
+
+
+@torch.no_grad()
+def explained_variance(sae: SparseAutoencoder, states: HiddenStates, rows: int = 4096) -> float:
+    """1 - residual variance / variance of held-out hidden states, over rows of usual norm."""
+    hidden = states.hidden[usual_norm(states.hidden)]
+    hidden = hidden[torch.randperm(len(hidden), generator=torch.Generator().manual_seed(0))[:rows]].float()
+    rebuilt = sae(hidden.to(sae.device)).reconstruction.cpu()
+    return float(1 - (hidden - rebuilt).square().sum() / (hidden - hidden.mean(0)).square().sum())
+
+
+# -- steering --------------------------------------------------------------------------------------------------------
+
+
+def steering_of(strength: float) -> Steering:
+    """Add `strength` times each hidden state's norm along the concept latent's decoder row."""
+    return Steering([FeatureEdit(feature=CONCEPT, op="direction", value=strength, unit="norm")])
+
+
+def measure_strength(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    strength: float,
+    settings: Settings,
+    score: Callable[[str], float],
+    *,
+    samples: int,
+) -> Point:
+    """Sample continuations under one strength, from the same random numbers for every strength, and judge them."""
+    batch = tokenizer([p for p in prompts for _ in range(samples)], return_tensors="pt", padding=True).to(model.device)
+    torch.manual_seed(settings.seed)
+    rows = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        steering=steering_of(strength) if strength else False,
+        max_new_tokens=settings.size.new_tokens,
+        do_sample=True,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    length = batch["input_ids"].shape[1]
+    counted = continuation_mask(rows[:, length:], model.generation_config.eos_token_id)
+    mask = torch.cat([batch["attention_mask"], counted.long()], dim=1)
+    texts = tokenizer.batch_decode(rows[:, length:], skip_special_tokens=True)
+    with model.steered(False):
+        perplexity = continuation_perplexity(model, rows, mask, length)
+    scores = torch.tensor([score(text) for text in texts])
+    error = float(scores.std() / len(scores) ** 0.5) if len(scores) > 1 else 0.0
+    return Point(strength, float(scores.mean()), error, perplexity, repetition(texts), tuple(texts))
+
+
+def search_strengths(
+    measure: Callable[[float], Point], strengths: Sequence[float], perplexity_limit: float
+) -> tuple[dict[int, Point], list[Point]]:
+    """On each side, the strength that moves the sentiment most while the text stays likely.
+
+    Strengths are tried upwards until one exceeds `perplexity_limit` times the unsteered perplexity. Where already the
+    weakest does, that one is kept: a side always has a result, and its perplexity is shown.
+
+    Returns:
+        {-1: point, 1: point}, and every point that was measured, the unsteered one first.
+    """
+    baseline = measure(0.0)
+    tried, best = [baseline], {}
+    for side in (1, -1):
+        allowed: list[Point] = []
+        for strength in strengths:
+            point = measure(side * strength)
+            tried.append(point)
+            if point.perplexity > perplexity_limit * baseline.perplexity:
+                break
+            allowed.append(point)
+        best[side] = max(allowed or tried[-1:], key=lambda p: side * p.sentiment)
+    return best, tried
+
+
+def strengths_to_report(best: dict[int, Point]) -> Iterator[float]:
+    """From the negative best over half of it and 0 to the positive best."""
+    down, up = best[-1].strength, best[1].strength
+    yield from (down, down / 2, 0.0, up / 2, up)
