@@ -95,6 +95,11 @@ def run(prepared: Prepared, console: Console, watch: Stopwatch) -> dict[str, Any
     with watch.stage("measure"):
         points = _measure(model, tokenizer, prepared, console, best)
     console.print(_steering_table(points))
+    console.print(
+        f"  {len(points[0].texts)} sampled continuations a row, of prompts the search did not see. Strength: in norms "
+        "of the hidden state. Sentiment: -1 to 1, ± standard error. Perplexity: of the unsteered model on the text.",
+        highlight=False,
+    )
     _show_samples(console, points)
 
     console.print("\n[bold]4. Save, and load[/] where the library is not installed.")
@@ -222,18 +227,15 @@ def _steering_table(points: list[Point]) -> Table:
             f"{p.repetition:.1%}",
             style=style,
         )
-    table.caption = (
-        f"{len(points[0].texts)} sampled continuations a row, of prompts the search did not see. Strength: in norms\n"
-        "of the hidden state. Sentiment: -1 to 1, ± standard error. Perplexity: of the unsteered model\non the text."
-    )
-    table.caption_justify = "left"
     return table
 
 
 def _show_samples(console: Console, points: list[Point]) -> None:
     each = len(points[0].texts) // len(REPORT_PROMPTS)
     for name, point in (("negative", points[0]), ("unsteered", points[len(points) // 2]), ("positive", points[-1])):
-        console.print(f"\n  [bold]{name}[/], strength {point.strength:+g}")
+        console.print(
+            f"\n  [bold]{name}[/], strength {point.strength:+g}" if point.strength else f"\n  [bold]{name}[/]"
+        )
         for number in range(SAMPLES_SHOWN):
             text = " ".join(point.texts[number * each].split())
             console.print(f"  • [dim]{escape(REPORT_PROMPTS[number])}[/] {escape(text)}")

@@ -65,12 +65,12 @@ def load_base(prepared: Prepared) -> tuple[Any, Any, dict[str, float]]:
 
 
 @torch.inference_mode()
-def _tokens_per_second(model: Any, rows: int = 16, width: int = 32) -> float:
+def _tokens_per_second(model: Any, rows: int = 8, width: int = 32) -> float:
     ids = torch.arange(rows * width, device=model.device).view(rows, width) % model.config.vocab_size
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        model(input_ids=ids, use_cache=False).logits[0, 0, 0].item()
+        model.base_model(input_ids=ids, use_cache=False)[0][0, 0, 0].item()  # item() waits for a GPU
         times.append(time.perf_counter() - start)
     return rows * width / min(times)
 
@@ -120,7 +120,8 @@ def measure_detection(
 ) -> dict[str, float]:
     """AUROC of held-out texts, each scored by its mean over tokens: the latent's pre-activation, and DiffMean."""
     states, texts = train
-    direction = fit_diffmean(states.hidden, torch.tensor(texts.labels)[states.text_index])
+    usual = usual_norm(states.hidden)  # the same tokens as the SAE was fitted to
+    direction = fit_diffmean(states.hidden[usual], torch.tensor(texts.labels)[states.text_index][usual])
     states, texts = test
     latent = torch.zeros(1, dtype=torch.long, device=sae.device)
     scores: dict[str, Tensor] = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..modeling import SparseAutoencoder
 from .diffmean import fit_diffmean
@@ -165,6 +165,7 @@ def fit_conditioned_sae(
             data_collator=_as_is,
             callbacks=[ProgressCallback(report)] if report else None,
         )
+        trainer.remove_callback(PrinterCallback)
         result = trainer.train()
     sae.eval()
     return {"loss": result.training_loss, "tokens": len(data), "left_out": int((~usual).sum())}

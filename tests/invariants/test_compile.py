@@ -105,6 +105,7 @@ def test_values_latents_and_ops_do_not_recompile(activation):
         assert counted([edit]) == 0, edit
 
 
+@pytest.mark.slow
 def test_other_kinds_of_edit_do_not_recompile_either():
     counted = Counted(model_at())
     pairs = [

@@ -33,7 +33,7 @@ def test_decoding_the_active_rows_alone(active):
     sae = tiny_sae(activation="relu", layer=0, d_sae=512, dtype=torch.float64, apply_b_dec_to_input=False)
     x = torch.randn(6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        sae.b_enc -= sae.encode_pre_acts(x).topk(active, dim=-1).values[:, -1].median()
+        sae.b_enc.sub_(sae.encode_pre_acts(x).topk(active, dim=-1).values[:, -1].median())
         sparse = sae(x).reconstruction
     dense = sae(x).reconstruction
     torch.testing.assert_close(sparse, dense, rtol=1e-12, atol=1e-12)

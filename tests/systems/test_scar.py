@@ -26,7 +26,7 @@ def scar_forward(sae: SparseAutoencoder, x: torch.Tensor, change=None):
     mean = x.mean(-1, keepdim=True)
     std = (x - mean).std(-1, keepdim=True)
     a = ((x - mean) / (std + 1e-5) - sae.b_dec) @ sae.W_enc + sae.b_enc
-    values, indices = a.topk(sae.config.k, dim=-1)
+    values, indices = a.topk(sae.config.k or 0, dim=-1)
     z = torch.zeros_like(a).scatter(-1, indices, values.relu())
     changed = z if change is None else change(a, z.clone())
     return a, z, (changed @ sae.W_dec + sae.b_dec) * std + mean

@@ -22,7 +22,8 @@ def published(request):
     tensors = load_file(folder / "model.safetensors")
     settings = json.loads((folder / "config.json").read_text())
     names = LlamaConfig().to_dict().keys() & settings.keys() - {"architectures", "model_type", "torch_dtype"}
-    config = LlamaConfig(**{n: settings[n] for n in names}, attn_implementation="eager")
+    config = LlamaConfig(**{n: settings[n] for n in names})
+    config._attn_implementation = "eager"
     config.rope_parameters = {"rope_type": "default", "rope_theta": settings["rope_theta"]}
     base = LlamaForCausalLM(config).eval()
     base.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("SAE.")})
