@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -32,6 +33,9 @@ def quickstart(
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:
     """Train a sentiment latent in a real model, detect and steer with it, save it, load it again."""
+    # Read when torch is first imported. Threads that sleep while they wait, where the default is to spin, keep their
+    # speed on a machine that does other work too; spinning ones fall to a fraction of it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here, not above: `--help` need not wait for torch.
     import transformers
     from rich.console import Console
@@ -55,7 +59,7 @@ def quickstart(
         _fail(str(error), code=1)
 
 
-def _fail(message: str, *, code: int) -> None:
+def _fail(message: str, *, code: int) -> NoReturn:
     """End with one line on stderr."""
     typer.secho(f"Error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
     raise typer.Exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -93,7 +93,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     """Write the dense float32 form of a GGUF model and its tokenizer to `folder`."""
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer.padding_side = "left"
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # All weights are dense tensors by now; what is left of the quantisation would make saving fail.
     del model.config.quantization_config
     model.hf_quantizer = None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ print(json.dumps({"class": f"{type(model).__module__}.{type(model).__qualname__}
 
 
 def generate_greedily(
-    model: Any, tokenizer: Any, prompts: list[str], steering: Steering, new_tokens: int
+    model: Any, tokenizer: Any, prompts: Sequence[str], steering: Steering, new_tokens: int
 ) -> list[list[int]]:
     """Token ids, prompt and continuation, of each prompt."""
     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
@@ -66,7 +67,7 @@ def generate_greedily(
 
 
 def generate_in_fresh_interpreter(
-    folder: Path, prompts: list[str], steering: Steering, new_tokens: int, *, dtype: torch.dtype, device: str
+    folder: Path, prompts: Sequence[str], steering: Steering, new_tokens: int, *, dtype: torch.dtype, device: str
 ) -> tuple[list[list[int]], str]:
     """The same in a new interpreter in which this library cannot be imported, from the saved folder alone.
 

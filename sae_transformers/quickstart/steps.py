@@ -56,7 +56,8 @@ def load_base(prepared: Prepared) -> tuple[Any, Any, dict[str, float]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models, speed = {}, {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = AutoModelForCausalLM.from_pretrained(prepared.base.name, dtype=dtype).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(prepared.base.name, dtype=dtype)
+        model = model.to(device).eval()
         name = str(dtype).removeprefix("torch.")
         models[name], speed[name] = model, _tokens_per_second(model)
     # A small gain is not worth the precision.

@@ -162,7 +162,7 @@ def fit_conditioned_sae(
             model=SaeObjective(sae, conditioning_weight, sparsity_weight),
             args=arguments,
             train_dataset=data,
-            data_collator=_as_is,
+            data_collator=_as_is,  # pyright: ignore[reportArgumentType]
             callbacks=[ProgressCallback(report)] if report else None,
         )
         trainer.remove_callback(PrinterCallback)
