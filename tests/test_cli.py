@@ -3,9 +3,12 @@
 import json
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -52,6 +55,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command owns its process and sets threads and logging for all of it; other tests share this one."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(quickstart_run, "use_all_cores", torch.get_num_threads)
+    verbosity = transformers.logging.get_verbosity()
+    progress_bar = transformers.logging.is_progress_bar_enabled()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    if progress_bar:
+        transformers.logging.enable_progress_bar()
+
+
 def quickstart(*arguments: object):
     return CliRunner().invoke(app, ["quickstart", "--small", *map(str, arguments)])
 
@@ -84,6 +100,7 @@ def test_quickstart_from_texts_to_a_reloaded_model(
     assert {"config.json", "tokenizer.json", "modeling_sae_causal_lm.py"} <= {p.name for p in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_reloaded_model_that_differs_is_an_error(
     model_folder: Path, dataset: Path, tmp_path: Path, tiny_size: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
