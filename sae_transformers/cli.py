@@ -28,7 +28,7 @@ def quickstart(
     layer: Annotated[
         int | None, typer.Option(help="Block whose output the SAE reads. [default: just under the middle]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the trained model.")] = Path("quickstart-model"),
+    out: Annotated[Path, typer.Option(help="Folder for the trained model.")] = Path("outputs/quickstart"),
     small: Annotated[bool, typer.Option("--small", help="Fewer texts, steps and samples: for a quick check.")] = False,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:

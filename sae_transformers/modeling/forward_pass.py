@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from .call_record import CallRecord
 from .configuration_sae import LossWeights
 from .steering_plan import BoundSteering
+
+# What the outputs of bases have in common with ours.
+BASE_FIELDS = ("last_hidden_state", "logits", "past_key_values", "hidden_states", "attentions")
 
 
 class ForwardPassMixin:
@@ -150,12 +152,31 @@ class ForwardPassMixin:
         if record is None:
             return {}
         numbers = range(len(self.config.saes))
-        fields: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         if record.features:
-            fields["sae_features"] = tuple(record.found_features.get(n) for n in numbers)
+            found["sae_features"] = tuple(record.found_features.get(n) for n in numbers)
         if record.inputs:
-            fields["sae_inputs"] = tuple(record.found_inputs.get(n) for n in numbers)
-        return fields
+            found["sae_inputs"] = tuple(record.found_inputs.get(n) for n in numbers)
+        return found
+
+    def _output(
+        self,
+        kind: Any,
+        out: Mapping[str, Any],
+        record: CallRecord | None,
+        terms: Mapping[str, Tensor] | None = None,
+        lm_loss: Tensor | None = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """A head's output of class `kind`: the base's fields, the record's, and the losses."""
+        values = {name: out[name] for name in BASE_FIELDS if name in out}
+        loss = self._weighted(lm_loss, terms or {})
+        if loss is not None:
+            values["loss"] = loss
+        output = kind(**values, **self._collected(record), sae_losses=terms or None, lm_loss=lm_loss)
+        wants_dict = self.config.return_dict is not False if return_dict is None else return_dict
+        return output if wants_dict else output.to_tuple()
 
     def _sae_losses(self, record: CallRecord | None, count: Any = None) -> dict[str, Tensor]:
         """Each loss term as the mean over counted tokens and over the SAEs that have it (those without concepts have
@@ -241,7 +262,3 @@ def counted_tokens(source: Tensor, attention_mask: Any, labels: Tensor | None) -
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         return attention_mask[:, -source.shape[1] :].float()
     return torch.ones(source.shape[:2], device=source.device)
-
-
-def wants_dict(return_dict: bool | None, config: PreTrainedConfig) -> bool:
-    return config.return_dict is not False if return_dict is None else return_dict

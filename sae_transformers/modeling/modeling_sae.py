@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
-from .forward_pass import ForwardPassMixin, wants_dict
+from .forward_pass import ForwardPassMixin
 from .hook_points import find_hook_point
 from .outputs import Detection, SaeModelOutput
 from .repository import RepositoryMixin
@@ -334,9 +334,7 @@ class SaeModel(SaePreTrainedModel):
             stop_at_last_sae=stop_at_last_sae,
         )
         out = self._run(record, {**inputs, "return_dict": True}) or {}
-        names = ("last_hidden_state", "past_key_values", "hidden_states", "attentions")
-        output = SaeModelOutput(**{n: out.get(n) for n in names}, **self._collected(record))
-        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+        return self._output(SaeModelOutput, out, record, return_dict=return_dict)
 
 
 def _on_input(action: Any, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin
 
-from .forward_pass import steering_rows_for, wants_dict
+from .forward_pass import steering_rows_for
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeCausalLMOutput
 from .steering_plan import BoundSteering
@@ -112,17 +112,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         out = self._run(record, inputs) or {}
         terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
         lm_loss = out.get("loss")
-        output = SaeCausalLMOutput(
-            loss=self._weighted(lm_loss, terms),
-            logits=out.get("logits"),
-            past_key_values=out.get("past_key_values"),
-            hidden_states=out.get("hidden_states"),
-            attentions=out.get("attentions"),
-            sae_losses=terms or None,
-            lm_loss=lm_loss,
-            **self._collected(record),
-        )
-        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+        return self._output(SaeCausalLMOutput, out, record, terms, lm_loss, return_dict=return_dict)
 
     def get_output_embeddings(self) -> Any:
         return self.lm.get_output_embeddings()

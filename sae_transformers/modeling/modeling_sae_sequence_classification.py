@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from .configuration_sae import SaeConfig
-from .forward_pass import wants_dict
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
 
@@ -85,17 +84,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         lm_loss = out.get("loss")
         if lm_loss is not None and labels is not None and num_items_in_batch is not None:
             lm_loss = lm_loss * (labels.ne(-100).sum() / num_items_in_batch)  # the base gives its micro-batch's mean
-        output = SaeSequenceClassifierOutput(
-            loss=self._weighted(lm_loss, terms),
-            logits=out.get("logits"),
-            past_key_values=out.get("past_key_values"),
-            hidden_states=out.get("hidden_states"),
-            attentions=out.get("attentions"),
-            sae_losses=terms or None,
-            lm_loss=lm_loss,
-            **self._collected(record),
-        )
-        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+        return self._output(SaeSequenceClassifierOutput, out, record, terms, lm_loss, return_dict=return_dict)
 
 
 def _by_text(token_weights: Tensor, labels: Tensor | None) -> Tensor:

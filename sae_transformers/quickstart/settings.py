@@ -93,7 +93,7 @@ class Settings:
     model: str | None = None
     dataset: str | None = None
     layer: int | None = None
-    out: Path = Path("quickstart-model")
+    out: Path = Path("outputs/quickstart")
     small: bool = False
     seed: int = 0
     perplexity_limit: float = 1.6
