@@ -29,7 +29,7 @@ from tests.invariants.naive import (
     naive_guided,
     reconstruction_of,
 )
-from tests.tiny import prompt, tiny_base, tiny_sae
+from tests.tiny import VOCAB, prompt, tiny_base, tiny_sae
 
 # transformers 5.23 renamed gradient_checkpointing_* to activation_checkpointing_*, which the lower end of our range
 # does not have.
@@ -113,7 +113,7 @@ def pair(
         {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if architecture == "gpt2" else {}
     )
     base = tiny_base(architecture, dtype=dtype, **no_dropout)
-    base.generation_config.eos_token_id = None  # rows of one length
+    base.generation_config.eos_token_id = VOCAB  # an id that no token has: rows of one length
     sae_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     sae = tiny_sae(dtype=sae_dtype, **{"layer": 1, "site": site, "d_sae": D_SAE, **settings})
     bare, own_sae = copy.deepcopy(base), copy.deepcopy(sae)
@@ -506,7 +506,7 @@ def test_positions_in_other_modes(where):
 def test_positions_beyond_a_sliding_window_and_with_learned_positions(architecture):
     """gemma2 and gemma3 keep 16 columns in the first layer's cache, mistral 8 here; the texts have 9 + 16."""
     base = tiny_base(architecture, dtype=torch.float64, **({"sliding_window": 8} if architecture == "mistral" else {}))
-    base.generation_config.eos_token_id = None
+    base.generation_config.eos_token_id = VOCAB
     sae = tiny_sae(layer=0, dtype=torch.float64)
     bare, own = copy.deepcopy(base), [copy.deepcopy(sae)]
     model = SaeForCausalLM.from_base(base, saes=[sae])
@@ -675,7 +675,7 @@ def test_every_way_to_steer_generate_says_the_same():
 @pytest.mark.parametrize("source", ["default", "generation_config"])
 def test_saved_steering_is_loaded(tmp_path, source):
     base = tiny_base()
-    base.generation_config.eos_token_id = None
+    base.generation_config.eos_token_id = VOCAB
     sae = tiny_sae(layer=1)
     bare, own = copy.deepcopy(base), [copy.deepcopy(sae)]
     model = SaeForCausalLM.from_base(base, saes=[sae], weights_scope="full")
@@ -794,7 +794,7 @@ def test_op_in_llama_at_the_mlp(op, activation):
 
 def test_several_saes_steered_together():
     base = tiny_base(dtype=torch.float64)
-    base.generation_config.eos_token_id = None
+    base.generation_config.eos_token_id = VOCAB
     places = [(0, "mlp_out"), (1, "resid_post"), (1, "resid_post"), (2, "attn_out"), (2, "resid_pre")]
     kinds = ["topk", "jumprelu", "relu", "gated", "topk-sigmoid"]
     saes = [
