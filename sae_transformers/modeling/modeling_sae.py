@@ -109,6 +109,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         options = {"attn_implementation": attention} if attention is not None else {}
         try:
             base = cls.auto_model.from_config(config.text_config, dtype=torch.get_default_dtype(), **options)
+        except torch.OutOfMemoryError:  # a RuntimeError too, but not the config's fault
+            raise
         except (KeyError, AttributeError, ArithmeticError, RuntimeError) as error:  # transformers checks few fields
             raise ValueError(
                 f"`text_config` does not describe a model that can be built: {error!r}. "

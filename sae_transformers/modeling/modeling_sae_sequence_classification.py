@@ -20,6 +20,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
 
     auto_model = AutoModelForSequenceClassification
     _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?(lm_head|embed_out)\."]
+    _base_options = LABEL_FIELDS
 
     def __init__(self, config: SaeConfig, lm: Any = None, saes: Any = None) -> None:
         if lm is None and config.text_config is not None:

@@ -58,6 +58,8 @@ class RepositoryMixin(Base):
     auto_model: Any
     config_class: Any
     _wrap_base: Any
+    # What the config says and the base is loaded with.
+    _base_options: tuple[str, ...] = ()
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -235,12 +237,8 @@ class RepositoryMixin(Base):
             )
         if base is None and config.base_model_revision is not None and not Path(source).is_dir():
             options["revision"] = config.base_model_revision
-        for option in ("num_labels", "id2label", "label2id", "problem_type"):
-            if (
-                cls.__name__.endswith("Classification")
-                and getattr(config, option, None) is not None
-                and option != "num_labels"
-            ):
+        for option in cls._base_options:
+            if getattr(config, option, None) is not None:
                 options.setdefault(option, getattr(config, option))
         try:
             return cls._load_base(str(source), options)
