@@ -20,31 +20,49 @@ if TYPE_CHECKING:
     from .modeling import SparseFeatures as SparseFeatures
     from .modeling import Steering as Steering
     from .modeling import SteeringPlan as SteeringPlan
+    from .training.arguments import SaeTrainingArguments as SaeTrainingArguments
+    from .training.end_to_end import EndToEndTrainer as EndToEndTrainer
+    from .training.shards import HiddenStateShards as HiddenStateShards
+    from .training.shards import TensorTokens as TensorTokens
+    from .training.trainer import SaeTrainer as SaeTrainer
 
 __all__ = [
     "Detection",
+    "EndToEndTrainer",
     "FeatureEdit",
     "FeatureReweighting",
+    "HiddenStateShards",
     "LossWeights",
     "SaeConfig",
     "SaeForCausalLM",
     "SaeForSequenceClassification",
     "SaeModel",
+    "SaeTrainer",
+    "SaeTrainingArguments",
     "SparseAutoencoder",
     "SparseAutoencoderConfig",
     "SparseAutoencoderOutput",
     "SparseFeatures",
     "Steering",
     "SteeringPlan",
+    "TensorTokens",
     "__version__",
 ]
+# Where a name is that `modeling` does not have.
+ELSEWHERE = {
+    "EndToEndTrainer": ".training.end_to_end",
+    "HiddenStateShards": ".training.shards",
+    "SaeTrainer": ".training.trainer",
+    "SaeTrainingArguments": ".training.arguments",
+    "TensorTokens": ".training.shards",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that `sae-transformers --help` and `__version__` do not wait for torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(".modeling", __name__), name)
+    value = getattr(import_module(ELSEWHERE.get(name, ".modeling"), __name__), name)
     globals()[name] = value  # the next look-up does not come here
     return value
 

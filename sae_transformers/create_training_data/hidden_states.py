@@ -1,12 +1,18 @@
-"""Harvest hidden states where an SAE stands; layers after it do not run."""
+"""Read hidden states at any places of a base model; what comes after the last place does not run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..modeling.call_record import StopForward
+from ..modeling.hook_points import HookPoint, find_hook_point
 
 
 class HiddenStates(NamedTuple):
@@ -20,7 +26,216 @@ class HiddenStates(NamedTuple):
     text_index: Tensor
 
 
-@torch.no_grad()  # not inference mode: its tensors cannot be trained on
+class HiddenStateReader:
+    """Reads hidden states at places of a model with forward hooks, which are there only while it reads.
+
+    Args:
+        model: a base model, with or without a head.
+        places: each as `SparseAutoencoderConfig.read_at` gives it.
+        config: of the base; the model's own by default.
+
+    Raises:
+        ValueError: no places, one given twice, or one that the model does not have.
+    """
+
+    def __init__(self, model: Any, places: Sequence[str], *, config: Any = None) -> None:
+        if isinstance(places, str) or not places or len(set(places)) < len(places):
+            raise ValueError(f"`places` must be a list of different places. Received: places={places!r}.")
+        self.model = model
+        config = (model.config if config is None else config).get_text_config()
+        self.points: dict[str, HookPoint] = {place: find_hook_point(model, config, place) for place in places}
+        self.device: torch.device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def widths(self) -> dict[str, int]:
+        """Width of each place, from a pass over two tokens."""
+        found: dict[str, int] = {}
+        with _evaluating(self.model):
+            self._run(
+                torch.zeros(1, 2, dtype=torch.long),
+                None,
+                lambda place, hidden: found.update({place: hidden.shape[-1]}),
+            )
+        return {place: found[place] for place in self.points}
+
+    @torch.no_grad()  # not inference mode: its tensors cannot be trained on
+    def read(
+        self,
+        sequences: Sequence[Tensor],
+        keep: Sequence[Tensor],
+        *,
+        dtype: torch.dtype | None = None,
+        tokens_at_once: int = 4096,
+        report: Callable[[list[int]], object] | None = None,
+    ) -> dict[str, Tensor]:
+        """Hidden states of the kept tokens, in the order of the sequences whatever the batches were.
+
+        Sequences are batched by length, so that there is hardly any padding, the longest first: what does not fit
+        into memory fails at once.
+
+        Args:
+            sequences: (length,) int64 each.
+            keep: (n_kept,) int64 each, the positions to keep, ascending. Sequences without any are not run.
+            dtype: of the result, which the model's device casts to; the model's own by default.
+            tokens_at_once: of a forward pass, padding counted; a longer sequence is a batch of its own.
+            report: called with the numbers of the sequences of each batch after it.
+
+        Returns:
+            {place: (n_tokens, width)}, on the device where the place is.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or exceeds what `dtype` can hold.
+        """
+        counts = [len(positions) for positions in keep]
+        firsts = torch.tensor([0, *counts]).cumsum(0)
+        lengths = [len(ids) if n else 0 for ids, n in zip(sequences, counts, strict=True)]
+        result = _Result(sum(counts), dtype)
+        if not result.total:
+            return {place: torch.empty(0, n, dtype=dtype or self.model.dtype) for place, n in self.widths().items()}
+        with _evaluating(self.model):
+            for members in _batches(lengths, tokens_at_once):
+                ids, mask = _padded([sequences[i] for i in members])
+                rows = torch.cat([keep[i] + line * ids.shape[1] for line, i in enumerate(members)])
+                goal = torch.cat([torch.arange(counts[i]) + firsts[i] for i in members])
+                self._run(ids, mask, partial(result.take, n_tokens=ids.numel(), rows=rows, goal=goal))
+                if report:
+                    report(members)
+        result.check_range()
+        return {place: result.hidden[place] for place in self.points}
+
+    def _run(self, ids: Tensor, mask: Tensor | None, take: Callable[[str, Tensor], None]) -> None:
+        """One pass up to the last of the places, whichever that is."""
+        waiting, thread = set(self.points), threading.get_ident()
+
+        def visit(place: str, hidden: Tensor) -> None:
+            if threading.get_ident() != thread or place not in waiting:
+                return
+            take(place, hidden)
+            waiting.discard(place)
+            if not waiting:
+                raise StopForward
+
+        handles = [_hook(point, place, visit) for place, point in self.points.items()]
+        inputs = {"input_ids": ids.to(self.device)}
+        if mask is not None:
+            inputs["attention_mask"] = mask.to(self.device)
+        try:
+            self.model(**inputs, use_cache=False)
+        except StopForward:
+            return
+        finally:
+            for handle in handles:
+                handle.remove()
+        raise ValueError(f"These places are not reached when the model runs. Received: {', '.join(sorted(waiting))}.")
+
+
+class _Result:
+    """Hidden states of `total` tokens at each place, filled batch by batch without waiting for the device."""
+
+    def __init__(self, total: int, dtype: torch.dtype | None) -> None:
+        self.total, self.dtype = total, dtype
+        self.hidden: dict[str, Tensor] = {}
+        self.peaks: dict[str, Tensor] = {}
+
+    def take(self, place: str, hidden: Tensor, *, n_tokens: int, rows: Tensor, goal: Tensor) -> None:
+        """Put the given rows of `hidden` (n_tokens, width) where `goal` says, both (n,)."""
+        hidden = hidden.reshape(
+            -1, hidden.shape[-1]
+        )  # OPT's MLP sees (batch * seq, width), the others (batch, seq, ..)
+        if len(hidden) != n_tokens:
+            raise ValueError(
+                f"A place must give a vector for each of {n_tokens} tokens. Received: {len(hidden)} at {place!r}."
+            )
+        # Copied here and now: some blocks go on to add to the tensor in place (Falcon's MLP output).
+        kept = hidden.index_select(0, rows.to(hidden.device))
+        peak = torch.linalg.vector_norm(kept, torch.inf)
+        if place not in self.hidden:
+            self.hidden[place] = kept.new_empty(self.total, kept.shape[-1], dtype=self.dtype)
+            self.peaks[place] = peak
+        self.hidden[place].index_copy_(0, goal.to(hidden.device), kept.to(self.hidden[place].dtype))
+        self.peaks[place] = torch.maximum(self.peaks[place], peak)
+
+    def check_range(self) -> None:
+        for place, hidden in self.hidden.items():
+            peak, limit = self.peaks[place].item(), torch.finfo(hidden.dtype).max
+            if not peak <= limit:  # NaN too
+                raise ValueError(
+                    f"Hidden states must be finite and at most {limit:.6g} to be {hidden.dtype}. "
+                    f"Received: {peak:.6g} at {place!r}; run or store in bfloat16 or float32."
+                )
+
+
+def _hook(point: HookPoint, place: str, visit: Callable[[str, Tensor], None]) -> Any:
+    if point.side == "input":
+        return point.module.register_forward_pre_hook(
+            lambda module, args, kwargs: visit(place, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    return point.module.register_forward_hook(
+        lambda module, args, output: visit(place, output if isinstance(output, Tensor) else output[0])
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, also where the base is part of a model that is being trained."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _batches(lengths: Sequence[int], tokens_at_once: int) -> Iterator[list[int]]:
+    """Numbers of the sequences, the longest first, in batches of limited padded size; without empty ones."""
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, tokens_at_once // lengths[order[start]])
+        yield order[start : start + size]
+        start += size
+
+
+def _padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """ids and mask (batch, width), padded on the right; no mask where there is nothing to mask."""
+    ids = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)  # the value at padding does not matter: masked
+    lengths = torch.tensor([len(s) for s in sequences])
+    if bool((lengths == ids.shape[1]).all()):
+        return ids, None
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+
+def kept_positions(
+    ids: Tensor,
+    *,
+    positions: str = "all",
+    prefix_tokens: int = 0,
+    skip_first: bool = True,
+    dropped_ids: Sequence[int] = (),
+) -> Tensor:
+    """Positions of a sequence to keep, (n_kept,) int64.
+
+    Args:
+        ids: (length,).
+        positions: `all`, `last`, or `after_prefix`: from `prefix_tokens` on.
+        skip_first: leave out position 0. Decoders use it as an attention sink: its norm is about a hundred times
+            that of others, nearly the same vector in every text, and it dominates any mean squared error.
+        dropped_ids: token ids to leave out.
+    """
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    if positions == "after_prefix":
+        keep[:prefix_tokens] = False
+    elif positions == "last":
+        keep[:-1] = False
+    if skip_first:
+        keep[:1] = False
+    if len(dropped_ids):
+        keep &= ~torch.isin(ids, torch.tensor(list(dropped_ids)))
+    return keep.nonzero()[:, 0]
+
+
 def harvest(
     model: Any,
     tokenizer: Any,
@@ -31,10 +246,7 @@ def harvest(
     tokens_at_once: int = 1024,
     report: Callable[[int, int], None] | None = None,
 ) -> HiddenStates:
-    """Hidden states at the hook point of an SAE.
-
-    Texts are sorted by length, so that a batch holds hardly any padding. The first token of a text is left out: it
-    is an outlier in norm and, in a causal model, knows nothing of the text.
+    """Hidden states of texts at the hook point of an SAE, in memory; without each text's first token.
 
     Args:
         model: a model with SAEs (`SaeForCausalLM` or another head).
@@ -50,31 +262,18 @@ def harvest(
     rows = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
     if short := [text for text, ids in zip(texts, rows, strict=True) if len(ids) < 2]:
         raise ValueError(f"Every text needs two tokens or more. Received: {len(short)} shorter ones, {short[0]!r}.")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    hidden, text_index, start = [], [], 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and len(rows[order[stop]]) * (stop + 1 - start) <= tokens_at_once:
-            stop += 1
-        members = order[start:stop]
-        width = len(rows[members[-1]])
-        ids = torch.zeros(len(members), width, dtype=torch.long)  # the value at padding does not matter: masked
-        mask = torch.zeros_like(ids)
-        for line, member in enumerate(members):
-            ids[line, : len(rows[member])] = torch.tensor(rows[member])
-            mask[line, : len(rows[member])] = 1
-        states = model(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            steering=False,
-            output_sae_inputs=True,
-            stop_at_last_sae=True,
-        ).sae_inputs[sae]  # (batch, seq, d_in)
-        keep = mask.bool()
-        keep[:, 0] = False
-        hidden.append(states.cpu()[keep])
-        text_index.append(torch.tensor(members)[:, None].expand_as(keep)[keep])
-        start = stop
+    ids = [torch.tensor(row) for row in rows]
+    keep = [kept_positions(row) for row in ids]
+    place = model.config.sae_configs[sae].read_at
+    done = 0
+
+    def count(members: list[int]) -> None:
+        nonlocal done
+        done += len(members)
         if report:
-            report(start, len(order))
-    return HiddenStates(torch.cat(hidden), torch.cat(text_index))
+            report(done, len(rows))
+
+    reader = HiddenStateReader(model.lm, [place], config=model.config)
+    hidden = reader.read(ids, keep, tokens_at_once=tokens_at_once, report=count)[place].cpu()
+    text_index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(k) for k in keep]))
+    return HiddenStates(hidden, text_index)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from ..modeling import SparseAutoencoder
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse, of logistic regression, tried by cross-validation
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
@@ -63,3 +69,120 @@ def mean_by_text(values: Tensor, text_index: Tensor, n_texts: int) -> Tensor:
     sums = torch.zeros(n_texts, *values.shape[1:], device=values.device)
     sums.index_add_(0, text_index, values.float())
     return sums / counts.view(-1, *[1] * (values.ndim - 1))
+
+
+@torch.no_grad()
+def latent_aurocs(
+    sae: SparseAutoencoder,
+    hidden: Tensor,
+    text_index: Tensor,
+    labels: Tensor,
+    *,
+    tokens_at_once: int = 2048,
+    latents_at_once: int = 1024,
+) -> Tensor:
+    """AUROC of every latent, each text scored by the mean activation of its tokens.
+
+    The best latent of an SAE that was not trained on the labels is `latent_aurocs(...).argmax()` on one part of the
+    texts; what it is worth shows on another.
+
+    Args:
+        sae: whose latents are judged.
+        hidden: (n_tokens, d_in).
+        text_index: (n_tokens,) int64, the text of each token.
+        labels: (n_texts,), 0 or 1; both must occur.
+        tokens_at_once: of an encoding. What stays of it are the active latents.
+        latents_at_once: judged together; (n_texts, latents_at_once) is held.
+
+    Returns:
+        (d_sae,) float64 on the CPU; 0.5 for a latent that is never active.
+    """
+    n_texts, d_sae = len(labels), sae.config.d_sae
+    counts = torch.bincount(text_index, minlength=n_texts)
+    if len(counts) > n_texts or bool((counts == 0).any()):
+        raise ValueError(
+            f"Every text needs a token and a label. Received: {n_texts} labels, {int((counts == 0).sum())} texts "
+            f"without a token, a largest index of {len(counts) - 1}."
+        )
+    found = []
+    for states, texts in zip(hidden.split(tokens_at_once), text_index.split(tokens_at_once), strict=True):
+        indices, values, _ = sae.encode_sparse(states.to(sae.device))
+        on = values.cpu() != 0
+        cells = indices.cpu() * n_texts + texts[:, None]  # latent by latent
+        found.append((cells[on], values.cpu()[on].double()))
+    cells, members = torch.cat([cells for cells, _ in found]).unique(return_inverse=True)
+    sums = torch.zeros(len(cells), dtype=torch.float64).index_add_(0, members, torch.cat([v for _, v in found]))
+    scores = []
+    for start in range(0, d_sae, latents_at_once):
+        width = min(latents_at_once, d_sae - start)
+        first, last = torch.searchsorted(cells, torch.tensor([start, start + width]) * n_texts).tolist()
+        block = torch.zeros(width * n_texts, dtype=torch.float64)
+        block[cells[first:last] - start * n_texts] = sums[first:last]
+        scores.append(_row_aurocs(block.view(width, n_texts) / counts, labels))
+    return torch.cat(scores)
+
+
+class LinearProbe(NamedTuple):
+    """Scores hidden states (..., d) by `hidden @ weight + bias`, the log-odds of the concept.
+
+    weight: (d,) float32. bias: ().
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def score(self, hidden: Tensor) -> Tensor:
+        return hidden.float() @ self.weight + self.bias
+
+
+def fit_linear_probe(hidden: Tensor, labels: Tensor, *, seed: int = 0) -> LinearProbe:
+    """Logistic regression on standardised hidden states, its penalty chosen by 5-fold cross-validation for AUROC.
+
+    The usual baseline of detection, as on AxBench (https://huggingface.co/papers/2501.17148, section 3.2).
+
+    Args:
+        hidden: (n, d), of tokens, or of texts as `mean_by_text` pools them.
+        labels: (n,), 0 or 1, two of each or more.
+        seed: of the folds.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: shapes do not fit, a value is not finite, or a class has fewer than two members.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    except ImportError as error:
+        raise ImportError(
+            "A linear probe needs the package scikit-learn, which is not installed: "
+            "pip install 'sae-transformers[evaluation]'"
+        ) from error
+    if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or not bool(torch.isfinite(hidden).all()):
+        raise ValueError(
+            f"Expected finite `hidden` (n, d) and `labels` (n,). "
+            f"Received: hidden {tuple(hidden.shape)}, labels {tuple(labels.shape)}."
+        )
+    members = [int((labels == value).sum()) for value in (0, 1)]
+    if sum(members) != len(labels) or min(members) < 2:
+        raise ValueError(f"`labels` must be 0 or 1, two or more of each. Received: {members} of {len(labels)}.")
+    x = hidden.detach().cpu().double()
+    mean, scale = x.mean(0), x.std(0)
+    scale = scale.where(scale > 0, 1.0)
+    folds = StratifiedKFold(min(5, *members), shuffle=True, random_state=seed)
+    search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": list(PENALTIES)}, scoring="roc_auc", cv=folds)
+    fit = search.fit(((x - mean) / scale).numpy(), labels.cpu().numpy()).best_estimator_
+    weight = torch.from_numpy(fit.coef_[0]) / scale
+    bias = torch.tensor(fit.intercept_[0]) - weight @ mean
+    return LinearProbe(weight.float(), bias.float())
+
+
+def _row_aurocs(scores: Tensor, labels: Tensor) -> Tensor:
+    """`auroc` of each row of (m, n) scores for one set of labels, (m,)."""
+    auroc(scores[0], labels)  # checks both
+    positive = labels.cpu().bool()
+    ordered = scores.sort(dim=-1).values
+    below, up_to = (torch.searchsorted(ordered, scores.contiguous(), right=right) for right in (False, True))
+    ranks = (below + up_to + 1).double() / 2  # ties share the mean of their ranks, from 1
+    n_positive = int(positive.sum())
+    u = ranks[:, positive].sum(-1) - n_positive * (n_positive + 1) / 2
+    return u / (n_positive * (len(labels) - n_positive))

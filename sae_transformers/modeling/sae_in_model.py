@@ -67,7 +67,7 @@ class InModelMixin:
         norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
         needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects
         needs_scale = needs_all or len(plan.read) or len(plan.blind)
-        normalized = statistics = self._normalize(x) if needs_scale else Normalized(x, None, None)
+        normalized = statistics = self.normalize(x) if needs_scale else Normalized(x, None, None)
         code = self._code_from(*self._linear(self._encoder_input(normalized))) if needs_all else None
         replacement, parts = None, []  # parts are in the SAE's normalised units
         if code is not None and plan.reweight is not None:

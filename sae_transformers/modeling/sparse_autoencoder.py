@@ -21,13 +21,14 @@ from .activations import after_top_k, gated, jump_relu, top_k
 from .call_record import CallRecord
 from .configuration_sae import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .outputs import SparseAutoencoderOutput, SparseFeatures
+from .sae_files import SaeFilesMixin
 from .sae_in_model import Code, InModelMixin, Normalized
 
 # Share of active latents below which gathering decoder rows beat the dense product on CPU at every size measured.
 SPARSE_DECODE_BELOW = 0.02
 
 
-class SparseAutoencoder(InModelMixin, nn.Module):
+class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
     """A sparse autoencoder (or transcoder). `config` says which one; see `SparseAutoencoderConfig`.
 
     Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, reconstruction (..., d_out), latents (...,
@@ -89,13 +90,6 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         self.feature_max.zero_()
         if self.config.activation == "batch_topk":
             self.threshold.zero_()
-
-    @torch.no_grad()
-    def initialize_from_data(self, hidden: Tensor) -> None:
-        """Start `b_dec` at the mean of normalised hidden states, (n_tokens, d_in)."""
-        if self.config.d_in != self.config.d_out:
-            raise ValueError("A transcoder's bias lives in its output; initialise it from that.")
-        self.b_dec.copy_(self._normalize(hidden.to(self.W_dec)).x.mean(0))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -181,13 +175,13 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         return self._dense(self._full_code(hidden)[0])
 
     def _pre_acts(self, hidden: Tensor, features: Tensor | None = None) -> Tensor:
-        x = self._encoder_input(self._normalize(hidden.to(self.dtype)))
+        x = self._encoder_input(self.normalize(hidden.to(self.dtype)))
         return self._linear(x, features)[0]
 
     def _selected(self, hidden: Tensor, features: Tensor) -> Tensor:
         if self.config.activation in TOPK_ACTIVATIONS:
             return self._dense(self._full_code(hidden)[0])[..., features]
-        return self._columns(self._normalize(hidden.to(self.dtype)), features)
+        return self._columns(self.normalize(hidden.to(self.dtype)), features)
 
     def _sparse(self, hidden: Tensor) -> SparseFeatures:
         return self._sparse_features(self._full_code(hidden)[0])
@@ -196,12 +190,13 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         output = latents.to(self.dtype) @ self.W_dec + self.b_dec
         if source is None:
             return output / (self.config.output_scale or self.config.input_scale)
-        output = self._denormalize(output, self._normalize(source.to(self.dtype)))
+        output = self.denormalize(output, self.normalize(source.to(self.dtype)))
         return self._skip(output, source)
 
     # -- pieces ------------------------------------------------------------------------------------------------------
 
-    def _normalize(self, hidden: Tensor) -> Normalized:
+    def normalize(self, hidden: Tensor) -> Normalized:
+        """The input as the encoder's mathematics sees it, before `b_dec`, and how to undo it."""
         kind = self.config.normalization
         if kind == "layer_norm":
             mean = hidden.mean(-1, keepdim=True)
@@ -218,7 +213,8 @@ class SparseAutoencoder(InModelMixin, nn.Module):
             return Normalized(hidden * self.config.input_scale, 1 / scale, None)
         return Normalized(hidden, None, None)
 
-    def _denormalize(self, output: Tensor, normalized: Normalized) -> Tensor:
+    def denormalize(self, output: Tensor, normalized: Normalized) -> Tensor:
+        """An output in the units of the hidden state."""
         if normalized.scale is not None:
             output = output * normalized.scale
         return output if normalized.mean is None else output + normalized.mean
@@ -259,7 +255,7 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         return Code(pre_acts, self._activate(pre_acts, magnitudes))
 
     def _full_code(self, hidden: Tensor) -> tuple[Code, Normalized]:
-        normalized = self._normalize(hidden.to(self.dtype))
+        normalized = self.normalize(hidden.to(self.dtype))
         return self._code_from(*self._linear(self._encoder_input(normalized))), normalized
 
     def _dense(self, code: Code) -> Tensor:
@@ -292,7 +288,7 @@ class SparseAutoencoder(InModelMixin, nn.Module):
         return latents @ self.W_dec
 
     def _decode_code(self, code: Code, normalized: Normalized, hidden: Tensor) -> Tensor:
-        return self._skip(self._denormalize(self._decoded(code) + self.b_dec, normalized), hidden)
+        return self._skip(self.denormalize(self._decoded(code) + self.b_dec, normalized), hidden)
 
     def _skip(self, output: Tensor, hidden: Tensor) -> Tensor:
         return output + hidden.to(self.dtype) @ self.W_skip.T if self.config.skip_connection else output

@@ -16,8 +16,9 @@ from ..create_training_data.labelled_text import LabelledTexts
 from ..evaluation.detection import auroc, mean_by_text
 from ..evaluation.generation import continuation_mask, continuation_perplexity, repetition
 from ..modeling import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from ..training.conditioned_latent import fit_conditioned_sae, usual_norm
+from ..training.conditioned_latent import fit_conditioned_sae
 from ..training.diffmean import fit_diffmean
+from ..training.initialization import usual_norm
 from .settings import CONCEPT, Prepared, Settings
 
 Report = Callable[[int, int], None]

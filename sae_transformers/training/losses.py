@@ -1,43 +1,40 @@
-"""Training objectives of published systems, one function an equation."""
+"""Losses of tensors, one function an equation; a number for each token."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..modeling import SparseAutoencoder
 
+def normalized_mse(output: Tensor, target: Tensor) -> Tensor:
+    """`mean((output - target)^2) / mean(target^2)` over the width.
 
-def scar_loss(
-    sae: SparseAutoencoder, hidden: Tensor, labels: Tensor, *, scaling: float = 1.0, legacy: bool = False
-) -> Tensor:
-    """Sparse conditioned autoencoder: `mean_i(L2_i + w_i * BCE_i)` with w = `scaling` on positive tokens, else 1.
-
-    L2 is the normalised MSE; BCE that of the pre-activation of each concept latent, so it has a gradient where the
-    latent is not among the top k. "SCAR: sparse conditioned autoencoders for concept detection and steering in LLMs"
-    (https://huggingface.co/papers/2411.07122).
+    Used by SCAR (https://huggingface.co/papers/2411.07122), SelfReg (https://huggingface.co/papers/2502.14133) and
+    "Scaling and evaluating sparse autoencoders" (https://huggingface.co/papers/2406.04093). A target of zeros that is
+    met counts 0.
 
     Args:
-        sae: with one concept.
-        hidden: (n_tokens, d_in).
-        labels: (n_tokens,), 1 where the concept is present, 0 where absent, negative where unknown.
-        scaling: weight of positive tokens. 0 is the unconditioned objective: no BCE at all.
-        legacy: as the published code computes it: `mean_i w_i * (L2_i + BCE_i)`, since its gradient hook scales both
-            terms in place, and unknown labels count as absent.
+        output, target: (..., d).
 
     Returns:
-        loss, ().
-
-    Raises:
-        ValueError: the SAE has not exactly one concept.
+        (...), 0 or more; 1 for an output of zeros.
     """
-    if len(sae.config.concepts) != 1:
-        raise ValueError(f"`sae` must have one concept. Received: concepts={sae.config.concepts!r}.")
-    known = torch.where(labels < 0, 0 if legacy else -100, labels)
-    terms = sae.losses(hidden, known[:, None], reduction="none")
-    if scaling == 0:
-        return terms["reconstruction"].mean()
-    weights = torch.where(labels > 0, scaling, 1.0).to(hidden)
-    if legacy:
-        return (weights * (terms["reconstruction"] + terms["conditioning"])).mean()
-    return (terms["reconstruction"] + weights * terms["conditioning"]).mean()
+    error = (output - target).square().mean(-1)
+    return error / target.square().mean(-1).clamp(min=torch.finfo(target.dtype).tiny)
+
+
+def concept_losses(pre_acts: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of pre-activations as logits; 0, with no gradient, where a label is unknown.
+
+    Args:
+        pre_acts: (..., n_concepts).
+        labels: (..., n_concepts), 0 to 1, or -100 for unknown.
+
+    Returns:
+        (..., n_concepts).
+    """
+    known = labels >= 0
+    goal = torch.where(known, labels, 0.0).to(pre_acts)
+    loss = F.binary_cross_entropy_with_logits(pre_acts, goal, reduction="none")
+    return torch.where(known, loss, 0.0)

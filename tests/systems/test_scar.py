@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from sae_transformers import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from sae_transformers.modeling.call_record import CallRecord
 from sae_transformers.modeling.steering_plan import SteeringPlan
-from sae_transformers.training.losses import scar_loss
+from sae_transformers.training.arguments import SaeLossArguments
+from sae_transformers.training.objective import SaeObjective
 from tests.tiny import prompt, tiny_base, tiny_model, tiny_sae
 
 F64 = torch.float64
@@ -141,17 +142,30 @@ def test_fact_8_a_perfect_code_keeps_the_asymmetric_eps():
     assert (expected - x).abs().max() > 1e-6
 
 
+def scar_training(sae, x, labels=None, **settings) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The training loss of hidden states (n_tokens, d_in) and labels (n_tokens,), and its terms of each token."""
+    objective = SaeObjective([sae], SaeLossArguments(**settings)).train()
+    batch = {sae.config.read_at: x} if labels is None else {sae.config.read_at: x, "labels": labels[:, None]}
+    loss = objective(**batch)["loss"]
+    return loss, objective.last_steps[0].terms
+
+
 def test_fact_9_normalised_mse():
     sae = scar_sae(normalization="none")
     x = torch.randn(30, 32, dtype=F64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        loss = sae.losses(x, reduction="none")["reconstruction"]
+        loss = scar_training(sae, x)[1]["reconstruction"]
         torch.testing.assert_close(
             loss, (sae(x).reconstruction - x).square().mean(-1) / x.square().mean(-1), rtol=1e-12, atol=0
         )
-        sae.W_dec.zero_()
+        torch.testing.assert_close(sae.losses(x, reduction="none")["reconstruction"], loss, rtol=1e-12, atol=0)
         sae.b_dec.zero_()
-        assert torch.equal(sae.losses(x, reduction="none")["reconstruction"], torch.ones(30, dtype=F64))
+        # Scaled together, x and its reconstruction have the same loss.
+        plain = scar_training(sae, x)[1]["reconstruction"]
+        sae.b_enc.mul_(7.0)
+        torch.testing.assert_close(scar_training(sae, 7.0 * x)[1]["reconstruction"], plain, rtol=1e-12, atol=0)
+        sae.W_dec.zero_()
+        assert torch.equal(scar_training(sae, x)[1]["reconstruction"], torch.ones(30, dtype=F64))
 
 
 def concept_sae(**settings) -> SparseAutoencoder:
@@ -176,7 +190,7 @@ def test_fact_10_conditioning_does_not_depend_on_the_selection():
         sae = concept_sae(k=k)
         with torch.no_grad():
             sae.b_enc[FEATURE] = -50.0  # never among the top 1
-        found.append(gradients(sae, sae.losses(x, labels[:, None])["conditioning"]))
+        found.append(gradients(sae, scar_training(sae, x, labels)[1]["conditioning"].mean()))
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert torch.equal(gradient, found[1][name]), name
@@ -187,12 +201,13 @@ def test_fact_11_unknown_labels():
     x, labels = tokens_and_labels()
     sae = concept_sae()
     unknown = labels.clone()
-    unknown[labels == 0] = -1
-    assert torch.equal(scar_loss(sae, x, unknown, legacy=True), scar_loss(sae, x, labels, legacy=True))
+    unknown[labels == 0] = -100
+    legacy = [scar_training(sae, x, y, conditioning_legacy=True, pos_weight=2.0)[0] for y in (unknown, labels)]
+    assert torch.equal(*legacy)
     # as intended they count for nothing
-    terms = sae.losses(x, labels[:, None], reduction="none")
+    terms = scar_training(sae, x, labels)[1]
     expected = (terms["reconstruction"] + (labels == 1) * terms["conditioning"]).mean()
-    torch.testing.assert_close(scar_loss(sae, x, unknown), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(scar_training(sae, x, unknown)[0], expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("scaling", [0.5, 1.0, 4.0])
@@ -208,8 +223,8 @@ def test_fact_12_scaling_of_positive_tokens(scaling):
     l2 = (reconstruction - x).square().mean(-1) / x.square().mean(-1)
     bce = F.binary_cross_entropy(a[:, FEATURE].sigmoid(), labels, reduction="none")
     intended = gradients(sae, (l2 + w * bce).mean())
-    ours_legacy = gradients(sae, scar_loss(sae, x, labels, scaling=scaling, legacy=True))
-    ours = gradients(sae, scar_loss(sae, x, labels, scaling=scaling))
+    ours_legacy = gradients(sae, scar_training(sae, x, labels, pos_weight=scaling, conditioning_legacy=True)[0])
+    ours = gradients(sae, scar_training(sae, x, labels, pos_weight=scaling)[0])
     for name in legacy:
         torch.testing.assert_close(ours_legacy[name], legacy[name], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(ours[name], intended[name], rtol=1e-9, atol=1e-12)
@@ -220,9 +235,19 @@ def test_fact_12_scaling_of_positive_tokens(scaling):
 def test_fact_12_zero_is_the_unconditioned_loss():
     x, labels = tokens_and_labels()
     sae = concept_sae()
-    assert torch.equal(scar_loss(sae, x, labels, scaling=0), sae.losses(x)["reconstruction"])
-    with pytest.raises(ValueError, match="one concept"):
-        scar_loss(scar_sae(), x, labels)
+    unconditioned = scar_training(scar_sae(), x)[0]
+    for settings in ({"pos_weight": 0}, {"conditioning_weight": 0}, {"pos_weight": 0, "conditioning_legacy": True}):
+        loss, terms = scar_training(sae, x, labels, **settings)
+        assert torch.equal(loss, unconditioned) and set(terms) == {"reconstruction"}
+
+
+@pytest.mark.parametrize("weight", [0.25, 3.0])
+def test_the_weight_of_the_cross_entropy(weight):
+    x, labels = tokens_and_labels()
+    terms = scar_training(concept_sae(), x, labels, pos_weight=2.0)[1]
+    expected = (terms["reconstruction"] + weight * terms["conditioning"]).mean()
+    found = scar_training(concept_sae(), x, labels, pos_weight=2.0, conditioning_weight=weight)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 def test_fact_13_one_call_a_token(scar):

@@ -3,19 +3,15 @@ import torch
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
 from sae_transformers.evaluation.detection import auroc
-from sae_transformers.training.conditioned_latent import (
-    HiddenStateBatches,
-    fit_conditioned_sae,
-    point_latent_at,
-    usual_norm,
-)
+from sae_transformers.training.conditioned_latent import fit_conditioned_sae
+from sae_transformers.training.initialization import point_latent_at, usual_norm
 
 D_IN = 16
 
 
 def new_sae(**settings) -> SparseAutoencoder:
     torch.manual_seed(0)
-    defaults = {"d_in": D_IN, "d_sae": 32, "activation": "topk", "k": 4, "concepts": {"planted": 3}}
+    defaults = {"d_in": D_IN, "d_sae": 32, "activation": "topk", "k": 4, "layer": 0, "concepts": {"planted": 3}}
     return SparseAutoencoder(SparseAutoencoderConfig(**{**defaults, **settings}))
 
 
@@ -81,13 +77,6 @@ def test_point_latent_at_sets_one_unit_direction() -> None:
     assert torch.equal(sae.W_dec[4:], others)
     with pytest.raises(ValueError, match=r"norm 0\.0"):
         point_latent_at(sae, 3, torch.zeros(D_IN))
-
-
-def test_a_batch_is_one_gather() -> None:
-    data = HiddenStateBatches(torch.arange(12.0).view(6, 2).bfloat16(), torch.arange(6)[:, None])
-    batch = data.__getitems__([4, 1])
-    assert batch["hidden"].tolist() == [[8.0, 9.0], [2.0, 3.0]] and batch["hidden"].dtype == torch.float32
-    assert batch["concept_labels"].tolist() == [[4.0], [1.0]]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,356 @@
+"""Rows of text, with labels where there are any: from the Hub or from files, read block by block; and their tokens."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import torch
+from fsspec.core import url_to_fs
+from torch import Tensor
+
+from .labelled_text import LABEL_NAMES
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+TXT_ROWS = ("paragraph", "line", "file")
+UNKNOWN = -100.0
+UNKNOWN_LABELS = ("", "-100", "-100.0", "none", "null", "nan")
+
+
+class TextRows(NamedTuple):
+    """texts: of consecutive rows. labels: (n_rows, n_labels) float32: 0, 1 or -100 for unknown."""
+
+    texts: list[str]
+    labels: Tensor
+
+
+class TokenRows(NamedTuple):
+    """What the model reads, one tensor a sequence.
+
+    ids: (length,) int64. source: (length,) int64, number of the source row of each token.
+    """
+
+    ids: list[Tensor]
+    source: list[Tensor]
+
+
+class TextSource:
+    """Rows in a fixed order, of which any stretch can be read; reading onwards is cheap.
+
+    Args:
+        iterate: gives the rows from a number on, which is 0 where `length` is None.
+        column: the text; `prompt.text` is the field `text` of the column `prompt`.
+        labels: columns with 0, 1 (or the names that `LABEL_NAMES` has) or nothing (-100, empty) for unknown.
+        length: number of rows where it is known; then starting at a row must cost less than reading up to it.
+        facts: what identifies the rows, as JSON values.
+    """
+
+    def __init__(
+        self,
+        iterate: Callable[[int], Iterable[Mapping[str, Any]]],
+        *,
+        column: str = "text",
+        labels: Sequence[str] = (),
+        length: int | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.column, self.labels = column, tuple(labels)
+        self.facts = {"column": column, **(facts or {})}
+        self.n_rows = length  # known at the latest when the end was seen
+        self._iterate, self._seekable = iterate, length is not None
+        self._rows: Iterator[Mapping[str, Any]] = iter(())
+        self._position: int | None = None
+
+    def first(self, count: int) -> TextSource:
+        """The same rows up to a number.
+
+        Raises:
+            ValueError: the number is not positive.
+        """
+        if count < 1:
+            raise ValueError(f"`max_rows` must be 1 or more, or None for all. Received: max_rows={count!r}.")
+        length = None if self.n_rows is None else min(self.n_rows, count)
+        return TextSource(
+            lambda start: itertools.islice(self._iterate(start), max(0, count - start)),
+            column=self.column,
+            labels=self.labels,
+            length=length,
+            facts={**self.facts, "max_rows": count},
+        )
+
+    def rows(self) -> Iterable[Mapping[str, Any]]:
+        """Every row as it is, with all its columns."""
+        return self._iterate(0)
+
+    def read(self, start: int, count: int) -> TextRows:
+        """Rows `start` to `start + count`, fewer at the end, none behind it.
+
+        Raises:
+            ValueError: a column is missing, a text is no string, or a label is unknown.
+        """
+        if self.n_rows is not None:
+            count = max(0, min(count, self.n_rows - start))
+        rows = self._seek(start, count) if count else []
+        texts = [self._text(row, start + i) for i, row in enumerate(rows)]
+        values = [[self._label(row, name, start + i) for name in self.labels] for i, row in enumerate(rows)]
+        return TextRows(texts, torch.tensor(values, dtype=torch.float32).view(len(rows), len(self.labels)))
+
+    def _seek(self, start: int, count: int) -> list[Mapping[str, Any]]:
+        if self._position is None or start < self._position or (self._seekable and start != self._position):
+            self._position = start if self._seekable else 0
+            self._rows = iter(self._iterate(self._position))
+        self._position += sum(1 for _ in itertools.islice(self._rows, start - self._position))
+        rows = list(itertools.islice(self._rows, count)) if self._position == start else []
+        self._position += len(rows)
+        if self._position < start + count:
+            self.n_rows = self._position
+        return rows
+
+    def blocks(self, size: int, numbers: Iterable[int]) -> Iterator[tuple[int, TextRows]]:
+        """Blocks of `size` rows of these ascending numbers, with their numbers, up to the end of the rows."""
+        for number in numbers:
+            rows = self.read(number * size, size)
+            if not rows.texts:
+                return
+            yield number, rows
+
+    def _text(self, row: Mapping[str, Any], number: int) -> str:
+        text = _value(row, self.column, number)
+        if text is not None and not isinstance(text, str):
+            raise ValueError(
+                f"The text must be a string; name its column with `column`. "
+                f"Received: {self.column}={text!r} in row {number}."
+            )
+        return text or ""
+
+    def _label(self, row: Mapping[str, Any], name: str, number: int) -> float:
+        value = _value(row, name, number)
+        key = str(value).strip().lower()
+        if key in UNKNOWN_LABELS:
+            return UNKNOWN
+        if key not in LABEL_NAMES:
+            raise ValueError(
+                f"Labels must be 0 or 1 (or false, true), or -100 or empty where unknown. "
+                f"Received: {name}={value!r} in row {number}."
+            )
+        return float(LABEL_NAMES[key])
+
+
+def _value(row: Mapping[str, Any], column: str, number: int) -> Any:
+    if column in row:
+        return row[column]
+    found: Any = row
+    for part in column.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise ValueError(
+                f"Every row needs the column {column!r}. Received: columns "
+                f"{', '.join(map(repr, row)) or 'none'} in row {number}."
+            )
+        found = found[part]
+    return found
+
+
+# -- where rows come from --------------------------------------------------------------------------------------------
+
+
+def rows_of_list(
+    texts: Sequence[str], labels: Mapping[str, Sequence[Any]] | None = None, *, name: str = "list"
+) -> TextSource:
+    """Texts in memory, with a list of values for each label."""
+    columns = dict(labels or {})
+    if wrong := [key for key, values in columns.items() if len(values) != len(texts)]:
+        raise ValueError(
+            f"Every label needs {len(texts)} values. Received: {len(columns[wrong[0]])} for {wrong[0]!r}."
+        )
+
+    def iterate(start: int) -> Iterator[Mapping[str, Any]]:
+        for i in range(start, len(texts)):
+            yield {"text": texts[i], **{key: values[i] for key, values in columns.items()}}
+
+    facts = {"text": name, "rows": len(texts)}
+    return TextSource(iterate, labels=tuple(columns), length=len(texts), facts=facts)
+
+
+def open_text(
+    source: str,
+    *,
+    column: str = "text",
+    labels: Sequence[str] = (),
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    txt_rows: str = "paragraph",
+) -> TextSource:
+    """Rows of a Hub data set, a file, a folder or a glob of files, local or behind any fsspec URL.
+
+    Files are .txt, .jsonl, .json, .csv or .parquet, also compressed, in the order of their names.
+
+    Args:
+        split, subset, revision: of a Hub data set.
+        streaming: read a Hub data set over the network as it is needed, in place of a copy on disk.
+        txt_rows: what a row of a .txt file is: `paragraph` (blank lines between), `line` or `file`.
+
+    Raises:
+        OSError: nothing there.
+        ValueError: no file of a known kind.
+    """
+    if txt_rows not in TXT_ROWS:
+        raise ValueError(f"`txt_rows` must be one of {', '.join(TXT_ROWS)}. Received: txt_rows={txt_rows!r}.")
+    fs, place = url_to_fs(source)
+    if "://" not in source and not any(c in source for c in "*?[") and not fs.exists(place):
+        if _suffix(source):
+            raise FileNotFoundError(f"There is no file {source!r}.")
+        dataset = _load_hub(source, subset, split=split, revision=revision, streaming=streaming)
+        facts = {"text": source, "subset": subset, "split": split, "revision": revision}
+        length = None if streaming else len(dataset)
+        return TextSource(
+            _iterate_dataset(dataset, streaming), column=column, labels=labels, length=length, facts=facts
+        )
+    if fs.isdir(place):
+        found = [name for name in fs.find(place) if _suffix(name)]
+    else:
+        found = [str(name) for name in fs.glob(place)] if any(c in place for c in "*?[") else [place]
+    files = sorted(name for name in found if fs.isfile(name))
+    if not files:
+        raise FileNotFoundError(f"There is no file {source!r} of {', '.join(SUFFIXES)}.")
+    if wrong := [name for name in files if not _suffix(name)]:
+        raise ValueError(f"Text files end in {', '.join(SUFFIXES)}. Received: {PurePosixPath(wrong[0]).name!r}.")
+
+    def iterate(start: int) -> Iterator[Mapping[str, Any]]:
+        return itertools.islice(
+            itertools.chain.from_iterable(_rows_of(fs, name, txt_rows) for name in files), start, None
+        )
+
+    # Sizes, so that a harvest does not go on with a file that has changed.
+    sizes = {PurePosixPath(name).name: fs.size(name) for name in files}
+    facts = {"text": source, "files": sizes, "txt_rows": txt_rows}
+    return TextSource(iterate, column=column, labels=labels, facts=facts)
+
+
+def _suffix(name: str) -> str | None:
+    """The kind of a file, or None if it is none of ours; `a.jsonl.gz` is .jsonl."""
+    path = PurePosixPath(name)
+    suffix = PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    return suffix if suffix in SUFFIXES else None
+
+
+def _load_hub(name: str, subset: str | None, **options: Any) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, subset, **options)
+    except Exception as error:  # whatever it raises, the user typed a name that gave no data
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise OSError(f"{name!r} is no file, and it could not be read as a Hub data set: {reason[0]}") from error
+
+
+def _iterate_dataset(dataset: Any, streaming: bool) -> Callable[[int], Iterable[Mapping[str, Any]]]:
+    if streaming:
+        return lambda start: dataset.skip(start)
+    return lambda start: (dataset[i] for i in range(start, len(dataset)))
+
+
+def _rows_of(fs: Any, name: str, txt_rows: str) -> Iterator[Mapping[str, Any]]:
+    suffix = _suffix(name)
+    if suffix == ".parquet":
+        from datasets import load_dataset
+
+        yield from load_dataset("parquet", data_files=fs.unstrip_protocol(name), split="train", streaming=True)  # pyright: ignore[reportReturnType]
+        return
+    csv.field_size_limit(sys.maxsize)
+    newline = "" if suffix == ".csv" else None
+    try:
+        with (
+            fs.open(name, "rb", compression="infer") as raw,
+            io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as file,
+        ):
+            if suffix == ".csv":
+                yield from csv.DictReader(file)
+            elif suffix == ".txt":
+                yield from ({"text": text} for text in _texts_of(file, txt_rows))
+            else:
+                yield from _objects_of(file, PurePosixPath(name).name)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Text files are UTF-8. Received: {PurePosixPath(name).name}: {error}.") from None
+
+
+def _texts_of(file: Iterable[str], txt_rows: str) -> Iterator[str]:
+    if txt_rows == "file":
+        yield "".join(file)
+    elif txt_rows == "line":
+        yield from (line.rstrip("\n") for line in file)
+    else:
+        for blank, lines in itertools.groupby(file, lambda line: not line.strip()):
+            if not blank:
+                yield "".join(lines).strip()
+
+
+def _objects_of(file: io.TextIOBase, name: str) -> Iterator[Mapping[str, Any]]:
+    """Objects one a line, or one list of them."""
+    first = next((line for line in file if line.strip()), "")
+    if first.lstrip().startswith("["):
+        try:
+            entries = json.loads(first + file.read())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is no list of JSON objects: {error}.") from None
+        numbered = enumerate(entries)
+    else:
+        numbered = ((number, line) for number, line in enumerate(itertools.chain([first], file), 1) if line.strip())
+    for number, entry in numbered:
+        if isinstance(entry, str):
+            try:
+                entry = json.loads(entry)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Line {number} of {name} is no JSON object: {error}.") from None
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"Entry {number} of {name} is no JSON object. Received: {str(entry)[:60]!r}.")
+        yield entry
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], *, first_row: int, max_length: int, pack: bool) -> TokenRows:
+    """Texts as sequences of at most `max_length` tokens; empty texts give none.
+
+    Args:
+        first_row: number of the first text in the source.
+        pack: join the texts with the end token between and cut them every `max_length` tokens, the rest being a
+            shorter sequence; a tokenizer that starts texts with a beginning token has it at each cut. Otherwise a
+            text is a sequence, cut at its end.
+
+    Raises:
+        ValueError: packing needs an end token, and the tokenizer has none.
+    """
+    numbers = [i for i, text in enumerate(texts) if text.strip()]
+    if not numbers:
+        return TokenRows([], [])
+    options = {"add_special_tokens": False} if pack else {"truncation": True, "max_length": max_length}
+    wanted = [texts[i] for i in numbers]
+    found = tokenizer(wanted, return_attention_mask=False, verbose=False, **options)["input_ids"]
+    ids = [torch.tensor(row, dtype=torch.long) for row in found]
+    source = [torch.full((len(row),), first_row + i) for i, row in zip(numbers, ids, strict=True)]
+    if not pack:
+        return TokenRows(ids, source)
+    if tokenizer.eos_token_id is None:
+        raise ValueError("Packing puts an end token between texts. Received: eos_token_id=None; give `pack=False`.")
+    joined, origin = [], []
+    for row, numbers_of_row in zip(ids, source, strict=True):
+        end = torch.full_like(row[:1], tokenizer.eos_token_id)  # empty where the row is
+        joined += [row, end]
+        origin += [numbers_of_row, numbers_of_row[:1]]
+    all_ids, all_source = torch.cat(joined[:-1]), torch.cat(origin[:-1])
+    start = tokenizer("")["input_ids"][:1]
+    if not start or start[0] != tokenizer.bos_token_id:
+        return TokenRows(list(all_ids.split(max_length)), list(all_source.split(max_length)))
+    pieces = zip(all_ids.split(max_length - 1), all_source.split(max_length - 1), strict=True)
+    begun = [(torch.cat([torch.tensor(start), part]), torch.cat([of[:1], of])) for part, of in pieces]
+    return TokenRows([part for part, _ in begun], [of for _, of in begun])

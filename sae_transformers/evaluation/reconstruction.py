@@ -1,0 +1,246 @@
+"""How well an SAE reconstructs: errors of its output, sparsity and use of its latents, and what the model loses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..modeling import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures, Steering
+
+
+def l0(latents: Tensor | SparseFeatures) -> float:
+    """Mean number of active latents of a token, from (..., d_sae) latents or their sparse form."""
+    values = latents if isinstance(latents, Tensor) else latents.values
+    return float((values != 0).sum(-1).double().mean())
+
+
+def fvu(target: Tensor, reconstruction: Tensor) -> float:
+    """Fraction of variance unexplained: `sum |x - xh|^2 / sum |x - mean(x)|^2` over tokens; 1 - explained variance.
+
+    Args:
+        target, reconstruction: (n_tokens, d).
+
+    Raises:
+        ValueError: the target does not vary.
+    """
+    return _measured(target, reconstruction)["fvu"]
+
+
+def normalized_mse(target: Tensor, reconstruction: Tensor) -> float:
+    """Mean over tokens of `mean((xh - x)^2) / mean(x^2)`, what SCAR minimises.
+
+    https://huggingface.co/papers/2411.07122, L_r. A target of zeros that is met counts 0.
+    """
+    return float(_token_errors(target, reconstruction)[1].mean())
+
+
+def cosine_similarity(target: Tensor, reconstruction: Tensor) -> float:
+    """Mean over tokens of the cosine between target and reconstruction, (n_tokens, d) each."""
+    return float(F.cosine_similarity(target.double(), reconstruction.double(), dim=-1).mean())
+
+
+class ReconstructionMeter:
+    """The figures of this module over a data set, batch by batch; what is kept is (d,) and (d_sae,).
+
+    Args:
+        d_sae: number of latents; 0 where they are not measured.
+    """
+
+    def __init__(self, d_sae: int = 0) -> None:
+        self.active_tokens = torch.zeros(d_sae, dtype=torch.long)
+        self.tokens = 0
+        self.active = 0
+        self.squared_error = self.relative_error = self.cosine = self.squares = 0.0
+        self.origin: Tensor | None = None
+
+    def update(self, target: Tensor, reconstruction: Tensor, latents: Tensor | SparseFeatures | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            target, reconstruction: (n_tokens, d).
+            latents: (n_tokens, d_sae), or sparse.
+        """
+        if target.ndim != 2 or target.shape != reconstruction.shape:
+            raise ValueError(
+                f"`target` and `reconstruction` must be of one shape (n_tokens, d). "
+                f"Received: {tuple(target.shape)} and {tuple(reconstruction.shape)}."
+            )
+        if not len(target):
+            return
+        target, reconstruction = target.double(), reconstruction.double()
+        if self.origin is None:  # variances are taken from here: a large mean would cancel their digits
+            self.origin = target.mean(0)
+            self.sums = torch.zeros_like(self.origin)
+        error, relative = _token_errors(target, reconstruction)
+        moved = target - self.origin.to(target.device)
+        self.tokens += len(target)
+        self.squared_error += float(error.sum())
+        self.relative_error += float(relative.sum())
+        self.cosine += float(F.cosine_similarity(target, reconstruction, dim=-1).sum())
+        self.squares += float(moved.square().sum())
+        self.sums += moved.sum(0).to(self.sums.device)
+        if latents is not None:
+            on = latents != 0 if isinstance(latents, Tensor) else latents.values != 0
+            indices = on.nonzero()[:, -1] if isinstance(latents, Tensor) else latents.indices[on]
+            self.active += len(indices)
+            self.active_tokens += torch.bincount(indices.cpu(), minlength=len(self.active_tokens))
+
+    def result(self) -> dict[str, float]:
+        """`fvu`, `normalized_mse`, `cosine_similarity`, `tokens`; with latents also `l0` and `dead_share`, the share
+        of latents that were active on no token.
+
+        Raises:
+            ValueError: the targets do not vary, or there are none.
+        """
+        variance = self.squares - float(self.sums.square().sum()) / self.tokens if self.origin is not None else 0.0
+        if not variance > 0:
+            raise ValueError(f"The targets must vary: expected two different tokens. Received: {self.tokens} tokens.")
+        found: dict[str, float] = {
+            "fvu": self.squared_error / variance,
+            "normalized_mse": self.relative_error / self.tokens,
+            "cosine_similarity": self.cosine / self.tokens,
+            "tokens": self.tokens,
+        }
+        if len(self.active_tokens):
+            found["l0"] = self.active / self.tokens
+            found["dead_share"] = float((self.active_tokens == 0).double().mean())
+        return found
+
+
+@torch.no_grad()
+def measure_reconstruction(
+    sae: SparseAutoencoder, batches: Iterable[Tensor], *, tokens_at_once: int = 2048
+) -> dict[str, float]:
+    """`ReconstructionMeter.result` of an SAE that reconstructs what it reads.
+
+    Args:
+        sae: not a transcoder.
+        batches: hidden states, (n_tokens, d_in) each. Leave out what the SAE was not made for (first tokens).
+        tokens_at_once: of a forward pass.
+    """
+    meter = ReconstructionMeter(sae.config.d_sae)
+    for batch in batches:
+        for hidden in batch.split(tokens_at_once):
+            out = sae(hidden.to(sae.device, sae.dtype))
+            meter.update(hidden.to(sae.device), out.reconstruction, out.latents)
+    return meter.result()
+
+
+@torch.no_grad()
+def ce_loss_recovered(
+    model: Any, batches: Iterable[Mapping[str, Tensor]], *, saes: Sequence[int] = (0,), skip_first: int = 1
+) -> dict[str, float]:
+    """What the language model loses when SAEs stand in its path, against losing their sites altogether.
+
+    recovered = (CE_zero - CE_sae) / (CE_zero - CE_base): 1 is as good as the base, 0 as bad as zeros at the site.
+
+    Args:
+        model: `SaeForCausalLM`.
+        batches: `input_ids` (batch, seq) and, where there is padding, `attention_mask`; kept for a second pass.
+        saes: numbers of the SAEs that are in place together.
+        skip_first: first tokens of each text that stay as they are. The first is an outlier in norm that SAEs are
+            seldom trained on.
+
+    Returns:
+        `ce_base`, `ce_sae`, `ce_zero`, `ce_mean` (the site's mean hidden state in its place), in nats a token;
+        `recovered`, `recovered_from_mean` (with CE_mean for CE_zero); `tokens` predicted.
+
+    Raises:
+        ValueError: no token is predicted, an SAE writes elsewhere than it reads, or zeros at the sites change nothing.
+    """
+    configs = [model.saes[number].config for number in saes]
+    for config in configs:
+        if config.read_at != config.write_at:
+            raise ValueError(
+                f"Expected SAEs that write where they read. Received: {config.read_at} and {config.write_at}."
+            )
+    batches = list(batches)
+    means = [torch.zeros(config.d_out, dtype=torch.float64, device=model.device) for config in configs]
+    count = 0
+    for ids, mask in _on(model.device, batches):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        inputs = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            steering=False,
+            output_sae_inputs=True,
+            stop_at_last_sae=True,
+        ).sae_inputs
+        kept = mask.bool() & (mask.cumsum(-1) > skip_first)
+        count += int(kept.sum())
+        for number, mean in zip(saes, means, strict=True):
+            mean += inputs[number][kept].double().sum(0)
+    steering = Steering(reconstruct=tuple(saes), positions=[(skip_first, None)])
+    found = {}
+    found["ce_base"], tokens = _cross_entropy(model, batches, False)
+    found["ce_sae"], _ = _cross_entropy(model, batches, steering)
+    with _constants(model, saes, [torch.zeros_like(mean) for mean in means]):
+        found["ce_zero"], _ = _cross_entropy(model, batches, steering)
+    with _constants(model, saes, [mean / max(count, 1) for mean in means]):
+        found["ce_mean"], _ = _cross_entropy(model, batches, steering)
+    for name, worst in (("recovered", "ce_zero"), ("recovered_from_mean", "ce_mean")):
+        lost = found[worst] - found["ce_base"]
+        if lost == 0:
+            raise ValueError(f"Replacing the sites of SAEs {list(saes)} changes nothing. Received: {found}.")
+        found[name] = (found[worst] - found["ce_sae"]) / lost
+    return {**found, "tokens": tokens}
+
+
+@contextmanager
+def _constants(model: Any, saes: Sequence[int], values: Sequence[Tensor]) -> Iterator[None]:
+    """SAEs that give the same vector, (d_out,), whatever they read, in place of those of the model."""
+    originals = {str(number): model.saes[number] for number in saes}
+    try:
+        for (name, sae), value in zip(originals.items(), values, strict=True):
+            config = SparseAutoencoderConfig(d_in=sae.config.d_in, d_sae=1, apply_b_dec_to_input=False)
+            constant = SparseAutoencoder(config, dtype=sae.dtype).to(sae.device)
+            for parameter in constant.parameters():
+                parameter.zero_()
+            constant.b_dec.copy_(value)
+            model.saes.add_module(name, constant)
+        yield
+    finally:
+        for name, sae in originals.items():
+            model.saes.add_module(name, sae)
+
+
+def _cross_entropy(model: Any, batches: Sequence[Mapping[str, Tensor]], steering: Any) -> tuple[float, int]:
+    """Mean over predicted tokens, in nats, and their number."""
+    total, tokens = 0.0, 0
+    for ids, mask in _on(model.device, batches):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, steering=steering, use_cache=False
+        ).logits[:, :-1]
+        counted = (mask[:, 1:] * mask[:, :-1]).bool()  # a first token has nothing to be predicted from
+        total += float(F.cross_entropy(logits[counted].float(), ids[:, 1:][counted], reduction="sum"))
+        tokens += int(counted.sum())
+    if not tokens:
+        raise ValueError("Expected a text of two tokens or more. Received: no token to predict.")
+    return total / tokens, tokens
+
+
+def _on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        ids = batch["input_ids"].to(device)
+        mask = batch.get("attention_mask")
+        yield ids, torch.ones_like(ids) if mask is None else mask.to(device)
+
+
+def _token_errors(target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error of each token, (n_tokens,), and the same over the token's own squared norm."""
+    target = target.double()
+    error = (reconstruction.double() - target).square().sum(-1)
+    return error, error / target.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _measured(target: Tensor, reconstruction: Tensor) -> dict[str, float]:
+    meter = ReconstructionMeter()
+    meter.update(target, reconstruction)
+    return meter.result()

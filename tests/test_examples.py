@@ -1,0 +1,80 @@
+"""The examples run from end to end, on a tiny model and made-up rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.create_training_data.words import WORDS, word_tokenizer
+from tests.tiny import tiny_base
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    if spec is None or spec.loader is None:
+        pytest.fail(f"there is no example {name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [n for each in value for n in numbers(each)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
+def test_scar_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+
+    def words(toxic: bool) -> str:
+        usual = WORDS[:8] if toxic else WORDS[8:16]  # the concept is a choice of words
+        return " ".join(draw.choice(usual) for _ in range(8))
+
+    rows = []
+    for i in range(80):
+        score = 0.9 if i % 2 else 0.1
+        prompt, continuation = ({"text": words(i % 2 == 1) + " ", "toxicity": score} for _ in range(2))
+        rows.append({"prompt": prompt, "continuation": continuation})
+    chat = [{"text": words(i % 2 == 1), "toxicity": str(i % 2)} for i in range(30)]
+    tiny_base(vocab_size=len(word_tokenizer())).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    module = load("scar_toxicity")
+    asked = [
+        *("--rtp", write(tmp_path / "rtp.jsonl", rows), "--toxic-chat", write(tmp_path / "chat.jsonl", chat)),
+        *("--model", str(tmp_path / "model"), "--layer", "1", "--dtype", "float32", "--k", "4", "--steps", "20"),
+        *("--tokens-per-step", "64", "--prompts", "5", "--search-prompts", "3", "--new-tokens", "4"),
+        *("--test-share", "0.4", "--out", str(tmp_path / "out")),
+    ]
+    monkeypatch.setattr(sys, "argv", ["scar_toxicity.py", *asked])
+    module.main()
+    text = (tmp_path / "out" / "results.json").read_text(encoding="utf-8")
+    (run,) = json.loads(text)["runs"]
+    assert all(map(math.isfinite, numbers(run)))
+    assert run["counts"]["RealToxicityPrompts"]["texts"] == 32
+    for site in ("mlp_out", "resid_post"):
+        for name in ("conditioned latent", "difference of means", "linear probe"):
+            assert run["detection_auroc"][f"{site}: {name}"]["ToxicChat"][0] > 0.9
+    for found in run["steering"]:
+        points = {point["name"]: point for point in found["points"]}
+        assert len(points) == 1 + 7 + 6 + 4
+        assert points["unsteered"]["first_divergent_token"] == 4
+        assert points["unsteered"]["toxicity_change"] == 0
+    assert "".join(WORDS[:2]) not in text and WORDS[0] + " " not in text  # numbers, no texts
