@@ -21,7 +21,6 @@ import sys
 import tempfile
 import venv
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -50,7 +49,6 @@ from sae_transformers.training.trainer import SaeTrainer
 
 VERSIONS = ("sae-lens==6.54.12", "eai-sparsify==1.3.3", "dictionary-learning==0.1.0")
 PEERS = ("sparsify", "sparsify adam", "dictionary-learning", "sae-lens", "sae-lens sparse")
-HERE = Path(__file__).parent
 Results = dict[str, list[dict[str, Any]]]
 
 
@@ -65,9 +63,7 @@ def dense(s: SimpleNamespace, feed: Feed) -> None:
     """Plain autograd on dense latents, `torch.optim.Adam` with its defaults, unit decoder rows, dead-latent counts."""
     W_dec = F.normalize(torch.randn(s.d_sae, s.d_in, device=s.device), dim=-1)
     made = {"W_enc": W_dec.T.contiguous(), "b_enc": W_dec.new_zeros(s.d_sae), "b_dec": W_dec.new_zeros(s.d_in)}
-    made["W_dec"] = W_dec
-    if s.activation == "jumprelu":
-        made["threshold"] = W_dec.new_full((s.d_sae,), 1e-3)
+    made |= {"W_dec": W_dec, "threshold": W_dec.new_full((s.d_sae,), 1e-3)}
     p = SimpleNamespace(**{name: nn.Parameter(value) for name, value in made.items()})
     prepare(s, p.W_enc.T, p.b_enc)
     since = torch.zeros(s.d_sae, dtype=torch.long, device=s.device)
@@ -112,8 +108,7 @@ def dense_harvest(s: SimpleNamespace, feed: Feed) -> None:
     """The layers up to the place and nothing else, on tokens made before; then the dense step."""
     model = AutoModel.from_pretrained(s.model, dtype=torch.float32).to(s.device)
     model.layers, model.norm = model.layers[: s.layer + 1], nn.Identity()
-    tokenizer = AutoTokenizer.from_pretrained(s.model)
-    ids = torch.cat([torch.tensor(tokenizer(text)["input_ids"]) for text in s.texts])
+    ids = torch.tensor([i for row in AutoTokenizer.from_pretrained(s.model)(s.texts)["input_ids"] for i in row])
     batches = [part.view(-1, s.context) for part in ids.split(s.batch) if len(part) == s.batch]
 
     @torch.no_grad()
@@ -144,9 +139,8 @@ def make_sae(s: SimpleNamespace) -> Any:
     activation = {"batchtopk": "batch_topk"}.get(s.activation, s.activation)
     size = {"d_in": s.d_in, "d_sae": s.d_sae, "layer": s.layer, "k": s.k if "topk" in s.activation else None}
     sae = SparseAutoencoder(SparseAutoencoderConfig(activation=activation, **size)).to(s.device)
-    with torch.no_grad():
-        sae.W_dec.copy_(F.normalize(torch.randn_like(sae.W_dec), dim=-1))
-        sae.W_enc.copy_(sae.W_dec.T)
+    sae.W_dec.data = F.normalize(torch.randn(s.d_sae, s.d_in, device=s.device), dim=-1)
+    sae.W_enc.data = sae.W_dec.data.clone().T  # stored by latent, as `SaeTrainer` does
     prepare(s, sae.W_enc.T, sae.b_enc)
     return sae
 
@@ -203,9 +197,8 @@ def ours_harvest(s: SimpleNamespace, feed: Feed) -> None:
 
 def our_parts(s: SimpleNamespace, x: Tensor, dead: Tensor, bias: float) -> Parts:
     part = make_objective(s).saes[0]
-    sae = part.sae
-    sae.b_enc.data.fill_(bias)
-    step = part(x, x, None)
+    part.sae.b_enc.data.fill_(bias)
+    sae, step = part.sae, part(x, x, None)
     aux, recon = step.terms["aux"].sum(), step.terms["reconstruction"].sum()
     return Parts(sae.W_enc, sae.b_enc, sae.W_dec, aux, recon, -step.error, 1 / step.error.square().sum(-1))
 
@@ -217,12 +210,12 @@ CONTESTANTS = {
     "ours, objective": ours_objective,
     "dense harvest": dense_harvest,
     "ours harvest": ours_harvest,
-    "ours gradients": lambda s, feed: check_gradients(s, feed, partial(our_parts, s)),
+    "ours gradients": lambda s, feed: check_gradients(s, feed, our_parts),
 }
 
 
-def make_environment(folder: Path, console: Console) -> Path:
-    """The interpreter of an environment with the other libraries and this one's torch and transformers."""
+def make_environment(folder: Path, console: Console) -> list:
+    """What runs training_peers.py, where the other libraries are, and the same torch and transformers as here."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     same = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={transformers.__version__}"]
     stamp = folder / "installed.txt"
@@ -231,21 +224,20 @@ def make_environment(folder: Path, console: Console) -> Path:
         if not python.exists():
             venv.create(folder, with_pip=True)
         pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check"]
-        # torch goes alone: the build that pip finds for it decides what the others get.
-        for packages in (same[:1], [*same, *VERSIONS]):
+        for packages in (same[:1], [*same, *VERSIONS]):  # torch first: its build decides what the others get
             subprocess.run([*pip, "install", *packages], check=True)
         # nnsight wants torchvision, which may be another build than torch and then breaks its import; nothing uses it.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
         stamp.write_text("\n".join([*same, *VERSIONS]))
-    return python
+    return [python, Path(__file__).with_name("training_peers.py")]
 
 
 class Contestant:
     """A process that runs one contestant and waits for its turns."""
 
-    def __init__(self, name: str, peers: Path, settings: dict[str, Any]) -> None:
-        self.name, peer = name, name.startswith(PEERS)
-        program = [peers, HERE / "training_peers.py"] if peer else [sys.executable, HERE / "training.py", "--worker"]
+    def __init__(self, name: str, peers: list, settings: dict[str, Any]) -> None:
+        self.name = name
+        program = peers if name.startswith(PEERS) else [sys.executable, __file__, "--worker"]
         variables = {"OMP_NUM_THREADS": str(settings["threads"]), "TOKENIZERS_PARALLELISM": "false"}
         variables["HF_HUB_OFFLINE"] = str(int(Path(settings.get("model", "")).is_dir()))
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -261,22 +253,21 @@ class Contestant:
         self.process.wait()
         self.log.seek(0)
         errors = [line.strip()[:160] for line in self.log if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        reason = errors[-1] if errors else f"it ended with status {self.process.returncode}"
+        reason = [f"it ended with status {self.process.returncode}", *errors][-1]
         console.print(f"[yellow]{self.name} could not run: {reason}")
         return None
 
 
-def race(names: Sequence[str], peers: Path, settings: dict[str, Any], rounds: int, console: Console) -> Results:
+def race(names: Sequence[str], peers: list, settings: dict[str, Any], rounds: int, console: Console) -> Results:
     """Messages of each contestant, one a round; those that fail are reported and left out. A first round warms up."""
     running: dict[str, Contestant] = {}
-    results: Results = {}
+    results: Results = {name: [] for name in names}
 
     def heard(name: str) -> None:
         if message := running[name].message(console):
-            results.setdefault(name, []).append(message)
+            results[name].append(message)
         else:
-            del running[name]
-            results.pop(name, None)
+            del running[name], results[name]
 
     try:
         for name in names:
@@ -290,7 +281,7 @@ def race(names: Sequence[str], peers: Path, settings: dict[str, Any], rounds: in
                 heard(name)
     finally:
         for contestant in running.values():
-            contestant.process.kill()
+            contestant.process.communicate()  # the end of its input ends it
     return {name: messages[2:] for name, messages in results.items()}  # the first says "ready", the second warms up
 
 
@@ -317,8 +308,7 @@ def harvest_table(results: Results, title: str, batch: int) -> Table:
     for name, messages in results.items():
         steps = [median(message["times"]) / batch for message in messages]
         fetched = [message["fetch"] / message["harvested"] for message in messages if message["harvested"]]
-        inside = median(fetched) < 0.01 * median(steps)  # its language model runs inside the step
-        if inside:
+        if inside := median(fetched) < 0.01 * median(steps):  # its language model runs inside the step
             fetched = [0.0]
         time = min(fetched) + min(steps)
         bare, base = bare or min(fetched), base or time
@@ -330,9 +320,8 @@ def harvest_table(results: Results, title: str, batch: int) -> Table:
     return table
 
 
-def gradients_table(peers: Path, settings: dict[str, Any], console: Console) -> Table:
-    columns = ("AuxK: own norm", "autograd's", "relative error", "no latent active: norm")
-    table = make_table("Gradient of the encoder", *columns)
+def gradients_table(peers: list, settings: dict[str, Any], console: Console) -> Table:
+    table = make_table("Gradient of the encoder", "AuxK's norm", "by autograd", "relative error", "no latent active")
     for name in ("ours", "sparsify", "dictionary-learning", "sae-lens"):
         if found := Contestant(f"{name} gradients", peers, settings).message(console):
             error = f"{found['error'] / found['true']:.1e}"
@@ -379,7 +368,7 @@ def run() -> None:
     settings = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
     settings |= {"states": args.states, "texts": None, "activation": "topk"}
     console.print(f"torch {torch.__version__}, transformers {transformers.__version__}, {', '.join(VERSIONS)}")
-    console.print(f"d_in {args.d_in}, d_sae {args.d_sae}, k {args.k}, batch {args.batch}, {args.threads} thread(s)")
+    console.print(", ".join(f"{name} {settings[name]}" for name in ("d_in", "d_sae", "k", "batch", "dead", "threads")))
     if "gradients" in args.parts:
         small = {"d_in": 32, "d_sae": 2048, "k": 8, "batch": 64, "dead": 0.5, "states": None, "device": "cpu"}
         console.print(gradients_table(peers, {**settings, **small}, console))
@@ -392,15 +381,15 @@ def run() -> None:
     if "harvest" in args.parts:
         base = find_base_model(args.model, say=console.print).name
         tokenizer, width = AutoTokenizer.from_pretrained(base), AutoConfig.from_pretrained(base).hidden_size
-        cycles = args.buffer * args.context // args.batch // 2  # steps in which half a buffer is used up
+        steps = args.buffer * args.context // args.batch  # in which everyone's buffer is filled once or more
         with tempfile.TemporaryDirectory() as folder:
             texts = Path(folder) / "texts.json"
             write_texts(texts, args.text, tokenizer, args.context, 16 * args.buffer)
-            settings |= {"texts": str(texts), "model": base, "d_in": width, "steps": max(1, cycles)}
-            settings |= {"dead": 0.0, "activation": "topk"}
+            settings |= {"texts": str(texts), "model": base, "d_in": width, "steps": steps}
+            settings |= {"states": None, "dead": 0.0, "activation": "topk"}
             names = [f"{n} harvest" for n in ("dense", "sparsify", "dictionary-learning", "sae-lens", "ours")]
             results = race(names, peers, settings, args.harvest_rounds, console)
-        console.print(harvest_table(results, f"{base}, layer {args.layer}: harvest and train", args.batch))
+        console.print(harvest_table(results, f"{Path(base).name}, layer {args.layer}: harvest and train", args.batch))
 
 
 if __name__ == "__main__":

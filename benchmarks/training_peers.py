@@ -294,21 +294,21 @@ class Parts(NamedTuple):
     weight: Tensor | float = 1.0
 
 
-def check_gradients(s: SimpleNamespace, feed: Feed, parts: Callable[[Tensor, Tensor, float], Parts]) -> None:
+def check_gradients(s: SimpleNamespace, feed: Feed, parts: Callable[..., Parts]) -> None:
     """Send the gradient of AuxK for the encoder, that of plain autograd, and one that should be zero.
 
     AuxK's formulas differ by a factor without gradient, which the values of the two losses give. `parts` is a function
-    of (x, dead, encoder bias).
+    of (s, x, dead, encoder bias).
     """
     x = s.batches[0]
     dead = torch.arange(s.d_sae) < s.n_dead
-    p = parts(x, dead, 0.0)
+    p = parts(s, x, dead, 0.0)
     (own,) = torch.autograd.grad(p.aux, p.W_enc, retain_graph=True)
     by_latent = p.W_enc if p.W_enc.shape[0] == s.d_sae else p.W_enc.T
     recon = dense_aux(torch.relu(F.linear(x, by_latent, p.b_enc)), p.W_dec, dead, x.shape[1] // 2)
     loss = (p.weight * (recon - p.residual.detach()).square().sum(-1)).sum()
     (true,) = torch.autograd.grad(loss * (p.aux / loss).detach(), p.W_enc)
-    off = parts(x, dead, -100.0)  # no latent is active
+    off = parts(s, x, dead, -100.0)  # no latent is active
     (idle,) = torch.autograd.grad(off.recon, off.W_enc)
     found = {"own": own, "true": true, "error": own - true, "idle": idle}
     feed.send(**{name: gradient.norm().item() for name, gradient in found.items()})
@@ -356,9 +356,9 @@ CONTESTANTS: dict[str, Callable[[SimpleNamespace, Feed], None]] = {
     "sparsify harvest": sparsify_harvest,
     "dictionary-learning harvest": dictionary_learning_harvest,
     "sae-lens harvest": sae_lens_harvest,
-    "sparsify gradients": lambda s, feed: check_gradients(s, feed, partial(sparsify_parts, s)),
-    "dictionary-learning gradients": lambda s, feed: check_gradients(s, feed, partial(dictionary_learning_parts, s)),
-    "sae-lens gradients": lambda s, feed: check_gradients(s, feed, partial(sae_lens_parts, s)),
+    "sparsify gradients": lambda s, feed: check_gradients(s, feed, sparsify_parts),
+    "dictionary-learning gradients": lambda s, feed: check_gradients(s, feed, dictionary_learning_parts),
+    "sae-lens gradients": lambda s, feed: check_gradients(s, feed, sae_lens_parts),
 }
 
 

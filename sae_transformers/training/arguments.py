@@ -130,6 +130,7 @@ class SaeTrainingArguments(SaeLossArguments, TrainingArguments):
     dataloader_drop_last: bool = _told(True, "Drop the last incomplete batch of an epoch.")
     remove_unused_columns: bool = _told(False, "Not used here.")
     dataloader_pin_memory: bool = _told(False, "Pin memory for faster copies to a GPU.")
+    ddp_find_unused_parameters: bool | None = _told(False, "Not needed: every parameter has a part in every step.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,6 +37,9 @@ class SaeUpkeep(TrainerCallback):
                 part.sae.threshold.clamp_(min=0)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.train_batches is not None:
+            # Not left to Trainer: release 5.12 forgets it where it resumes inside an epoch.
+            self.trainer.train_batches.set_epoch(int(state.epoch or 0))
         if args.finetune_dead and (state.epoch or 0.0) % 1 == 0:  # else resumed inside an epoch: the set was saved
             self.find_dead()
 

@@ -34,12 +34,14 @@ class EndToEndTrainer(Trainer):
         loss = divergence_weight * KL(base || reconstructed) + the model's own loss
 
     The model's own loss is what its `loss_weights` say, of the reconstructed run: `lm` for cross-entropy (give
-    labels), `reconstruction`, `sparsity`, `conditioning`. "Identifying functionally important features with end-to-end sparse
-    dictionary learning" (https://huggingface.co/papers/2405.12241): its e2e loss is divergence and sparsity.
+    labels), `reconstruction`, `sparsity`, `conditioning`. "Identifying functionally important features with end-to-end
+    sparse dictionary learning" (https://huggingface.co/papers/2405.12241): its e2e loss is divergence and sparsity.
 
     Args:
         divergence_weight: 0 saves the second forward pass.
     """
+
+    model: Any
 
     def __init__(self, *args: Any, divergence_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

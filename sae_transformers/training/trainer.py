@@ -87,23 +87,31 @@ class SaeTrainer(Trainer):
         # The objective takes places as keywords, which Trainer takes for loss options.
         self.model_accepts_loss_kwargs = False
         self.meters = Meters(objective)
+        self.train_batches: Any = None
 
     # -- data --------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ValueError("Training needs a `train_dataset`. Received: None.")
-        if isinstance(self.train_dataset, IterableDataset):
-            return DataLoader(_RestOfStream(self.train_dataset), batch_size=None)
+        if self._stream is not None:
+            return DataLoader(_RestOfStream(self._stream), batch_size=None)
         # Processes with different numbers of batches would wait for each other.
         drop_last = self.args.dataloader_drop_last or self.args.world_size > 1
-        return self._loader(self.train_dataset, self._train_batch_size, drop_last=drop_last)
+        loader = self._loader(self.train_dataset, self._train_batch_size, drop_last=drop_last)
+        self.train_batches = loader.batch_sampler
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Evaluation needs an `eval_dataset`. Received: None.")
         return self._loader(dataset, self.args.eval_batch_size, drop_last=False)
+
+    @property
+    def _stream(self) -> Any:
+        """The training data where it is a stream."""
+        return self.train_dataset if isinstance(self.train_dataset, IterableDataset) else None
 
     @property
     def _data_seed(self) -> int:
@@ -121,7 +129,7 @@ class SaeTrainer(Trainer):
         )
         if hasattr(dataset, "shards_kept"):
             dataset.shards_kept = 2 * max(map(len, batches.windows()))
-        return _EpochLoader(
+        return DataLoader(
             dataset,
             batch_sampler=batches,
             collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
@@ -176,10 +184,10 @@ class SaeTrainer(Trainer):
     def _sample(self) -> dict[str, Tensor]:
         """The first `init_tokens` tokens of the first epoch, the same on every process; a stream is where it was."""
         dataset: Any = self.train_dataset
-        stream = isinstance(dataset, IterableDataset)
-        start = dataset.state_dict() if stream else None
-        if stream:
-            batches: Iterator[dict[str, Tensor]] = iter(dataset)
+        stream = self._stream
+        start = None if stream is None else stream.state_dict()
+        if stream is not None:
+            batches: Iterator[dict[str, Tensor]] = iter(stream)
         else:
             order = TokenBatches(
                 dataset.sizes, self.args.init_tokens, window_tokens=self.args.window_tokens, seed=self._data_seed
@@ -191,8 +199,8 @@ class SaeTrainer(Trainer):
             if batch is None:
                 break
             parts.append({name: tensor.cpu() for name, tensor in batch.items()})
-        if stream:
-            dataset.load_state_dict(start)
+        if stream is not None:
+            stream.load_state_dict(start)
             parts = broadcast_object_list([parts])[0]  # each process has its own part of the text
         if not parts:
             raise ValueError("The training data holds no tokens.")
@@ -242,6 +250,8 @@ class SaeTrainer(Trainer):
         return [name if names.count(name) == 1 else f"{name}-{n}" for n, name in enumerate(names)]
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:  # Trainer calls this on every process
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         state = {}
@@ -276,20 +286,15 @@ class SaeTrainer(Trainer):
 
     def save_data_state(self, folder: Path) -> None:
         """Note where a stream stands; shards need no note, their order is a function of the epoch."""
-        if isinstance(self.train_dataset, IterableDataset):
-            text = json.dumps(self.train_dataset.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
+        if self._stream is not None:
+            text = json.dumps(self._stream.state_dict())
             (folder / DATA_STATE.format(rank=self.args.process_index)).write_text(text, encoding="utf-8")
 
     def _resume_data(self, checkpoint: str) -> None:
-        if isinstance(self.train_dataset, IterableDataset):
+        if self._stream is not None:
             file = Path(checkpoint) / DATA_STATE.format(rank=self.args.process_index)
-            self.train_dataset.load_state_dict(json.loads(file.read_text(encoding="utf-8")))  # pyright: ignore
+            self._stream.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
             self.args.ignore_data_skip = True  # the stream goes on by itself
-
-
-class _EpochLoader(DataLoader):
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
 class _RestOfStream(IterableDataset):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.create_training_data import labelled_text
+from sae_transformers.create_training_data import labelled_text, text
 from sae_transformers.create_training_data.labelled_text import LabelledTexts, load_labelled_text, split_texts
 
 
@@ -36,8 +36,8 @@ def test_labels_may_be_named_and_columns_chosen(tmp_path: Path) -> None:
         ("a.csv", "text,label\nx,1\ny,1\n", r"Both labels.*\[1\]"),
         ("a.csv", "", "Both labels"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text"\n', "Line 2 of a.jsonl"),
-        ("a.jsonl", "[1, 2]\n", r"Line 1 .*\[1, 2\]"),
-        ("a.txt", "x", "'a.txt'"),
+        ("a.jsonl", "[1, 2]\n", "Entry 0 of a.jsonl"),
+        ("a.txt", "x", "a.txt' needs a column 'label'"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, name: str, content: str, received: str) -> None:
@@ -46,7 +46,7 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, name: str, content
 
 
 def test_a_missing_file_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled_text, "_rows_of_hub", lambda name: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(text, "_load_hub", lambda *args, **options: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match="'nowhere.csv'"):
         load_labelled_text("nowhere.csv")
 

@@ -7,20 +7,20 @@ resume from.
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.training.test_trainer_distributed import CASES, EVALUATION_TOKENS, StreamOfRank
 from tests.training.runs import new_sae, tokens, trainer_for
+from tests.training.test_trainer_distributed import CASES, EVALUATION_TOKENS, StreamOfRank
 
 
 def main(folder: Path, batch_size: int, case: str, resume_at: int = 0) -> None:
     saes, settings = CASES[case]
-    rank = int(dist.get_rank()) if dist.is_initialized() else 0
-    data = StreamOfRank() if case == "stream" else tokens(1280, labels="concepts" in case)
+    data: Any = StreamOfRank() if case == "stream" else tokens(1280, labels="concepts" in case)
     if settings.get("window_tokens"):
         data.sizes = [1280]
     trainer = trainer_for(

@@ -46,14 +46,12 @@ def dense_terms(
     target: Tensor | None = None,
     labels: Tensor | None = None,
     *,
-    k: int | None = None,
     aux_dead: Tensor | None = None,
     finetune_dead: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every weighted term, (n_tokens,) each, as the objective has them in training."""
     c, p = sae.config, dict(sae.named_parameters())
-    target = hidden if target is None else target
-    k = c.k if k is None else k
+    target, k = hidden if target is None else target, c.k or 0
     x, scale, mean = normalized(c, hidden)
     W_dec, b_dec = p["W_dec"], p["b_dec"]
     W_enc = W_dec.t() if c.tied else p["W_enc"]
@@ -66,8 +64,10 @@ def dense_terms(
 
     distance = nl2 if args.reconstruction_loss == "normalized_mse" else lambda a, b: ((a - b) ** 2).mean(-1)
     if args.finetune_dead:
-        after = (lambda v: v) if args.finetune_legacy else {"topk-sigmoid": torch.sigmoid, "topk-tanh": torch.tanh}.get(
-            c.activation, torch.relu
+        after = (
+            (lambda v: v)
+            if args.finetune_legacy
+            else {"topk-sigmoid": torch.sigmoid, "topk-tanh": torch.tanh}.get(c.activation, torch.relu)
         )
         assert finetune_dead is not None
         first = output(after(pre) * kept(pre, k, ~finetune_dead))

@@ -70,8 +70,8 @@ def state_of(trainer: SaeTrainer) -> dict[str, torch.Tensor]:
     state = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
     for number, part in enumerate(trainer.model.saes):
         state[f"{number}.input_scale"] = torch.tensor(part.sae.config.input_scale)
-    assert trainer.optimizer is not None
-    for number, entries in trainer.optimizer.state_dict()["state"].items():
+    optimizer: Any = trainer.optimizer
+    for number, entries in optimizer.state_dict()["state"].items():
         state |= {f"optimizer {number} {name}": value for name, value in entries.items()}
     return state
 

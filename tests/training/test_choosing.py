@@ -19,7 +19,11 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tenso
 
 
 def layer(n_tokens: int, seed: int = 0, shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return numbers(n_tokens, D_IN, seed=seed), numbers(D_IN, D_SAE, seed=seed + 1), numbers(D_SAE, seed=seed + 2) + shift
+    return (
+        numbers(n_tokens, D_IN, seed=seed),
+        numbers(D_IN, D_SAE, seed=seed + 1),
+        numbers(D_SAE, seed=seed + 2) + shift,
+    )
 
 
 def as_mask(found: Any, expected_values: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -50,8 +51,8 @@ def test_cross_entropy_of_concepts():
     pre_acts = numbers(6, 2).requires_grad_()
     labels = torch.tensor([[0, 1], [1, 0], [0.25, 1], [-100, 0], [1, -100], [-100, -100]], dtype=F64)
     loss = concept_losses(pre_acts, labels)
-    for (row, column), label in ((at, float(labels[at])) for at in torch.cartesian_prod(torch.arange(6), torch.arange(2)).tolist() for at in [tuple(at)]):  # fmt: skip
-        p = 1 / (1 + math.exp(-float(pre_acts.detach()[row, column])))
+    for row, column in product(range(6), range(2)):
+        label, p = float(labels[row, column]), 1 / (1 + math.exp(-float(pre_acts.detach()[row, column])))
         wanted = 0.0 if label < 0 else -(label * math.log(p) + (1 - label) * math.log(1 - p))
         assert float(loss.detach()[row, column]) == pytest.approx(wanted, rel=1e-12)
     loss.sum().backward()

@@ -84,6 +84,7 @@ def test_several_saes_have_their_own_names_and_numbers():
 def test_tokens_left_out_are_not_counted():
     sae, x = tiny_sae(dtype=torch.float64, layer=1, site="resid_post"), batches()[1]
     spoiled = torch.cat([x, torch.full((4, WIDTH), torch.nan, dtype=torch.float64)])
-    assert metered([sae], [{PLACE: spoiled}])[0].take(OneProcess())["fvu"] == metered([sae], [{PLACE: x}])[0].take(
-        OneProcess()
-    )["fvu"]
+    assert (
+        metered([sae], [{PLACE: spoiled}])[0].take(OneProcess())["fvu"]
+        == metered([sae], [{PLACE: x}])[0].take(OneProcess())["fvu"]
+    )

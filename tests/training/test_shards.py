@@ -30,7 +30,9 @@ def shard_tensors(number: int, n: int, labels: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_store(url: str, sizes: list[int] | None = None, labels: tuple[str, ...] = ("anger", "joy")) -> dict[str, Any]:
+def write_store(
+    url: str, sizes: list[int] | None = None, labels: tuple[str, ...] = ("anger", "joy")
+) -> dict[str, Any]:
     """A finished harvest as the format says; returns all rows of each tensor."""
     sizes = SIZES if sizes is None else sizes
     index = {
@@ -124,7 +126,9 @@ def test_a_store_that_cannot_be_read_is_refused(tmp_path, spoil, received):
 
 
 def test_a_place_that_was_not_harvested_is_refused(store):
-    with pytest.raises(ValueError, match=r"layers\.0\.resid_post, layers\.1\.mlp_out.*places=\['layers\.9\.mlp_out'\]"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.resid_post, layers\.1\.mlp_out.*places=\['layers\.9\.mlp_out'\]"
+    ):
         HiddenStateShards(store[0], places=["layers.9.mlp_out", "layers.1.mlp_out"])
 
 
@@ -232,7 +236,8 @@ def test_order_is_a_function_of_seed_and_epoch_alone():
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_ranks_share_the_batches_of_one_process(world_size):
-    sizes, settings = [7] * 30, {"window_tokens": 30, "seed": 5}
+    sizes: list[int] = [7] * 30
+    settings: dict[str, Any] = {"window_tokens": 30, "seed": 5}
     alone = list(TokenBatches(sizes, 4, **settings))
     ranks = [TokenBatches(sizes, 4, rank=rank, world_size=world_size, **settings) for rank in range(world_size)]
     found = [list(batches) for batches in ranks]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -54,7 +56,7 @@ def test_products_equal_dense_ones(branch):
     assert s.dense == (branch == "dense")
     assert torch.equal(s.spread(values), z)
     rows, tokens = numbers(D_SAE, D_OUT, seed=1), numbers(N_TOKENS, D_OUT, seed=2)
-    close = {"rtol": 1e-12, "atol": 1e-12}
+    close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(s.times(values, rows), z @ rows, **close)
     torch.testing.assert_close(s.transposed_times(values, tokens), z.T @ tokens, **close)
     at = (tokens @ rows.T)[s.tokens, s.latents]
@@ -123,8 +125,12 @@ def test_a_gradient_that_is_not_contiguous(branch):
 def test_no_gradient_is_computed_for_what_needs_none(branch, monkeypatch):
     s, W_enc = selection(), numbers(D_IN, D_SAE, seed=1)
     calls = []
+
+    def recorded(name: str, method: Any) -> Any:
+        return lambda *args: calls.append(name) or method(*args)
+
     for name in ("times", "transposed_times", "sampled", "column_sums"):
-        monkeypatch.setattr(Selection, name, lambda *a, n=name, f=getattr(Selection, name), **k: calls.append(n) or f(*a, **k))
+        monkeypatch.setattr(Selection, name, recorded(name, getattr(Selection, name)))
     b_enc = numbers(D_SAE, seed=2).requires_grad_()
     selected_pre_acts(numbers(10), s, numbers(N_TOKENS, D_IN), W_enc, b_enc).sum().backward()
     assert calls == ["column_sums"]

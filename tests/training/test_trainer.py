@@ -9,7 +9,7 @@ import torch
 
 from sae_transformers import SparseAutoencoder
 from sae_transformers.training.shards import HiddenStateShards, TensorTokens, TokenBatches
-from tests.training.runs import D, D_SAE, PLACES, assert_same_state, new_sae, state_of, tokens, trained, trainer_for
+from tests.training.runs import D_SAE, PLACES, D, assert_same_state, new_sae, state_of, tokens, trained, trainer_for
 from tests.training.test_shards import write_store
 
 F64 = torch.float64
@@ -75,7 +75,7 @@ def test_the_result_is_a_plain_run_of_adam(tmp_path):
             grad -= (grad * sae.W_dec.detach()).sum(-1, keepdim=True) * sae.W_dec.detach()
             optimizer.step()
             with torch.no_grad():
-                sae.W_dec /= sae.W_dec.norm(dim=-1, keepdim=True)
+                sae.W_dec.div_(sae.W_dec.norm(dim=-1, keepdim=True))
     for name, parameter in sae.named_parameters():
         torch.testing.assert_close(dict(trainer.saes[0].named_parameters())[name], parameter, rtol=1e-7, atol=1e-7)
 
@@ -97,7 +97,12 @@ def test_four_small_batches_equal_a_large_one(tmp_path):
 
 def test_several_saes_in_one_pass_equal_each_alone(tmp_path):
     settings = {**AUX, "max_grad_norm": 0.0}
-    kinds = [{}, {"layer": 1, "site": "mlp_out", "d_sae": 24}, {"activation": "batch_topk"}, {"d_sae": 64}]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"layer": 1, "site": "mlp_out", "d_sae": 24},
+        {"activation": "batch_topk"},
+        {"d_sae": 64},
+    ]
     together = trained([new_sae(i, **kind) for i, kind in enumerate(kinds)], tmp_path, **settings)
     for number, kind in enumerate(kinds):
         alone = trained(new_sae(9, **kind), tmp_path, **settings).model.saes[0]
@@ -125,11 +130,13 @@ def test_a_decoder_row_of_zeros_does_no_harm(tmp_path):
 
 
 def test_bf16_stays_close_to_single_precision(tmp_path):
-    data = tokens(1000)
-    for kind in ({}, {"activation": "relu"}, {"concepts": {"first": 3}}):
+    kinds: list[dict[str, Any]] = [{}, {"activation": "relu"}, {"concepts": {"first": 3}}]
+    for kind in kinds:
         data = tokens(1000, labels="concepts" in kind)
         settings = {**AUX, "ranking_weight": 0.2, "sparsity_coefficient": 1e-3, "max_steps": 60}
-        full, half = (trained(new_sae(**kind), tmp_path, data, bf16=bf16, **settings).saes[0] for bf16 in (False, True))
+        full, half = (
+            trained(new_sae(**kind), tmp_path, data, bf16=bf16, **settings).saes[0] for bf16 in (False, True)
+        )
         x = all_tokens(data)
         assert half.W_dec.dtype == torch.float32
         assert fvu(half, x) == pytest.approx(fvu(full, x), rel=0.05)
@@ -222,7 +229,9 @@ def test_logs_hold_what_was_measured(tmp_path):
     assert entry["fvu"] == pytest.approx(fvu(sae, x), rel=1e-4)
     assert entry["l0"] == pytest.approx(float((sae.encode(x) != 0).sum(-1).float().mean()))
     wanted = float(sae.losses(x)["reconstruction"].detach())
-    assert entry["loss"] == pytest.approx(wanted, rel=1e-5) and entry["reconstruction"] == pytest.approx(wanted, rel=1e-5)
+    assert entry["loss"] == pytest.approx(wanted, rel=1e-5) and entry["reconstruction"] == pytest.approx(
+        wanted, rel=1e-5
+    )
     assert entry["dead_share"] == 0.0
 
 
@@ -279,7 +288,7 @@ def test_a_saved_folder_is_an_sae(tmp_path, activation):
 
 
 def test_several_saes_are_saved_by_their_places(tmp_path):
-    kinds = [{}, {"layer": 1, "site": "mlp_out"}, {"d_sae": 24}]
+    kinds: list[dict[str, Any]] = [{}, {"layer": 1, "site": "mlp_out"}, {"d_sae": 24}]
     trainer = trained([new_sae(**kind) for kind in kinds], tmp_path, max_steps=2)
     trainer.save_model()
     assert trainer.folders() == [f"{PLACES[0]}-0", PLACES[1], f"{PLACES[0]}-2"]
@@ -292,7 +301,7 @@ def test_training_from_a_store_equals_training_from_memory(tmp_path):
     memory = TensorTokens(rows)
     memory.sizes = [30, 0, 50, 40]
     settings = {"per_device_train_batch_size": 16, "window_tokens": 60, "max_steps": 12}
-    sae = {"d_in": 6}
+    sae: dict[str, Any] = {"d_in": 6}
     first = trained(new_sae(**sae), tmp_path, HiddenStateShards(tmp_path / "store"), **settings)
     second = trained(new_sae(**sae), tmp_path, memory, **settings)
     assert_same_state(state_of(first), state_of(second))

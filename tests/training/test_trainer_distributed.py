@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from tests.invariants.test_distributed import start
-from tests.training.runs import D, PLACES, tokens
+from tests.training.runs import PLACES, D, tokens
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 AUX = {"aux_k": 6, "dead_after_tokens": 128, "window_tokens": 2000}
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
-    "topk with AuxK": ([{}], AUX),
+    "topk with AuxK": ([{"d_sae": 128}], AUX),
     "two places": ([{"normalization": "layer_norm"}, {"layer": 1, "site": "mlp_out", "activation": "gated"}], AUX),
     "jumprelu": (
         [{"activation": "jumprelu", "tied": True}],

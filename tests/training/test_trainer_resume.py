@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from sae_transformers.training.trainer import TRAINING_STATE
-from tests.training.runs import D, D_SAE, PLACES, assert_same_state, new_sae, state_of, tokens, trained, trainer_for
+from tests.training.runs import D_SAE, PLACES, D, assert_same_state, new_sae, state_of, tokens, trained, trainer_for
 
 AUX = {"aux_k": 6, "dead_after_tokens": 64}
 SETTINGS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
@@ -55,7 +55,11 @@ def test_resumed_equals_uninterrupted(tmp_path, name, stop):
     whole = trained([new_sae(i, **sae) for i, sae in enumerate(saes)], tmp_path / "whole", data, **settings)
     assert whole.state.global_step == 18 and whole.state.epoch is not None and whole.state.epoch > 2
     part = trained(
-        [new_sae(i, **sae) for i, sae in enumerate(saes)], tmp_path / "part", data, callbacks=[StopAt(stop)], **settings
+        [new_sae(i, **sae) for i, sae in enumerate(saes)],
+        tmp_path / "part",
+        data,
+        callbacks=[StopAt(stop)],
+        **settings,
     )
     assert part.state.global_step == stop
     # In a new process all would be new; the weights given do not matter, unless they are kept.
