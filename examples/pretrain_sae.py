@@ -43,7 +43,8 @@ def measure(sae: SparseAutoencoder, states: HiddenStateShards, base: Any, sequen
     figures = measure_reconstruction(sae, [hidden[usual_norm(hidden)]])
     model = SaeForCausalLM.from_base(base, saes=[sae]).eval()
     batches = [{"input_ids": rows} for rows in sequences.split(8)]
-    return {**figures, **ce_loss_recovered(model, batches)}
+    loss = ce_loss_recovered(model, batches)
+    return {**figures, "predicted_tokens": loss.pop("tokens"), **loss}
 
 
 def main() -> None:

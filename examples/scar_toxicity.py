@@ -377,7 +377,7 @@ def run(args: argparse.Namespace, seed: int, base: Any, tokenizer: Any, console:
         dict(tokenizer(held_out[i : i + 16], return_tensors="pt", padding=True)) for i in range(0, len(held_out), 16)
     ]
     for number, found in enumerate(quality.values()):
-        found |= ce_loss_recovered(model, batches, saes=[number])
+        found |= {**ce_loss_recovered(model, batches, saes=[number]), "tokens": found["tokens"]}
     lap("loss recovered")
     console.print(detection_table(detection), quality_table(quality))
     steering = []

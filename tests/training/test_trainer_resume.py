@@ -28,7 +28,10 @@ SETTINGS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "gated": ([{"activation": "gated"}], {"sparsity_coefficient": 0.02}),
     "concepts": ([{"concepts": {"second": 3}}], {"concept_init": "diffmean", "ranking_weight": 0.3}),
     "Matryoshka": ([{}], {"matryoshka_prefixes": [8, 20, D_SAE]}),
-    "fine-tuning": ([{}], {"finetune_dead": True, "weight_init": "keep", "bias_init": "keep"}),
+    "fine-tuning": (
+        [{}],
+        {"finetune_dead": True, "weight_init": "keep", "bias_init": "keep", "learning_rate": 0.06},
+    ),
     "accumulation": ([{}], {**AUX, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 40}),
     "schedule and clipping": ([{}], {"lr_scheduler_type": "cosine", "warmup_steps": 5, "max_grad_norm": 0.01}),
 }
@@ -74,7 +77,7 @@ def test_the_settings_above_exercise_what_they_name(tmp_path):
     """AuxK has dead latents, fine-tuning both sets, the threshold moves, the scale comes from data."""
     aux = trained(new_sae(), tmp_path, **AUX, max_steps=18, logging_strategy="steps", logging_steps=18)
     assert aux.state.log_history[0]["dead_share"] > 0 and aux.state.log_history[0]["aux"] > 0
-    dead = trained(new_sae(), tmp_path, **SETTINGS["fine-tuning"][1]).model.saes[0].dead
+    dead = trained(new_sae(), tmp_path, **SETTINGS["fine-tuning"][1], max_steps=2).model.saes[0].dead
     assert 0 < int(dead.sum()) < D_SAE
     assert trained(new_sae(activation="batch_topk"), tmp_path).saes[0].threshold > 0
     assert trained(new_sae(normalization="scalar"), tmp_path).saes[0].config.input_scale != 1.0
