@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import SparseAutoencoder
 from .arguments import SaeTrainingArguments
@@ -144,9 +145,7 @@ class SaeTrainer(Trainer):
     ) -> Any:
         """As `Trainer.train`; without a checkpoint the SAEs start from the data as `args` say."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise ValueError(f"There is no checkpoint to resume in {self.args.output_dir!r}.")
+            resume_from_checkpoint = self._last_whole_checkpoint()
         if resume_from_checkpoint:
             self._resume_data(str(resume_from_checkpoint))
         else:
@@ -157,6 +156,17 @@ class SaeTrainer(Trainer):
         for sae in self.saes:
             sae.eval()
         return result
+
+    def _last_whole_checkpoint(self) -> str:
+        """The newest checkpoint with the file that is written last; a process may have died while it wrote another."""
+        folders = Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        last = TRAINER_STATE_NAME
+        if isinstance(self.train_dataset, IterableDataset):
+            last = DATA_STATE.format(rank=self.args.process_index)
+        whole = [folder for folder in folders if (folder / last).is_file()]
+        if not whole:
+            raise ValueError(f"There is no checkpoint to resume in {self.args.output_dir!r}.")
+        return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
 
     @torch.no_grad()
     def _initialize(self) -> None:
@@ -288,7 +298,10 @@ class SaeTrainer(Trainer):
         """Note where a stream stands; shards need no note, their order is a function of the epoch."""
         if self._stream is not None:
             text = json.dumps(self._stream.state_dict())
-            (folder / DATA_STATE.format(rank=self.args.process_index)).write_text(text, encoding="utf-8")
+            file = folder / DATA_STATE.format(rank=self.args.process_index)
+            part = file.with_suffix(".part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
 
     def _resume_data(self, checkpoint: str) -> None:
         if self._stream is not None:

@@ -130,9 +130,10 @@ def test_a_streams_sample_is_trained_on_too(tmp_path):
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(ValueError, match=f"no checkpoint to resume in '{tmp_path}'"):
         trainer_for(new_sae(), tmp_path).train(resume_from_checkpoint=True)
-    (tmp_path / "checkpoint-7").mkdir()
+    folder = tmp_path / "checkpoint-7"
+    folder.mkdir()
     with pytest.raises(ValueError, match=f"checkpoint-7 is no checkpoint.*{TRAINING_STATE}"):
-        trainer_for(new_sae(), tmp_path).train(resume_from_checkpoint=True)
+        trainer_for(new_sae(), tmp_path).train(resume_from_checkpoint=str(folder))
 
 
 def test_a_checkpoint_of_other_saes_is_refused(tmp_path):
@@ -141,3 +142,14 @@ def test_a_checkpoint_of_other_saes_is_refused(tmp_path):
         trainer_for(new_sae(d_sae=24), tmp_path, max_steps=4).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="holds 1 SAEs.*Received: 2"):
         trainer_for([new_sae(), new_sae()], tmp_path, max_steps=4).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
+    whole = trained(new_sae(), tmp_path / "whole", max_steps=6)
+    trained(new_sae(), tmp_path / "part", max_steps=6, save_strategy="steps", save_steps=2)
+    for step in (4, 6):  # as a process leaves them that is killed before the last file
+        (tmp_path / "part" / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    resumed = trainer_for(new_sae(5), tmp_path / "part", max_steps=6)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    torch.testing.assert_close(resumed.saes[0].state_dict(), whole.saes[0].state_dict(), rtol=0, atol=0)
