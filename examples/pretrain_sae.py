@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=400_000, help="harvested for training")
     parser.add_argument("--held-out-tokens", type=int, default=50_000)
+    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("outputs/pretrain"))
     args = parser.parse_args()
@@ -64,15 +65,16 @@ def main() -> None:
     found = find_base_model(args.model, say=console.print)
     tokenizer = AutoTokenizer.from_pretrained(found.name)
     base: Any = AutoModelForCausalLM.from_pretrained(found.name, dtype=torch.float32).eval()
-    settings, seconds = HarvestSettings(places=(place,)), {}
+    settings, seconds = HarvestSettings(places=(place,), max_length=args.length), {}
     stores = {}
     for name, text, tokens in (("train", args.text, args.tokens), ("held_out", args.held_out, args.held_out_tokens)):
         start = time.perf_counter()
         store = args.out / name
         harvest_to_store(base, tokenizer, open_text(text), settings, store, max_tokens=tokens, progress=True)
         stores[name], seconds[f"harvest {name}"] = HiddenStateShards(store), time.perf_counter() - start
-    rows = tokenize(tokenizer, open_text(args.held_out).read(0, 2000).texts, first_row=0, max_length=256, pack=True)
-    sequences = torch.stack([ids for ids in rows.ids if len(ids) == 256][:32])
+    texts = open_text(args.held_out).read(0, 2000).texts
+    rows = tokenize(tokenizer, texts, first_row=0, max_length=args.length, pack=True)
+    sequences = torch.stack([ids for ids in rows.ids if len(ids) == args.length][:32])
     sae = SparseAutoencoder(
         SparseAutoencoderConfig(
             d_in=stores["train"].widths[place], d_sae=args.d_sae, activation="topk", k=args.k, layer=args.layer

@@ -78,3 +78,23 @@ def test_scar_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert points["unsteered"]["first_divergent_token"] == 4
         assert points["unsteered"]["toxicity_change"] == 0
     assert "".join(WORDS[:2]) not in text and WORDS[0] + " " not in text  # numbers, no texts
+
+
+def test_pretrain_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+    for name in ("train", "held_out"):
+        lines = (" ".join(draw.choice(WORDS) for _ in range(12)) for _ in range(150))
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    tiny_base(vocab_size=len(word_tokenizer())).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    asked = [
+        *("--text", str(tmp_path / "train.txt"), "--held-out", str(tmp_path / "held_out.txt")),
+        *("--model", str(tmp_path / "model"), "--layer", "1", "--d-sae", "64", "--k", "4", "--length", "16"),
+        *("--epochs", "120", "--out", str(tmp_path / "out")),
+    ]
+    monkeypatch.setattr(sys, "argv", ["pretrain_sae.py", *asked])
+    load("pretrain_sae").main()
+    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert all(map(math.isfinite, numbers(found)))
+    assert found["after"]["fvu"] < 0.75 * found["before"]["fvu"]
+    assert found["after"]["ce_base"] == found["before"]["ce_base"]
