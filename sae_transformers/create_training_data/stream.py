@@ -24,8 +24,8 @@ class HiddenStateStream(IterableDataset):
     a batch are dropped. For a `DataLoader` with `batch_size=None` and `num_workers=0`.
 
     Batches are {place: (batch_tokens, width), "labels": (batch_tokens, n_labels)}, in the dtype and on the device that
-    the harvest gives; labels only where the source has some. `widths` and `label_names` say which there are, as those
-    of `HiddenStateShards` do, so a `SaeTrainer` takes either.
+    the harvest gives; labels only where the source has some. `widths`, `label_names` and `model` say what there is,
+    as those of `HiddenStateShards` do, so a `SaeTrainer` takes either.
 
     Args:
         model: a base model, on its device.
@@ -57,6 +57,7 @@ class HiddenStateStream(IterableDataset):
         self.source = source
         self.widths = self.harvester.reader.widths()
         self.label_names = list(source.labels)
+        self.model: str | None = model.config.name_or_path or None
         self.batch_tokens, self.window_blocks, self.seed = batch_tokens, window_blocks, seed
         self.rank, self.world = rank_and_world()
         self.epoch = self.window = self.offset = 0

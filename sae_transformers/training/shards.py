@@ -49,6 +49,7 @@ class HiddenStateShards(Dataset):
             )
         self.widths = {place: widths[place] for place in (places or widths)}
         self.label_names: list[str] = list(self.index["labels"])
+        self.model: str | None = self.index.get("model")
         self.sizes: list[int] = [int(size) for size in sizes]
         self._starts = torch.tensor([0, *self.sizes]).cumsum(0)  # (n_shards + 1,)
         self._kept: OrderedDict[int, dict[str, Tensor]] = OrderedDict()

@@ -150,6 +150,9 @@ class SaeTrainer(Trainer):
             self._resume_data(str(resume_from_checkpoint))
         else:
             self._initialize()
+        for sae in self.saes:
+            if model := getattr(self.train_dataset, "model", None):
+                sae.config.metadata = {**sae.config.metadata, "base_model": model}
         self.model.requires_grad_(True)
         with _stored_by_latent(self.saes):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -359,6 +362,12 @@ def _check_data(config: Any, dataset: Any, *, needs_labels: bool) -> None:
                 f"The hidden states of {place} are {widths[place]} wide. Received: an SAE of width {width}. "
                 f"Were they harvested from another model?"
             )
+    trained_on, model = config.metadata.get("base_model"), getattr(dataset, "model", None)
+    if trained_on and model and Path(trained_on).name != Path(model).name:
+        raise ValueError(
+            f"The SAE was trained on hidden states of {trained_on!r}. Received: those of {model!r}. "
+            f"If it is the same model, set `config.metadata['base_model']`."
+        )
     labels = list(getattr(dataset, "label_names", ()))
     if needs_labels and config.concepts and not labels:
         raise ValueError(f"The data has no labels. Received: concepts={sorted(config.concepts)!r}.")

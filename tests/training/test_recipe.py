@@ -33,6 +33,7 @@ def write_store(folder: Path, *, labels: bool = False, n_tokens: int = 300, widt
         "format": "sae_transformers hidden states",
         "version": 1,
         "places": {PLACE: width},
+        "model": "someone/some-model",
         "labels": ["anger"] if labels else [],
     }
     (folder / "index.json").write_text(json.dumps(index))
@@ -90,6 +91,17 @@ def test_finetuning_goes_on_with_a_saved_sae(tmp_path):
     after = SparseAutoencoder.from_pretrained(tmp_path / "tuned")
     moved = (after.W_dec - before.W_dec).abs().max()
     assert 0 < moved < 1e-4  # it began where the other ended
+
+
+def test_hidden_states_of_another_model_are_refused(tmp_path):
+    write_store(tmp_path / "data")
+    run_recipe(read_recipe(recipe_of(tmp_path)))
+    assert SparseAutoencoder.from_pretrained(tmp_path / "out").config.metadata == {"base_model": "someone/some-model"}
+    index = json.loads((tmp_path / "data" / "index.json").read_text())
+    (tmp_path / "data" / "index.json").write_text(json.dumps({**index, "model": "another"}))
+    words = ["--method", "finetune", "--start_from", str(tmp_path / "out"), "--output_dir", str(tmp_path / "tuned")]
+    with pytest.raises(ValueError, match="'someone/some-model'.*Received: those of 'another'"):
+        run_recipe(read_recipe(recipe_of(tmp_path), words))
 
 
 def test_conditioning_needs_concepts_and_labels(tmp_path):
