@@ -70,7 +70,7 @@ def encode_among(sae: SparseAutoencoder, x: Tensor, k: int, among: Tensor, *, re
     """The `k` largest latents of each token among some, (m,) int64; all of them where there are fewer."""
     columns = sae.W_enc.detach().index_select(1, among)
     found, values = choose(_input(sae, x).detach(), columns, bias_of(sae).detach()[among], top_k_of(k))
-    selection = Selection(among[found.latents], found.offsets, sae.config.d_sae)
+    selection = Selection(found.latents, found.offsets, sae.config.d_sae, among)
     pre_acts = _differentiable(sae, x, selection, values)
     return Code(selection, pre_acts, after_top_k(pre_acts, sae.config.activation) if rectified else pre_acts)
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..modeling.repository_files import write_whole
 from .recipe import Recipe
 from .shards import HiddenStateShards
 from .trainer import SaeTrainer
@@ -48,8 +49,5 @@ def run_recipe(recipe: Recipe, *, train_dataset: Any = None, resume: bool = Fals
         metrics.update(trainer.evaluate())
     trainer.save_model()
     if trainer.is_world_process_zero():
-        text = json.dumps(metrics, indent=2) + "\n"
-        part = Path(str(args.output_dir)) / "metrics.json.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(part.with_suffix(""))
+        write_whole(Path(str(args.output_dir)) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics

@@ -30,10 +30,14 @@ class Selection:
         latents: (nnz,) int64, the chosen latents of token 0, then those of token 1, and so on; none twice for a token.
         offsets: (n_tokens + 1,) int64, where each token's latents start, and the end.
         d_sae: number of latents.
+        among: (n_columns,) int64, the only latents that could be chosen, and `latents` then counts in them; None
+            where all could. Dense products take only these.
     """
 
-    def __init__(self, latents: Tensor, offsets: Tensor, d_sae: int) -> None:
-        self.latents, self.offsets, self.d_sae = latents, offsets, d_sae
+    def __init__(self, latents: Tensor, offsets: Tensor, d_sae: int, among: Tensor | None = None) -> None:
+        self.columns, self.offsets, self.d_sae, self.among = latents, offsets, d_sae, among
+        self.latents = latents if among is None else among[latents]
+        self.n_columns = d_sae if among is None else len(among)
         self.n_tokens = len(offsets) - 1
 
     @cached_property
@@ -54,31 +58,44 @@ class Selection:
     @property
     def dense(self) -> bool:
         """Whether so many latents are chosen that dense products are faster."""
-        return len(self.latents) > DENSE_ABOVE * self.n_tokens * self.d_sae
+        return len(self.latents) > DENSE_ABOVE * self.n_tokens * self.n_columns
 
     def spread(self, values: Tensor) -> Tensor:
         """Values (nnz,) in their places, (n_tokens, d_sae), zeros elsewhere."""
         return values.new_zeros(self.n_tokens, self.d_sae).index_put_((self.tokens, self.latents), values)
+
+    def _in_columns(self, values: Tensor) -> Tensor:
+        """Values (nnz,) among the latents that could be chosen, (n_tokens, n_columns)."""
+        return values.new_zeros(self.n_tokens, self.n_columns).index_put_((self.tokens, self.columns), values)
+
+    def _of_columns(self, rows: Tensor) -> Tensor:
+        """Of rows (d_sae, d), those of the latents that could be chosen: (n_columns, d)."""
+        return rows if self.among is None else rows[self.among]
 
     # -- products; `values` is (nnz,) --------------------------------------------------------------------------------
 
     def times(self, values: Tensor, rows: Tensor) -> Tensor:
         """`spread(values) @ rows` for rows (d_sae, d): (n_tokens, d)."""
         if self.dense:
-            return (self.spread(values) @ rows).to(rows.dtype)  # autocast would give its own
+            return (self._in_columns(values) @ self._of_columns(rows)).to(rows.dtype)  # autocast would give its own
         return _bag_sums(self.latents, rows, self.offsets[:-1], values)
 
     def transposed_times(self, values: Tensor, rows: Tensor) -> Tensor:
         """`spread(values).T @ rows` for rows (n_tokens, d): (d_sae, d)."""
         if self.dense:
-            return (self.spread(values).T @ rows).to(rows.dtype)
+            sums = (self._in_columns(values).T @ rows).to(rows.dtype)
+            return (
+                sums
+                if self.among is None
+                else rows.new_zeros(self.d_sae, rows.shape[1]).index_copy_(0, self.among, sums)
+            )
         order, tokens, starts = self.by_latent
         return _bag_sums(tokens, rows, starts, values[order], long_bags=True)
 
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
         """`(left @ right.T)` at the chosen places, for left (n_tokens, d) and right (d_sae, d): (nnz,)."""
         if self.dense:
-            return (left @ right.T).to(right.dtype)[self.tokens, self.latents]
+            return (left @ self._of_columns(right).T).to(right.dtype)[self.tokens, self.columns]
         if triton_ops := _triton_for(left, right):
             return triton_ops.sampled(self.latents, self.offsets, left, right)
         with warnings.catch_warnings():  # "CSR tensor support is in beta state", once in a process

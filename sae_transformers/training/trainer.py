@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import SparseAutoencoder
+from ..modeling.repository_files import write_whole
 from .arguments import SaeTrainingArguments
 from .callbacks import SaeUpkeep
 from .initialization import (
@@ -300,11 +301,8 @@ class SaeTrainer(Trainer):
     def save_data_state(self, folder: Path) -> None:
         """Note where a stream stands; shards need no note, their order is a function of the epoch."""
         if self._stream is not None:
-            text = json.dumps(self._stream.state_dict())
             file = folder / DATA_STATE.format(rank=self.args.process_index)
-            part = file.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(file)
+            write_whole(file, json.dumps(self._stream.state_dict()))
 
     def _resume_data(self, checkpoint: str) -> None:
         if self._stream is not None:

@@ -17,16 +17,23 @@ N_TOKENS, D_IN, D_SAE, D_OUT = 5, 4, 9, 3
 CHOSEN = [[3, 0], [5, 1, 7, 2], [], [6], [4, 3, 0]]
 
 
-@pytest.fixture(params=["sparse", "dense"])
+# All that could be chosen, in an order of its own; latent 8 could not.
+AMONG = [7, 3, 0, 5, 1, 2, 6, 4]
+
+
+@pytest.fixture(params=["sparse", "dense", "sparse, among some", "dense, among some"])
 def branch(request, monkeypatch) -> str:
-    monkeypatch.setattr(sparse_ops, "DENSE_ABOVE", {"sparse": 2.0, "dense": -1.0}[request.param])
+    monkeypatch.setattr(sparse_ops, "DENSE_ABOVE", 2.0 if request.param.startswith("sparse") else -1.0)
     return request.param
 
 
-def selection() -> Selection:
+def selection(branch: str = "") -> Selection:
     counts = torch.tensor([len(row) for row in CHOSEN])
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-    return Selection(torch.tensor([latent for row in CHOSEN for latent in row]), offsets, D_SAE)
+    latents = [latent for row in CHOSEN for latent in row]
+    if branch.endswith("among some"):
+        return Selection(torch.tensor([AMONG.index(n) for n in latents]), offsets, D_SAE, torch.tensor(AMONG))
+    return Selection(torch.tensor(latents), offsets, D_SAE)
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
@@ -51,9 +58,9 @@ def test_the_pattern():
 
 
 def test_products_equal_dense_ones(branch):
-    s, values = selection(), numbers(10)
+    s, values = selection(branch), numbers(10)
     z = spread_by_hand(values)
-    assert s.dense == (branch == "dense")
+    assert s.dense == branch.startswith("dense")
     assert torch.equal(s.spread(values), z)
     rows, tokens = numbers(D_SAE, D_OUT, seed=1), numbers(N_TOKENS, D_OUT, seed=2)
     close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
@@ -66,7 +73,7 @@ def test_products_equal_dense_ones(branch):
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_gradient_of_selected_pre_acts(branch, with_bias):
-    s = selection()
+    s = selection(branch)
 
     def pre_acts(hidden, W_enc, b_enc, b_dec):
         b_dec = b_dec if with_bias else None
@@ -93,7 +100,7 @@ def test_gradient_of_selected_pre_acts(branch, with_bias):
 
 
 def test_a_pre_activation_used_twice_gets_both_gradients(branch):
-    s, hidden, b_enc = selection(), numbers(N_TOKENS, D_IN), numbers(D_SAE, seed=2)
+    s, hidden, b_enc = selection(branch), numbers(N_TOKENS, D_IN), numbers(D_SAE, seed=2)
     W_enc, W_dec = numbers(D_IN, D_SAE, seed=1).requires_grad_(), numbers(D_SAE, D_OUT, seed=3)
     plain = (hidden @ W_enc + b_enc)[s.tokens, s.latents]
     ours = selected_pre_acts(plain, s, hidden, W_enc, b_enc)
@@ -105,7 +112,7 @@ def test_a_pre_activation_used_twice_gets_both_gradients(branch):
 
 
 def test_gradient_of_sparse_decode(branch):
-    s = selection()
+    s = selection(branch)
     inputs = (numbers(10).requires_grad_(), numbers(D_SAE, D_OUT, seed=1).requires_grad_())
     assert gradcheck(lambda latents, rows: sparse_decode(latents, s, rows), inputs)
     torch.testing.assert_close(
@@ -114,7 +121,7 @@ def test_gradient_of_sparse_decode(branch):
 
 
 def test_a_gradient_that_is_not_contiguous(branch):
-    s, rows = selection(), numbers(D_SAE, D_OUT, seed=1).requires_grad_()
+    s, rows = selection(branch), numbers(D_SAE, D_OUT, seed=1).requires_grad_()
     latents, weights = numbers(10).requires_grad_(), numbers(D_OUT, N_TOKENS, seed=2).T
     found = torch.autograd.grad((sparse_decode(latents, s, rows) * weights).sum(), (latents, rows))
     expected = torch.autograd.grad((spread_by_hand(latents) @ rows * weights).sum(), (latents, rows))
@@ -123,7 +130,7 @@ def test_a_gradient_that_is_not_contiguous(branch):
 
 
 def test_no_gradient_is_computed_for_what_needs_none(branch, monkeypatch):
-    s, W_enc = selection(), numbers(D_IN, D_SAE, seed=1)
+    s, W_enc = selection(branch), numbers(D_IN, D_SAE, seed=1)
     calls = []
 
     def recorded(name: str, method: Any) -> Any:
@@ -150,7 +157,7 @@ def test_nothing_chosen_and_no_tokens(branch, chosen):
 
 
 def test_autocast_gives_the_dtype_of_the_weights(branch):
-    s, W_dec = selection(), numbers(D_SAE, D_OUT, dtype=torch.float32).requires_grad_()
+    s, W_dec = selection(branch), numbers(D_SAE, D_OUT, dtype=torch.float32).requires_grad_()
     latents = numbers(10, seed=1, dtype=torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = sparse_decode(latents, s, W_dec)
