@@ -22,13 +22,33 @@ def top_k(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
+def select(pre_acts: Tensor, k: int, activation: str) -> tuple[Tensor, Tensor]:
+    """The `k` latents of each token that an activation of the top-k family keeps.
+
+    The `k` largest signed pre-activations, but: `abs_topk` the `k` largest magnitudes; `groupmax` the largest of each
+    of `k` equal groups of neighbours (sparsify, https://github.com/EleutherAI/sparsify).
+
+    Returns:
+        pre-activations (..., k), signed, and indices (..., k) int64.
+    """
+    if activation == "abs_topk":
+        indices = torch.topk(pre_acts.abs(), k, dim=-1).indices
+        return pre_acts.gather(-1, indices), indices
+    if activation == "groupmax":
+        values, within = pre_acts.unflatten(-1, (k, -1)).max(dim=-1)
+        size = pre_acts.shape[-1] // k
+        return values, within + torch.arange(0, k * size, size, device=within.device)
+    return top_k(pre_acts, k)
+
+
 def after_top_k(values: Tensor, activation: str) -> Tensor:
-    """What becomes of the picked values: `topk` relu, `topk-sigmoid` sigmoid, `topk-tanh` tanh. Shape unchanged."""
+    """What becomes of the picked values: `topk` and `groupmax` relu, `topk-sigmoid` sigmoid, `topk-tanh` tanh,
+    `topk-identity` and `abs_topk` nothing. Shape unchanged."""
     if activation == "topk-sigmoid":
         return torch.sigmoid(values)
     if activation == "topk-tanh":
         return torch.tanh(values)
-    return torch.relu(values)
+    return values if activation in ("topk-identity", "abs_topk") else torch.relu(values)
 
 
 def _jump(pre_acts: Tensor, threshold: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from .steering import Steering
 
 ACTIVATIONS = (
-    "relu", "topk", "topk-sigmoid", "topk-tanh", "batch_topk", "jumprelu", "gated", "identity",
+    "relu", "topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax",
+    "batch_topk", "jumprelu", "gated", "identity",
 )  # fmt: skip
-TOPK_ACTIVATIONS = ("topk", "topk-sigmoid", "topk-tanh")
+TOPK_ACTIVATIONS = ("topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm", "scalar")
-SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
+SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_in", "mlp_act", "attn_heads")
 WEIGHTS_SCOPES = ("sae", "full")
 AUTO_MAP = {
     "AutoConfig": "configuration_sae.SaeConfig",
@@ -67,7 +68,9 @@ class SparseAutoencoderConfig:
         d_sae: number of latents (features).
         d_out: width of the hidden state that is written; `d_in` unless this is a transcoder.
         activation: `relu`, `topk`, `batch_topk` (its threshold is used at inference), `jumprelu`, `gated`, `identity`,
-            or `topk-sigmoid` / `topk-tanh` (SCAR's family: top-k of the signed pre-activations, then that function).
+            or `topk-sigmoid` / `topk-tanh` / `topk-identity` (top-k of the signed pre-activations, then that
+            function), `abs_topk` (the largest magnitudes, with their sign), `groupmax` (the largest of each of `k`
+            groups of neighbours).
         k: latents kept per token by the top-k activations; the average for `batch_topk`.
         normalization: what is done to the input and undone on the output: `none`; `layer_norm` (per token, unbiased
             standard deviation, eps added to it in the division only); `constant_norm` (scaled to norm sqrt(d_in));
@@ -75,11 +78,15 @@ class SparseAutoencoderConfig:
         input_scale: the factor of `normalization="scalar"`; the output is divided by `output_scale`.
         output_scale: defaults to `input_scale`.
         layer_norm_eps: the eps of `layer_norm`.
+        normalize_output: whether the normalisation is undone on the output; some transcoders leave it out.
         apply_b_dec_to_input: whether `b_dec` is subtracted from the normalised input before the encoder.
         tied: one matrix for both directions, `W_enc = W_dec.T`.
         skip_connection: adds `x @ W_skip.T` to the output (skip transcoders).
+        glu: pre-activations are multiplied by `sigmoid(x @ W_glu + b_glu)`.
+        scaled_selection: top-k activations choose by the pre-activation times `selection_scale`, a buffer (d_sae,).
         layer: index of the decoder block, from 0.
-        site: `resid_pre`, `resid_post`, `mlp_out` or `attn_out` of that block.
+        site: of that block: `resid_pre`, `resid_post`, `mlp_out`, `attn_out`, or `mlp_in`, `mlp_act`, `attn_heads`:
+            what its MLP, its MLP's last linear map and its attention's last linear map read.
         hook: instead of `layer` and `site`, a module path of the base, optionally ended by `.input` or `.output`
             (the default), as in `model.layers.10.mlp.output`.
         hook_out: where the decoder writes, when it is not where the encoder reads (transcoders).
@@ -97,9 +104,12 @@ class SparseAutoencoderConfig:
     input_scale: float = 1.0
     output_scale: float | None = None
     layer_norm_eps: float = 1e-5
+    normalize_output: bool = True
     apply_b_dec_to_input: bool = True
     tied: bool = False
     skip_connection: bool = False
+    glu: bool = False
+    scaled_selection: bool = False
     layer: int | None = None
     site: str | None = None
     hook: str | None = None
@@ -113,7 +123,9 @@ class SparseAutoencoderConfig:
             _check_kind(name, getattr(self, name), (str, type(None)), "a module path")
         for name in ("concepts", "feature_names", "metadata"):
             _check_kind(name, getattr(self, name), Mapping, "a dict")
-        for name in ("apply_b_dec_to_input", "tied", "skip_connection"):
+        for name in (
+            "apply_b_dec_to_input", "tied", "skip_connection", "normalize_output", "glu", "scaled_selection",
+        ):  # fmt: skip
             _check_kind(name, getattr(self, name), bool, "True or False")
         for name in ("d_in", "d_sae"):
             _check_count(name, getattr(self, name))
@@ -125,12 +137,26 @@ class SparseAutoencoderConfig:
             _check_count("k", self.k)
             if self.k is not None and self.k > self.d_sae:
                 raise ValueError(f"`k` must not exceed `d_sae`={self.d_sae}. Received: k={self.k!r}.")
+        if self.activation == "groupmax" and self.d_sae % (self.k or 1):
+            raise ValueError(
+                f"`activation='groupmax'` needs d_sae to be a multiple of k. "
+                f"Received: d_sae={self.d_sae!r}, k={self.k!r}."
+            )
+        if self.scaled_selection and self.activation not in TOPK_ACTIVATIONS:
+            raise ValueError(
+                f"`scaled_selection=True` needs a top-k activation. Received: activation={self.activation!r}."
+            )
+        if self.glu and (self.activation == "gated" or self.tied):
+            raise ValueError(
+                f"`glu=True` needs an activation other than 'gated' and tied=False. "
+                f"Received: activation={self.activation!r}, tied={self.tied!r}."
+            )
         if self.tied and (self.d_out != self.d_in or self.activation == "gated"):
             raise ValueError(
                 f"`tied=True` needs d_out == d_in and an activation other than 'gated'. "
                 f"Received: d_in={self.d_in!r}, d_out={self.d_out!r}, activation={self.activation!r}."
             )
-        if self.d_out != self.d_in and self.normalization == "layer_norm":
+        if self.d_out != self.d_in and self.normalization == "layer_norm" and self.normalize_output:
             raise ValueError(
                 f"`normalization='layer_norm'` is undone with the input's mean and needs d_out == d_in. "
                 f"Received: d_in={self.d_in!r}, d_out={self.d_out!r}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ from .repository_files import HUB_OPTIONS, check_values, check_writable, read_ad
 
 FORMAT = "sae_transformers sparse autoencoder"
 PLACE = ("layer", "site", "hook", "hook_out")
+# What some formats leave out.
+GIVEN = ("k", "input_scale")
+MAPPED_FROM_BYTES = 2**26
+CONVERSION = "sae_transformers.modeling.conversion"
 
 
 class SaeFilesMixin:
@@ -45,57 +50,101 @@ class SaeFilesMixin:
         write_whole(folder / CONFIG_NAME, text + "\n")
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        sae_id: str | None = None,
+        dtype: torch.dtype | None = None,
+        check_values: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Read an SAE: what `save_pretrained` wrote, or a checkpoint of another library.
+
+        Its tensors are mapped from the file where their layout allows, so that memory is taken as they are used. The
+        formats of other libraries are listed in docs/checkpoints.md and need this library installed; code that came
+        with a repository reads its own format only.
 
         Args:
-            name: a folder or a Hub id.
+            name: a folder, a file or a Hub id.
+            sae_id: the SAE inside it, a folder or a file; `subfolder` is the same.
             dtype: of its parameters; as stored by default.
+            check_values: look for NaN and infinite weights, which reads all of the file.
             options: `layer` and `site`, or `hook` (and `hook_out`), put the SAE at another place than its files say;
-                `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`, `force_download` are the Hub's.
+                `k` and `input_scale` are for checkpoints that leave them out; `revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download` are the Hub's.
 
         Raises:
-            ValueError: the files are damaged, not safetensors, of another format, or do not fit each other.
+            ValueError: the files are damaged, of a format that is not known, could run code, or do not fit each other.
             OSError: nothing is there.
             TypeError: an unknown option.
         """
-        if unknown := sorted(set(options) - set(HUB_OPTIONS) - set(PLACE)):
-            known = ", ".join((*PLACE, *HUB_OPTIONS))
+        if unknown := sorted(set(options) - set(HUB_OPTIONS) - set(PLACE) - set(GIVEN)):
+            known = ", ".join((*PLACE, *GIVEN, *HUB_OPTIONS))
             raise TypeError(f"Options are {known}. Received: {', '.join(unknown)}.")
-        hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+        options = {key: value for key, value in options.items() if value is not None}
+        hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+        if sae_id is not None:
+            hub["subfolder"] = "/".join(part for part in (hub.get("subfolder"), sae_id) if part)
+        given = {key: options[key] for key in GIVEN if key in options}
         values = _read_config(str(name), hub)
-        if any(options.get(key) is not None for key in PLACE):
-            values = {key: value for key, value in values.items() if key not in PLACE}
-            values.update({key: options[key] for key in PLACE if options.get(key) is not None})
+        if values is None:
+            values, tensors = _read_foreign(str(name), hub, given)
+        else:
+            if given:
+                raise TypeError(f"{name} says all that is needed. Received: {', '.join(given)}.")
+            tensors = read_adapter(str(name), hub)
+        if place := {key: options[key] for key in PLACE if key in options}:
+            values = {key: value for key, value in values.items() if key not in PLACE} | place
         config = SparseAutoencoderConfig.from_dict(values)
-        tensors = read_adapter(str(name), hub)
-        sae: Any = cls(config, dtype=dtype or next(iter(tensors.values())).dtype)  # pyright: ignore
-        _fill(sae, tensors, str(name))
+        with torch.device("meta"):  # nothing is allocated for sizes that a config merely claims
+            sae: Any = cls(config)  # pyright: ignore
+        _fill(sae, tensors, str(name), dtype, check_values)
         return sae
 
 
-def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any]:
-    path = cached_file(name, CONFIG_NAME, **hub)
+def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """Our own config, None where the files are of another format."""
+    if Path(name).is_file():
+        return None
+    path = cached_file(name, CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
     if path is None:
-        raise OSError(f"{name} holds no {CONFIG_NAME}.")
+        return None
     try:
         values = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}. Download or save it again.") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise ValueError(
-            f"{name} does not hold an SAE that this library saved: its {CONFIG_NAME} has no `format` of {FORMAT!r}."
-        )
+        return None
     version = values.pop("version", None)
     if version != 1:
         raise ValueError(f"{name} has format version {version!r}; this release reads 1. Update sae-transformers.")
     return values
 
 
+def _read_foreign(name: str, hub: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        conversion = importlib.import_module(CONVERSION)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} does not hold an SAE that this library saved (its {CONFIG_NAME} has no `format` of {FORMAT!r}); "
+            f"to read formats of others, `pip install sae-transformers`."
+        ) from error
+    converted, _ = conversion.convert(name, hub.get("subfolder", ""), hub, given)
+    return converted.values, converted.tensors
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Large tensors stay mapped; small ones get memory of their own, whose alignment makes products repeat bit for
+    bit."""
+    return tensor if tensor.numel() * tensor.element_size() >= MAPPED_FROM_BYTES else tensor.clone()
+
+
 @torch.no_grad()
-def _fill(sae: Any, tensors: Mapping[str, Tensor], name: str) -> None:
+def _fill(sae: Any, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype | None, check: bool = True) -> None:
+    """Make `tensors` the parameters of an SAE without memory of its own, after every check."""
     own = sae.state_dict()
-    if missing := sorted(set(own) - set(tensors)):
+    if missing := sorted(set(own) - set(tensors) - {"feature_max"}):
         raise ValueError(f"The SAE in {name} does not fit its config: missing {missing}.")
     if unexpected := sorted(set(tensors) - set(own)):
         raise ValueError(f"The SAE in {name} does not fit its config: unexpected {unexpected}.")
@@ -104,5 +153,12 @@ def _fill(sae: Any, tensors: Mapping[str, Tensor], name: str) -> None:
             raise ValueError(
                 f"{key} in {name} has shape {tuple(tensor.shape)}; its config asks for {tuple(own[key].shape)}."
             )
-        check_values(key, tensor, name)
-    sae.load_state_dict(tensors)
+        if not tensor.is_floating_point():
+            raise ValueError(f"{key} in {name} holds no floating-point numbers ({tensor.dtype}).")
+        if check:
+            check_values(key, tensor, name)
+    dtype = dtype or tensors["W_dec"].dtype
+    filled = {key: _own(tensor.to(dtype)) for key, tensor in tensors.items()}
+    filled.setdefault("feature_max", torch.zeros(sae.config.d_sae, dtype=dtype))
+    sae.load_state_dict(filled, assign=True)
+    sae.requires_grad_(True)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activations import after_top_k, gated, jump_relu, top_k
+from .activations import after_top_k, gated, jump_relu, select
 from .call_record import CallRecord
 from .configuration_sae import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .outputs import SparseAutoencoderOutput, SparseFeatures
@@ -60,6 +60,10 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             self.register_buffer("threshold", torch.zeros((), dtype=dtype))
         if c.skip_connection:
             self.W_skip = new(d_out, c.d_in)
+        if c.glu:
+            self.W_glu, self.b_glu = new(c.d_in, c.d_sae), new(c.d_sae)
+        if c.scaled_selection:
+            self.register_buffer("selection_scale", torch.ones(c.d_sae, dtype=dtype))
         if c.apply_b_dec_to_input and c.d_out != c.d_in:
             raise ValueError(
                 f"`apply_b_dec_to_input=True` needs d_out == d_in; transcoders set it False. "
@@ -85,11 +89,15 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             else:
                 nn.init.normal_(self.W_enc, std=1 / math.sqrt(self.config.d_in))
         for name, parameter in self.named_parameters(recurse=False):
-            if name not in ("W_enc", "W_dec"):
+            if name == "W_glu":
+                nn.init.normal_(parameter, std=1 / math.sqrt(self.config.d_in))
+            elif name not in ("W_enc", "W_dec"):
                 nn.init.constant_(parameter, 1e-3 if name == "threshold" else 0.0)
         self.feature_max.zero_()
         if self.config.activation == "batch_topk":
             self.threshold.zero_()
+        if self.config.scaled_selection:
+            self.selection_scale.fill_(1.0)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -189,7 +197,8 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
     def _decode(self, latents: Tensor, source: Tensor | None) -> Tensor:
         output = latents.to(self.dtype) @ self.W_dec + self.b_dec
         if source is None:
-            return output / (self.config.output_scale or self.config.input_scale)
+            scale = (self.config.output_scale or self.config.input_scale) if self.config.normalize_output else 1.0
+            return output / scale
         output = self.denormalize(output, self.normalize(source.to(self.dtype)))
         return self._skip(output, source)
 
@@ -197,6 +206,10 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
 
     def normalize(self, hidden: Tensor) -> Normalized:
         """The input as the encoder's mathematics sees it, before `b_dec`, and how to undo it."""
+        normalized = self._normalized(hidden)
+        return normalized if self.config.normalize_output else Normalized(normalized.x, None, None)
+
+    def _normalized(self, hidden: Tensor) -> Normalized:
         kind = self.config.normalization
         if kind == "layer_norm":
             mean = hidden.mean(-1, keepdim=True)
@@ -229,6 +242,9 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             return vector if features is None else vector[features]
 
         weight = self.W_enc if features is None else self.W_enc.index_select(1, features)
+        if self.config.glu:
+            gate = self.W_glu if features is None else self.W_glu.index_select(1, features)
+            return (x @ weight + pick(self.b_enc)) * torch.sigmoid(x @ gate + pick(self.b_glu)), None
         if self.config.activation != "gated":
             return x @ weight + pick(self.b_enc), None
         product = x @ weight
@@ -248,10 +264,14 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         return self._activate(*self._linear(self._encoder_input(normalized), features), features)
 
     def _code_from(self, pre_acts: Tensor, magnitudes: Tensor | None) -> Code:
-        if self.config.activation in TOPK_ACTIVATIONS:
-            picked, indices = top_k(pre_acts, self.config.k or 1)
-            values = after_top_k(picked, self.config.activation)
-            return Code(pre_acts, SparseFeatures(indices, values, self.config.d_sae))
+        kind, k = self.config.activation, self.config.k or 1
+        if kind in TOPK_ACTIVATIONS:
+            if self.config.scaled_selection:
+                indices = select(pre_acts * self.selection_scale, k, kind)[1]
+                picked = pre_acts.gather(-1, indices)
+            else:
+                picked, indices = select(pre_acts, k, kind)
+            return Code(pre_acts, SparseFeatures(indices, after_top_k(picked, kind), self.config.d_sae))
         return Code(pre_acts, self._activate(pre_acts, magnitudes))
 
     def _full_code(self, hidden: Tensor) -> tuple[Code, Normalized]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..modeling.activations import select
 from .sparse_ops import Selection
 
 # Pre-activations at a time: on a CPU what its caches hold, on a GPU what keeps it busy.
@@ -50,6 +51,18 @@ def top_k_of(k: int) -> Chooser:
         values, latents = pre_acts.topk(min(k, pre_acts.shape[1]), dim=-1, sorted=False)
         counts = latents.new_full((len(latents),), latents.shape[1])
         return latents.flatten(), values.flatten(), counts
+
+    return chooser
+
+
+def selected_by(activation: str, k: int) -> Chooser:
+    """What an activation of the top-k family keeps of each token."""
+    if activation not in ("abs_topk", "groupmax"):
+        return top_k_of(k)
+
+    def chooser(pre_acts: Tensor) -> Chosen:
+        values, latents = select(pre_acts, k, activation)
+        return latents.flatten(), values.flatten(), latents.new_full((len(latents),), k)
 
     return chooser
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..modeling import SparseAutoencoder
 from ..modeling.activations import after_top_k, jump_relu
 from ..modeling.configuration_sae import TOPK_ACTIVATIONS
-from .choosing import Chooser, above, batch_top_k, choose, top_k_of
+from .choosing import Chooser, above, batch_top_k, choose, selected_by, top_k_of
 from .sparse_ops import Selection, selected_pre_acts
 
 
@@ -39,7 +39,7 @@ def encode(sae: SparseAutoencoder, x: Tensor, k: int, training: bool, bandwidth:
     """
     kind = sae.config.activation
     if kind in TOPK_ACTIVATIONS:
-        selection, pre_acts = _chosen(sae, x, top_k_of(k))
+        selection, pre_acts = _chosen(sae, x, selected_by(kind, k))
         return Code(selection, pre_acts, after_top_k(pre_acts, kind))
     if kind == "batch_topk":
         if training:

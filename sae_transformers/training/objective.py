@@ -256,9 +256,16 @@ class SaeObjective(nn.Module):
 
 
 def _check_fit(config: Any, args: SaeLossArguments) -> None:
+    if config.glu or config.scaled_selection:
+        raise ValueError(
+            f"SAEs with a GLU encoder or a scaled selection are read and steered, not trained. "
+            f"Received: glu={config.glu!r}, scaled_selection={config.scaled_selection!r}."
+        )
     if config.activation == "batch_topk" and config.k is None:
         raise ValueError("Training an SAE with activation 'batch_topk' needs its `k`. Received: k=None.")
     topk = config.activation == "batch_topk" or config.activation in TOPK_ACTIVATIONS
+    if args.k_start and config.activation == "groupmax":
+        raise ValueError(f"`k_start` changes k, which groupmax cannot. Received: k_start={args.k_start!r}.")
     if args.k_start and (not topk or not config.k <= args.k_start <= config.d_sae):
         raise ValueError(
             f"`k_start` must lie between a top-k SAE's k and its d_sae={config.d_sae}. "

@@ -67,7 +67,7 @@ def test_an_entry_comes_back_equal_through_json(fields: dict) -> None:
         ({"k": 0}, "k=0"),
         ({"k": 65}, "`d_sae`=64. Received: k=65"),
         ({"k": True}, "k=True"),
-        ({"site": "resid_mid"}, "'attn_out'. Received: site='resid_mid'"),
+        ({"site": "resid_mid"}, "'attn_heads'. Received: site='resid_mid'"),
         ({"layer": -1}, "layer=-1"),
         ({"layer": 1.5}, "layer=1.5"),
         ({"hook": "model.norm"}, "hook='model.norm', layer=1"),

@@ -1,0 +1,72 @@
+"""Checkpoints of other libraries, read exactly. Not part of the remote code that a Hub repository receives."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .format import Converted, Format
+
+FORMATS: tuple[Format, ...] = ()
+
+
+def recognise(checkpoint: Checkpoint) -> Format | None:
+    """The format of one SAE's files, None where no format knows them."""
+    return next((form for form in FORMATS if form.recognise(checkpoint)), None)
+
+
+def sae_ids(checkpoint: Checkpoint) -> dict[str, str]:
+    """Path -> name of a format, of every SAE that a repository seems to hold, by the names of its files alone."""
+    found: dict[str, str] = {}
+    prefix = f"{checkpoint.part}/" if checkpoint.part else ""
+    for form in FORMATS:
+        for path in form.ids(checkpoint.files):
+            found.setdefault(prefix + path if path else checkpoint.part, form.name)
+    return dict(sorted(found.items()))
+
+
+def convert(name: str, part: str, hub: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Converted, str]:
+    """Read one SAE of any known format; gives the format's name too.
+
+    Args:
+        name: a folder, a file or a Hub id.
+        part: the SAE inside it, "" where it holds one only.
+        hub: options of the Hub.
+        given: fields of the config that the caller states.
+
+    Raises:
+        ValueError: no format knows the files, several SAEs are there, or the files are damaged.
+        OSError: nothing is there.
+    """
+    checkpoint = Checkpoint(name, part, hub, given)
+    if not checkpoint.files:
+        ids = list(sae_ids(checkpoint.within("")))
+        close = difflib.get_close_matches(part, ids, n=3, cutoff=0.3) or ids[:3]
+        raise OSError(f"{checkpoint.root} holds nothing at {part!r}; it holds {', '.join(close) or 'no SAE'}.")
+    form = recognise(checkpoint)
+    if form is None:
+        ids = [path for path in sae_ids(checkpoint) if path != checkpoint.part]
+        if len(ids) == 1:
+            return convert(checkpoint.root, ids[0], hub, given)
+        if ids:
+            shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+            raise ValueError(f"{checkpoint.label} holds several SAEs: {shown}. Name one with `sae_id=`.")
+        raise ValueError(
+            f"{checkpoint.label} is of no format that is known ({', '.join(form.name for form in FORMATS)}). "
+            f"It holds {', '.join(checkpoint.files[:8])}."
+        )
+    converted = form.read(checkpoint)
+    converted.values.setdefault("metadata", {})
+    origin = {"format": form.name, "source": checkpoint.label}
+    converted.values["metadata"] = {**origin, **converted.values["metadata"]}
+    for message in converted.warnings:
+        warnings.warn(f"{checkpoint.label}: {message}", stacklevel=4)
+    return converted, form.name
+
+
+__all__ = ["FORMATS", "Checkpoint", "Converted", "Format", "Tensor", "convert", "recognise", "sae_ids"]
