@@ -52,8 +52,8 @@ test: $(STAMP)  ## the fast tests, no network
 test-slow: $(STAMP)  ## the tests that take longer than ten seconds
 	$(BIN)/python $(PYTEST) -m "slow or hub"
 
-test-parity: $(STAMP)  ## our numbers against other implementations
-	$(BIN)/python $(PYTEST) -m parity
+test-parity: $(STAMP)  ## our exports in the libraries they are for, which get an environment of their own
+	peers="$$($(BIN)/python benchmarks/peers.py)" && SAE_TRANSFORMERS_PEERS="$$peers" $(BIN)/python $(PYTEST) -m parity
 
 test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with both ends of the transformers range
 

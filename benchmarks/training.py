@@ -19,7 +19,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -31,6 +30,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 import transformers
+from peers import VERSIONS, make_environment
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
@@ -47,7 +47,6 @@ from sae_transformers.training.arguments import SaeLossArguments, SaeTrainingArg
 from sae_transformers.training.objective import SaeObjective
 from sae_transformers.training.trainer import SaeTrainer
 
-VERSIONS = ("sae-lens==6.54.12", "eai-sparsify==1.3.3", "dictionary-learning==0.1.0")
 PEERS = ("sparsify", "sparsify adam", "dictionary-learning", "sae-lens", "sae-lens sparse")
 Results = dict[str, list[dict[str, Any]]]
 
@@ -214,24 +213,6 @@ CONTESTANTS = {
 }
 
 
-def make_environment(folder: Path, console: Console) -> list:
-    """What runs training_peers.py, where the other libraries are, and the same torch and transformers as here."""
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    same = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={transformers.__version__}"]
-    stamp = folder / "installed.txt"
-    if not stamp.exists() or stamp.read_text().split() != [*same, *VERSIONS]:
-        console.print(f"Installing {', '.join(VERSIONS)} into {folder}, once ...")
-        if not python.exists():
-            venv.create(folder, with_pip=True)
-        pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check"]
-        for packages in (same[:1], [*same, *VERSIONS]):  # torch first: its build decides what the others get
-            subprocess.run([*pip, "install", *packages], check=True)
-        # nnsight wants torchvision, which may be another build than torch and then breaks its import; nothing uses it.
-        subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
-        stamp.write_text("\n".join([*same, *VERSIONS]))
-    return [python, Path(__file__).with_name("training_peers.py")]
-
-
 class Contestant:
     """A process that runs one contestant and waits for its turns."""
 
@@ -364,7 +345,7 @@ def run() -> None:
     add("--env", type=Path, default="~/.cache/sae_transformers/benchmark-peers")
     args = parser.parse_args()
     console = Console(width=max(118, Console().width))
-    peers = make_environment(args.env.expanduser(), console)
+    peers = [make_environment(args.env.expanduser(), console.print), Path(__file__).with_name("training_peers.py")]
     settings = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
     settings |= {"states": args.states, "texts": None, "activation": "topk"}
     console.print(f"torch {torch.__version__}, transformers {transformers.__version__}, {', '.join(VERSIONS)}")

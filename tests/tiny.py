@@ -67,7 +67,7 @@ def tiny_sae(seed: int = 1, dtype: torch.dtype = torch.float32, **settings) -> S
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
             if name == "threshold":
                 noise = noise.abs() * 0.3
-            elif name == "feature_max":
+            elif name in ("feature_max", "selection_scale"):
                 noise = noise.abs() + 0.5
             else:
                 noise = noise * (0.3 if tensor.ndim > 1 else 0.1)
@@ -76,7 +76,8 @@ def tiny_sae(seed: int = 1, dtype: torch.dtype = torch.float32, **settings) -> S
 
 
 def _k(settings: dict) -> dict:
-    topk = settings.get("activation", "topk").startswith("topk")
+    kind = settings.get("activation", "topk")
+    topk = kind.startswith("topk") or kind in ("abs_topk", "groupmax")
     return {"k": settings.get("k", 8)} if topk else {}
 
 

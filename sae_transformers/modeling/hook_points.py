@@ -9,8 +9,10 @@ has one (Gemma 2 and 3, OLMo 2, GLM 4), and before the addition where the module
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import re
 from typing import NamedTuple
 
 from torch import nn
@@ -74,7 +76,7 @@ def find_hook_point(base: nn.Module, config: PreTrainedConfig, place: str) -> Ho
     parts = place.split(".")
     if len(parts) == 3 and parts[0] == "layers" and parts[2] in SITES:
         return _find_site(base, config, int(parts[1]), parts[2])
-    return _find_module(base, place)
+    return _find_module(base, config, place)
 
 
 def _find_site(base: nn.Module, config: PreTrainedConfig, layer: int, site: str) -> HookPoint:
@@ -130,10 +132,15 @@ def _find_inside(block: nn.Module, path: str, site: str) -> HookPoint:
     )
 
 
-def _find_module(base: nn.Module, place: str) -> HookPoint:
+def _find_module(base: nn.Module, config: PreTrainedConfig, place: str) -> HookPoint:
     modules = dict(base.named_modules())
     prefix = getattr(base, "base_model_prefix", "")
-    for path in (place, f"{prefix}.{place}"):
+    paths = [place, f"{prefix}.{place}"]
+    if match := re.fullmatch(r"(?:.*\.)?layers\.(\d+(?:\..+)?)", place):
+        # The path as another class with the same blocks has it: without a head, or beside a vision tower.
+        with contextlib.suppress(ValueError):
+            paths.append(f"{find_blocks(base, config)[1]}.{match[1]}")
+    for path in paths:
         if path in modules and path:
             return HookPoint(modules[path], "output", path)
         stem, _, side = path.rpartition(".")

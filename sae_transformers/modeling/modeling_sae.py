@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
+from .agreement import check_width
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
 from .forward_pass import ForwardPassMixin
@@ -147,12 +148,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         for number, entry in enumerate(self.config.sae_configs):
             read = find_hook_point(self.lm, base_config, entry.read_at)
             write = find_hook_point(self.lm, base_config, entry.write_at)
-            if entry.hook is None and width is not None and entry.d_in != width:
-                raise ValueError(
-                    f"SAE {number} reads {entry.d_in} values at {entry.read_at}, where this base has a hidden size "
-                    f"of {width}. "
-                    f"It was made for another base."
-                )
+            check_width(entry, number, read, width)
             if entry.hook_out is not None:
                 self._hook(read, functools.partial(self._note, number))
             self._hook(write, functools.partial(self._visit, number))

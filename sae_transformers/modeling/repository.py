@@ -19,6 +19,7 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
+from .agreement import check_model
 from .configuration_sae import AUTO_MAP
 from .hook_points import find_hook_point
 from .repository_files import (
@@ -73,6 +74,7 @@ class RepositoryMixin(Base):
         steering: Any = None,
         loss_weights: Any = None,
         detach_hidden: bool = True,
+        force: bool = False,
         **base_options: Any,
     ) -> Any:
         """Put SAEs into a base model.
@@ -84,10 +86,12 @@ class RepositoryMixin(Base):
             steering: default steering.
             loss_weights: see `LossWeights`.
             detach_hidden: see `SaeConfig`.
+            force: put an SAE into a model of another name than the one it was made for.
             base_options: for loading the base: `revision`, `dtype`, `device_map`, `quantization_config`, ...
 
         Raises:
-            ValueError: an SAE without a place, or one that does not fit this base.
+            ValueError: an SAE without a place, or one that does not fit this base: made for another model, of another
+                width, for a layer or module that is not there.
         """
         saes = [saes] if isinstance(saes, nn.Module) else list(saes)
         for number, sae in enumerate(saes):
@@ -96,6 +100,10 @@ class RepositoryMixin(Base):
                     f"SAE {number} does not say where it stands; set `sae.config.layer` and `sae.config.site`, or "
                     f"`sae.config.hook`."
                 )
+        name = getattr(base, "name_or_path", None) if isinstance(base, nn.Module) else str(base)
+        for number, sae in enumerate(saes):  # before a large base is loaded
+            if not force:
+                check_model(sae.config, number, name)
         revision = None
         if not isinstance(base, nn.Module):
             if revision := commit_of(str(base), base_options):  # what is named is what is loaded, from here on
@@ -138,7 +146,10 @@ class RepositoryMixin(Base):
             self.generation_config = base.generation_config
         dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
         for number in range(len(self.saes)):
-            self.saes[number].to(device=self._device_at(number), dtype=dtype)
+            device = self._device_at(number)
+            if device.type == "meta":  # a base without weights, to be saved as a pointer: the SAEs have theirs
+                device = self.saes[number].device
+            self.saes[number].to(device=device, dtype=dtype)
         if hasattr(base, "hf_device_map"):
             places = {f"saes.{n}": str(self._device_at(n)) for n in range(len(self.saes))}
             self.hf_device_map = {**{f"lm.{k}" if k else "lm": v for k, v in base.hf_device_map.items()}, **places}

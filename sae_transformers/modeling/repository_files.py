@@ -158,10 +158,10 @@ def read_adapter(name: str, hub: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def check_values(key: str, tensor: Tensor, name: str) -> None:
+    # Types of one byte have no arithmetic to check them with.
+    readable = tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel() > 0
     # The extremes are NaN where anything is, and take no memory, as a mask would.
-    if not tensor.is_floating_point() or not (
-        tensor.numel() and bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
-    ):
+    if not readable or not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
         raise ValueError(
             f"{key} in {name} holds NaN, infinite values or no floating-point numbers ({tensor.dtype}); the "
             f"checkpoint is damaged."

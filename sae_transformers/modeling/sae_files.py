@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -66,8 +67,9 @@ class SaeFilesMixin:
         with a repository reads its own format only.
 
         Args:
-            name: a folder, a file or a Hub id.
-            sae_id: the SAE inside it, a folder or a file; `subfolder` is the same.
+            name: a folder, a file, a Hub id, or a short name that `sae-transformers attach --list` shows.
+            sae_id: the SAE inside it, a folder or a file; `subfolder` is the same, and so is the rest of a Hub id
+                of more than two parts.
             dtype: of its parameters; as stored by default.
             check_values: look for NaN and infinite weights, which reads all of the file.
             options: `layer` and `site`, or `hook` (and `hook_out`), put the SAE at another place than its files say;
@@ -87,20 +89,37 @@ class SaeFilesMixin:
         if sae_id is not None:
             hub["subfolder"] = "/".join(part for part in (hub.get("subfolder"), sae_id) if part)
         given = {key: options[key] for key in GIVEN if key in options}
-        values = _read_config(str(name), hub)
+        name = _found(str(name), hub, given)
+        values = _read_config(name, hub)
         if values is None:
-            values, tensors = _read_foreign(str(name), hub, given)
+            values, tensors = _read_foreign(name, hub, given)
         else:
-            if given:
-                raise TypeError(f"{name} says all that is needed. Received: {', '.join(given)}.")
-            tensors = read_adapter(str(name), hub)
+            if unused := set(given) - {"base_model"}:
+                raise TypeError(f"{name} says all that is needed. Received: {', '.join(unused)}.")
+            tensors = read_adapter(name, hub)
         if place := {key: options[key] for key in PLACE if key in options}:
             values = {key: value for key, value in values.items() if key not in PLACE} | place
         config = SparseAutoencoderConfig.from_dict(values)
         with torch.device("meta"):  # nothing is allocated for sizes that a config merely claims
             sae: Any = cls(config)  # pyright: ignore
-        _fill(sae, tensors, str(name), dtype, check_values)
+        _fill(sae, tensors, name, dtype, check_values)
         return sae
+
+
+def _found(name: str, hub: dict[str, Any], given: dict[str, Any]) -> str:
+    """The folder, file or Hub id behind a name; what it says about the SAE inside goes into `hub` and `given`."""
+    if Path(name).exists():
+        return name
+    with contextlib.suppress(ModuleNotFoundError):  # code that came with a repository knows no releases
+        releases = importlib.import_module(f"{CONVERSION}.releases")
+        if (found := releases.find_sae(name)) is not None:
+            given["base_model"] = found.base
+            name = f"{found.repository}/{found.sae_id}"
+    owner_and_name, inside = name.split("/")[:2], "/".join(name.split("/")[2:])
+    if inside and not name.startswith((".", "/")):
+        hub["subfolder"] = "/".join(part for part in (inside.strip("/"), hub.get("subfolder")) if part)
+        name = "/".join(owner_and_name)
+    return name
 
 
 def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
@@ -125,7 +144,9 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
 def _read_foreign(name: str, hub: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         conversion = importlib.import_module(CONVERSION)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("sae_transformers"):
+            raise
         raise ValueError(
             f"{name} does not hold an SAE that this library saved (its {CONFIG_NAME} has no `format` of {FORMAT!r}); "
             f"to read formats of others, `pip install sae-transformers`."

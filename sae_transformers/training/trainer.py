@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import SparseAutoencoder
+from ..modeling.agreement import same_model
 from ..modeling.repository_files import write_whole
 from .arguments import SaeTrainingArguments
 from .callbacks import SaeUpkeep
@@ -361,7 +362,7 @@ def _check_data(config: Any, dataset: Any, *, needs_labels: bool) -> None:
                 f"Were they harvested from another model?"
             )
     trained_on, model = config.metadata.get("base_model"), getattr(dataset, "model", None)
-    if trained_on and model and Path(trained_on).name != Path(model).name:
+    if trained_on and model and not same_model(trained_on, model):
         raise ValueError(
             f"The SAE was trained on hidden states of {trained_on!r}. Received: those of {model!r}. "
             f"If it is the same model, set `config.metadata['base_model']`."

@@ -66,6 +66,11 @@ def normalised(sae: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The SAE's input for hidden states (T, d_in), and `scale`, `mean` (T, 1) that undo it."""
     c = sae.config
     one, zero = x.new_ones(len(x), 1), x.new_zeros(len(x), 1)
+    normal, scale, mean = _normalised(c, x, one, zero)
+    return (normal, scale, mean) if c.normalize_output else (normal, one, zero)
+
+
+def _normalised(c: Any, x: Tensor, one: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if c.normalization == "layer_norm":
         mean = x.sum(-1, keepdim=True) / c.d_in
         std = ((x - mean).square().sum(-1, keepdim=True) / (c.d_in - 1)).sqrt()
@@ -84,16 +89,29 @@ def pre_activations(sae: Any, x: Tensor) -> Tensor:
     inputs = normalised(sae, x)[0]
     if sae.config.apply_b_dec_to_input:
         inputs = inputs - sae.b_dec
-    return inputs @ w_enc + (sae.b_gate if sae.config.activation == "gated" else sae.b_enc)
+    pre = inputs @ w_enc + (sae.b_gate if sae.config.activation == "gated" else sae.b_enc)
+    return pre / (1 + (-(inputs @ sae.W_glu + sae.b_glu)).exp()) if sae.config.glu else pre
 
 
 def activated(sae: Any, pre: Tensor) -> Tensor:
     """Latents (T, d_sae) of pre-activations."""
     c = sae.config
-    if c.activation.startswith("topk"):
-        order = pre.argsort(dim=-1, descending=True)
-        kept = torch.zeros_like(pre, dtype=torch.bool).scatter(-1, order[:, : c.k], True)
-        function = {"topk": torch.relu, "topk-sigmoid": torch.sigmoid, "topk-tanh": torch.tanh}[c.activation]
+    functions = {
+        "topk": torch.relu, "groupmax": torch.relu, "topk-sigmoid": torch.sigmoid, "topk-tanh": torch.tanh,
+        "topk-identity": lambda v: v, "abs_topk": lambda v: v,
+    }  # fmt: skip
+    if c.activation in functions:
+        score = pre.abs() if c.activation == "abs_topk" else pre
+        score = score * sae.selection_scale if c.scaled_selection else score
+        kept = torch.zeros_like(pre, dtype=torch.bool)
+        if c.activation == "groupmax":
+            size = c.d_sae // c.k
+            for group in range(c.k):
+                best = group * size + score[:, group * size : (group + 1) * size].argmax(-1)
+                kept[torch.arange(len(pre)), best] = True
+        else:
+            kept = kept.scatter(-1, score.argsort(dim=-1, descending=True)[:, : c.k], True)
+        function = functions[c.activation]
         return torch.where(kept, function(pre), 0.0)
     if c.activation in ("jumprelu", "batch_topk"):
         return pre.clamp(min=0) * (pre > sae.threshold)

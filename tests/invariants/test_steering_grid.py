@@ -780,11 +780,22 @@ def test_every_op_with_shape(shape, activation):
     every_op({"activation": activation, **SHAPES[shape]})
 
 
-@pytest.mark.parametrize("activation", ["batch_topk", "topk"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"activation": "batch_topk"},
+        {"activation": "topk"},
+        {"activation": "abs_topk"},
+        {"activation": "groupmax", "normalization": "layer_norm", "normalize_output": False},
+        {"activation": "topk-identity", "scaled_selection": True},
+        {"activation": "jumprelu", "glu": True},
+    ],
+    ids=lambda kind: kind["activation"],
+)
 @pytest.mark.parametrize("op", OPS)
-def test_op_in_llama_at_the_mlp(op, activation):
+def test_op_in_llama_at_the_mlp(op, kind):
     """Another family, site and kind of encoder, cached, padded and in chunks."""
-    model, base, saes = pair("llama", site="mlp_out", activation=activation)
+    model, base, saes = pair("llama", site="mlp_out", **kind)
     ids, attention = padded()
     steering = at(op, [(1, 3), (-1, None)])
     expected = naive_generate(base, saes, steering, ids, attention_mask=attention, max_new_tokens=STEPS)

@@ -5,7 +5,7 @@
 import torch
 from torch.autograd import gradcheck
 
-from sae_transformers.modeling.activations import after_top_k, gated, jump_relu, top_k
+from sae_transformers.modeling.activations import after_top_k, gated, jump_relu, select, top_k
 
 PRE = torch.tensor([[3.0, -5.0, 0.5, 2.0], [-1.0, -4.0, -0.5, -2.0]])
 
@@ -16,11 +16,21 @@ def test_top_k_takes_the_largest_signed_values():
     assert indices.tolist() == [[0, 3], [2, 0]]
 
 
+def test_select_by_magnitude_and_by_group():
+    values, indices = select(PRE, 2, "abs_topk")
+    assert values.tolist() == [[-5.0, 3.0], [-4.0, -2.0]] and indices.tolist() == [[1, 0], [1, 3]]
+    values, indices = select(PRE, 2, "groupmax")
+    assert values.tolist() == [[3.0, 2.0], [-1.0, -0.5]] and indices.tolist() == [[0, 3], [0, 2]]
+    assert torch.equal(select(PRE, 3, "topk")[1], top_k(PRE, 3)[1])
+
+
 def test_after_top_k_is_relu_unless_named_otherwise():
     values = torch.tensor([2.0, -1.0])
     assert after_top_k(values, "topk").tolist() == [2.0, 0.0]
     assert torch.equal(after_top_k(values, "topk-sigmoid"), torch.sigmoid(values))
     assert torch.equal(after_top_k(values, "topk-tanh"), torch.tanh(values))
+    assert after_top_k(values, "topk-identity").tolist() == after_top_k(values, "abs_topk").tolist() == [2.0, -1.0]
+    assert after_top_k(values, "groupmax").tolist() == [2.0, 0.0]
 
 
 def test_jump_relu_is_strict_and_keeps_the_value():

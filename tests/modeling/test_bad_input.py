@@ -60,7 +60,7 @@ def test_an_unknown_site(site: Any) -> None:
 
 @pytest.mark.parametrize("head", [SaeModel, SaeForCausalLM, SaeForSequenceClassification])
 def test_a_width_that_does_not_fit_a_named_site_is_refused_when_built(head) -> None:
-    with pytest.raises(ValueError, match=r"SAE 0 reads 48 values at layers.1.mlp_out.*hidden size of 32"):
+    with pytest.raises(ValueError, match=r"SAE 0 reads 48 values at layers.1.mlp_out.*width of 32"):
         head.from_base(_base_of(head), [tiny_sae(d_in=48, layer=1, site="mlp_out")])
 
 

@@ -22,6 +22,30 @@ def test_sites_are_the_modules_written_down_for_each_family(architecture):
             assert point.side == ("input" if site == "resid_pre" else "output")
 
 
+INSIDE = {  # what reads: the MLP, its last linear map, the attention's last linear map
+    "gpt2": ("mlp", "mlp.c_proj", "attn.c_proj"),
+    "gpt_neox": ("mlp", "mlp.dense_4h_to_h", "attention.dense"),
+    "opt": ("fc1", "fc2", "self_attn.out_proj"),
+    "phi": ("mlp", "mlp.fc2", "self_attn.dense"),
+    "bloom": ("mlp", "mlp.dense_4h_to_h", "self_attention.dense"),
+    "falcon": ("mlp", "mlp.dense_4h_to_h", "self_attention.dense"),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sites_inside_mlp_and_attention(architecture):
+    base = tiny_base(architecture)
+    paths = INSIDE.get(architecture, ("mlp", "mlp.down_proj", "self_attn.o_proj"))
+    for site, path in zip(("mlp_in", "mlp_act", "attn_heads"), paths, strict=True):
+        if site == "mlp_act" and architecture in ("mixtral", "qwen2_moe", "gpt_oss"):
+            with pytest.raises(ValueError, match="no one module for mlp_act"):
+                find_hook_point(base, base.config, f"layers.1.{site}")
+            continue
+        point = find_hook_point(base, base.config, f"layers.1.{site}")
+        assert point.module is block_list(base)[1].get_submodule(path)
+        assert point.side == "input" and base.get_submodule(point.path) is point.module
+
+
 def test_module_paths_with_and_without_prefix_and_side():
     base = tiny_base()
     down = base.model.layers[1].mlp.down_proj
@@ -33,6 +57,17 @@ def test_module_paths_with_and_without_prefix_and_side():
     ):
         point = find_hook_point(base, base.config, path)
         assert (point.module, point.side) == (down, side)
+
+
+def test_a_module_path_of_another_class_with_the_same_blocks():
+    base = tiny_base("gemma3_text")
+    norm = base.model.layers[1].post_feedforward_layernorm
+    paths = ("model.layers.1", "model.language_model.layers.1", "layers.1", "language_model.model.layers.1")
+    for lm in (base, base.model):  # with a head and without
+        for path in paths:
+            point = find_hook_point(lm, base.config, f"{path}.post_feedforward_layernorm.output")
+            assert (point.module, point.side) == (norm, "output")
+            assert find_hook_point(lm, base.config, f"{path}.output").module is base.model.layers[1]
 
 
 def test_places_that_are_not_there_are_named():
@@ -58,5 +93,5 @@ def test_a_block_without_the_module_says_what_it_has():
 
 
 def test_an_sae_of_another_width_is_refused():
-    with pytest.raises(ValueError, match="reads 16 values.*hidden size of 32"):
+    with pytest.raises(ValueError, match="reads 16 values.*width of 32"):
         SaeForCausalLM.from_base(tiny_base(), saes=[tiny_sae(layer=1, d_in=16)])

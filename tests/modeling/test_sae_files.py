@@ -19,6 +19,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "batch_topk": {"activation": "batch_topk", "k": 5, "hook": "model.layers.1.mlp.output"},
     "jumprelu": {"activation": "jumprelu", "normalization": "scalar", "input_scale": 0.3, "output_scale": 0.5},
     "gated": {"activation": "gated", "normalization": "constant_norm"},
+    "glu": {"activation": "relu", "glu": True},
+    "scaled_selection": {"scaled_selection": True, "k": 5},
+    "groupmax": {"activation": "groupmax", "k": 4, "normalization": "layer_norm", "normalize_output": False},
     "transcoder": {
         "activation": "relu", "d_out": 20, "hook": "a.input", "hook_out": "a.output", "apply_b_dec_to_input": False,
         "skip_connection": True,

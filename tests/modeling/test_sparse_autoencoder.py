@@ -1,5 +1,7 @@
 """One SAE: its public mathematics, against formulas written out and the naive reference."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,10 @@ from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
 from tests.invariants.naive import latents_of, pre_activations, reconstruction_of
 from tests.tiny import tiny_sae
 
-ACTIVATIONS = ("relu", "topk", "topk-sigmoid", "topk-tanh", "batch_topk", "jumprelu", "gated", "identity")
+ACTIVATIONS = (
+    "relu", "topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax", "batch_topk", "jumprelu",
+    "gated", "identity",
+)  # fmt: skip
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm", "scalar")
 HIDDEN = torch.randn(2, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) * 3
 FEATURES = torch.tensor([5, 0, 63, 17])
@@ -31,6 +36,44 @@ def test_encode_and_decode_are_the_formulas(activation, normalization):
     torch.testing.assert_close(sae.encode_pre_acts(HIDDEN, FEATURES), pre[..., FEATURES], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sae.encode_selected(HIDDEN, FEATURES), latents[..., FEATURES], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sae.encode_sparse(HIDDEN).to_dense(), latents, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"glu": True, "activation": "relu"},
+        {"glu": True, "activation": "topk"},
+        {"glu": True, "activation": "jumprelu"},
+        {"scaled_selection": True},
+        {"scaled_selection": True, "activation": "abs_topk"},
+        {"normalize_output": False, "normalization": "layer_norm"},
+        {"normalize_output": False, "normalization": "constant_norm"},
+        {"normalize_output": False, "normalization": "scalar", "input_scale": 1.7},
+    ],
+    ids=str,
+)
+def test_variants_of_other_libraries_are_the_formulas(settings):
+    sae = tiny_sae(dtype=torch.float64, **settings)
+    rows = HIDDEN.flatten(0, 1)
+    latents = latents_of(sae, rows).view(2, 5, 64)
+    close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+    assert (latents != 0).any()
+    torch.testing.assert_close(sae.encode(HIDDEN), latents, **close)
+    torch.testing.assert_close(sae.encode_selected(HIDDEN, FEATURES), latents[..., FEATURES], **close)
+    reconstruction = reconstruction_of(sae, rows).view(2, 5, 32)
+    torch.testing.assert_close(sae(HIDDEN).reconstruction, reconstruction, **close)
+    torch.testing.assert_close(sae.decode(latents, HIDDEN), reconstruction, **close)
+    if not sae.config.normalize_output:
+        torch.testing.assert_close(sae.decode(latents), reconstruction, **close)
+
+
+def test_a_transcoder_may_normalise_what_it_reads_alone():
+    sae = tiny_sae(
+        d_out=20, normalization="layer_norm", normalize_output=False, apply_b_dec_to_input=False, activation="relu"
+    )
+    x = (HIDDEN - HIDDEN.mean(-1, keepdim=True)) / (HIDDEN.std(-1, keepdim=True) + 1e-5)
+    expected = torch.relu(x.float() @ sae.W_enc + sae.b_enc) @ sae.W_dec + sae.b_dec
+    torch.testing.assert_close(sae(HIDDEN.float()).reconstruction, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_scalar_normalisation_needs_no_hidden_state_to_decode():

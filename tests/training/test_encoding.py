@@ -12,11 +12,14 @@ from tests.tiny import WIDTH, tiny_sae
 
 F64 = torch.float64
 D_SAE, K = 64, 5
-ACTIVATIONS = ("relu", "topk", "topk-sigmoid", "topk-tanh", "batch_topk", "jumprelu", "gated", "identity")
+ACTIVATIONS = (
+    "relu", "topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax", "batch_topk", "jumprelu",
+    "gated", "identity",
+)  # fmt: skip
 
 
 def new_sae(activation: str, **settings: Any) -> Any:
-    k = {"k": K} if activation == "batch_topk" or activation.startswith("topk") else {}
+    k = {"k": 8 if activation == "groupmax" else K} if "top" in activation or activation == "groupmax" else {}
     return tiny_sae(dtype=F64, activation=activation, **k, **settings)
 
 
@@ -32,7 +35,7 @@ def dense(code: Code) -> torch.Tensor:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_latents_are_those_of_the_sae(activation, normalization):
     sae, x = new_sae(activation, normalization=normalization), hidden()
-    code = encode(sae, sae.normalize(x).x, K, False, 0.01)
+    code = encode(sae, sae.normalize(x).x, sae.config.k or 0, False, 0.01)
     torch.testing.assert_close(dense(code), sae.encode(x), rtol=1e-12, atol=1e-12)
     assert (sae.encode(x) != 0).any()
 

@@ -9,10 +9,40 @@ from typing import Any
 
 from torch import Tensor
 
+from . import (
+    deepseek_r1,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    llama_scope,
+    llamascopium,
+    openai,
+    qwen_scope,
+    saelens,
+    scar,
+    selfreg,
+    sparsify,
+)
 from .checkpoint import Checkpoint
 from .format import Converted, Format
 
-FORMATS: tuple[Format, ...] = ()
+FORMATS: tuple[Format, ...] = (
+    saelens.FORMAT,
+    sparsify.FORMAT,
+    dictionary_learning.FORMAT,
+    deepseek_r1.FORMAT,
+    gemma_scope.FORMAT,
+    gemma_scope_2.FORMAT,
+    goodfire.FORMAT,
+    llama_scope.FORMAT,
+    llama_scope.DISTILLED_FORMAT,
+    llamascopium.FORMAT,
+    openai.FORMAT,
+    qwen_scope.FORMAT,
+    scar.FORMAT,
+    selfreg.FORMAT,
+)
 
 
 def recognise(checkpoint: Checkpoint) -> Format | None:
@@ -37,13 +67,14 @@ def convert(name: str, part: str, hub: Mapping[str, Any], given: Mapping[str, An
         name: a folder, a file or a Hub id.
         part: the SAE inside it, "" where it holds one only.
         hub: options of the Hub.
-        given: fields of the config that the caller states.
+        given: fields of the config that the caller states; `base_model`, for where the files do not name it.
 
     Raises:
         ValueError: no format knows the files, several SAEs are there, or the files are damaged.
         OSError: nothing is there.
     """
-    checkpoint = Checkpoint(name, part, hub, given)
+    stated = {key: value for key, value in given.items() if key != "base_model"}
+    checkpoint = Checkpoint(name, part, hub, stated)
     if not checkpoint.files:
         ids = list(sae_ids(checkpoint.within("")))
         close = difflib.get_close_matches(part, ids, n=3, cutoff=0.3) or ids[:3]
@@ -63,6 +94,8 @@ def convert(name: str, part: str, hub: Mapping[str, Any], given: Mapping[str, An
     converted = form.read(checkpoint)
     converted.values.setdefault("metadata", {})
     origin = {"format": form.name, "source": checkpoint.label}
+    if given.get("base_model"):
+        origin["base_model"] = given["base_model"]
     converted.values["metadata"] = {**origin, **converted.values["metadata"]}
     for message in converted.warnings:
         warnings.warn(f"{checkpoint.label}: {message}", stacklevel=4)

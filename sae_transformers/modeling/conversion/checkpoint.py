@@ -235,7 +235,7 @@ def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
         is_zip = zipfile.is_zipfile(path)
-    except OSError as error:
+    except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
     if not is_zip:
         raise ValueError(

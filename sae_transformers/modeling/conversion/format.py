@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import Checkpoint
+from .checkpoint import PICKLES, Checkpoint
 
 
 @dataclass
@@ -63,14 +64,16 @@ class Format(NamedTuple):
 
 
 def need(tensors: Mapping[str, Tensor], names: tuple[str, ...], where: str) -> None:
-    """Raises ValueError unless all of `names` are there."""
-    if missing := [name for name in names if name not in tensors]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'nothing'}.")
+    """Raises ValueError unless all of `names` are there, as tensors."""
+    if missing := [name for name in names if not isinstance(tensors.get(name), Tensor)]:
+        raise ValueError(
+            f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(map(str, tensors))) or 'nothing'}."
+        )
 
 
-def only(tensors: Mapping[str, Tensor], names: tuple[str, ...], where: str) -> None:
+def only(tensors: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
     """Raises ValueError where there is more than `names`: what is not understood must not be dropped in silence."""
-    if extra := sorted(set(tensors) - set(names)):
+    if extra := sorted(map(str, set(tensors) - set(names))):
         raise ValueError(f"{where} holds {', '.join(extra)}, which this format does not know.")
 
 
@@ -80,6 +83,58 @@ def matrix(tensors: Mapping[str, Tensor], name: str, where: str) -> Tensor:
     if tensors[name].ndim != 2:
         raise ValueError(f"{name} in {where} must be a matrix. Received: shape {tuple(tensors[name].shape)}.")
     return tensors[name]
+
+
+def shaped(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], where: str) -> Tensor:
+    """Floating-point numbers by name, of the shape that the other tensors ask for."""
+    need(tensors, (name,), where)
+    if tuple(tensors[name].shape) != shape:
+        raise ValueError(
+            f"{name} in {where} must have shape {shape} to fit the other tensors. Received: shape "
+            f"{tuple(tensors[name].shape)}."
+        )
+    if not tensors[name].is_floating_point() or tensors[name].element_size() < 2:
+        raise ValueError(
+            f"{name} in {where} must be numbers of a 16-bit float or wider. Received: {tensors[name].dtype}."
+        )
+    return tensors[name]
+
+
+def agree(values: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> None:
+    """Raises ValueError where a config states other sizes than the tensors have."""
+    for name, size in sizes.items():
+        if number(values, name, where, default=None) not in (None, size):
+            raise ValueError(f"`{name}` in {where} must be {size}, as its tensors. Received: {name}={values[name]!r}.")
+
+
+def given_or_stated(checkpoint: Checkpoint, values: Mapping[str, Any], name: str, where: str) -> int:
+    """A whole number of at least 1 that a config states or, where it does not, the caller."""
+    found = number(values, name, where, kind=int, default=None)
+    if found is None:
+        found = number(checkpoint.given, name, "the options", kind=int, default=None)
+    if found is None:
+        raise ValueError(f"{where} does not state `{name}`; give `{name}=`.")
+    if found < 1:
+        raise ValueError(f"`{name}` in {where} must be at least 1. Received: {name}={found!r}.")
+    return found
+
+
+def takes(checkpoint: Checkpoint, *names: str) -> None:
+    """Raises TypeError where the caller states a field that the files say themselves."""
+    if extra := sorted(set(checkpoint.given) - set(names) - {"base_model"}):
+        raise TypeError(f"{checkpoint.label} says all that is needed. Received: {', '.join(extra)}.")
+
+
+def whole_name(checkpoint: Checkpoint) -> str:
+    """Repository and path of an SAE, for what only their names say: id of the base, layer, site."""
+    # Not resolved: in the Hub's cache a file is a link to a name that says nothing.
+    return Path(checkpoint.label).absolute().as_posix() if checkpoint.local else checkpoint.label
+
+
+def one_pickle(checkpoint: Checkpoint) -> str | None:
+    """The file of an SAE that is one torch file and nothing else."""
+    files = checkpoint.files
+    return files[0] if len(files) == 1 and "/" not in files[0] and files[0].endswith(PICKLES) else None
 
 
 def number(values: Mapping[str, Any], name: str, where: str, *, kind: type = float, default: Any = ...) -> Any:
@@ -120,13 +175,68 @@ def full(value: Tensor | float, like: Tensor, d_sae: int) -> Tensor:
     return torch.full((d_sae,), float(value), dtype=like.dtype)
 
 
+def by_rows(matrix: Tensor, factors: Tensor) -> Tensor:
+    """Rows times `factors` (n,), computed in float32 at least, with dtype of `matrix`."""
+    return (matrix.to(_accurate(matrix)) * factors[:, None]).to(matrix.dtype)
+
+
+def by_columns(values: Tensor, factors: Tensor) -> Tensor:
+    """The same for columns, or for the elements of a vector."""
+    return (values.to(_accurate(values)) * factors).to(values.dtype)
+
+
+def row_norms(matrix: Tensor) -> Tensor:
+    """Norms of rows (n,), in float32 at least."""
+    return torch.linalg.vector_norm(matrix, dim=-1, dtype=_accurate(matrix))
+
+
+def _accurate(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+# -- what several writers share --------------------------------------------------------------------------------------
+
+
+def refuse(name: str, value: Any, form: str, instead: str = "") -> ValueError:
+    """The error of a writer for what its format cannot say."""
+    return ValueError(f"{form} checkpoints cannot say this{instead and '; ' + instead}. Received: {name}={value!r}.")
+
+
+def without_input_scale(config: Any, tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+    """Weights that do the same without `normalization="scalar"`, where a format lacks it; same latents."""
+    found = dict(tensors)
+    if config.normalization != "scalar":
+        return found
+    scale = config.input_scale
+    undone = (config.output_scale or scale) if config.normalize_output else 1.0
+    if config.apply_b_dec_to_input and undone != scale:
+        name = "output_scale" if config.normalize_output else "normalize_output"
+        raise refuse(name, getattr(config, name), form, "with `apply_b_dec_to_input` one scale must serve both sides")
+    if config.tied:
+        found["W_enc"] = found["W_dec"].T
+    found["W_enc"] = found["W_enc"] * scale
+    found["W_dec"], found["b_dec"] = found["W_dec"] / undone, found["b_dec"] / undone
+    return found
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, part, metadata={"format": "pt"})
+    part.replace(path)
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
 TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",
     "hook_resid_post": "resid_post",
     "hook_mlp_out": "mlp_out",
     "hook_attn_out": "attn_out",
     "attn.hook_z": "attn_heads",
-    "hook_mlp_in": "mlp_in",
+    "mlp.hook_in": "mlp_in",  # not `hook_mlp_in`, which is before the norm
     "mlp.hook_post": "mlp_act",
 }
 SITE_NAMES = {site: hook for hook, site in TRANSFORMER_LENS.items()}
@@ -138,6 +248,22 @@ def place_of_hook(hook: str | None) -> dict[str, Any]:
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook or "")
     site = TRANSFORMER_LENS.get(match[2]) if match else None
     return {"layer": int(match[1]), "site": site} if match and site else {}
+
+
+def place_of_hooks(hook_in: str | None, hook_out: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Place of an SAE or transcoder by the TransformerLens hooks that it reads and writes, and warnings."""
+    place = place_of_hook(hook_in)
+    if hook_in and not place:
+        return {}, [
+            f"it reads {hook_in}, which no Hugging Face module has as its input or output; it has no place until "
+            f"`layer` and `site` or `hook` give it one."
+        ]
+    if hook_out in (None, hook_in):
+        return place, []
+    written = place_as_text(hook_out)
+    if place and not written:
+        return {}, [f"it writes {hook_out}, which has no counterpart in a Hugging Face model; it has no place."]
+    return (place | {"hook_out": written} if place else {}), []
 
 
 def place_as_text(hook: str | None) -> str | None:

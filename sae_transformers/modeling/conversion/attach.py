@@ -1,0 +1,69 @@
+"""A model with published SAEs as a repository of its own, without loading the base's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from ..modeling_sae_causal_lm import SaeForCausalLM
+from ..modeling_sae_sequence_classification import SaeForSequenceClassification
+from ..repository_files import commit_of
+from ..sparse_autoencoder import SparseAutoencoder
+
+HEADS = {"causal-lm": SaeForCausalLM, "sequence-classification": SaeForSequenceClassification}
+
+
+def attach(
+    base: str | None,
+    saes: Sequence[SparseAutoencoder],
+    out: str | os.PathLike,
+    *,
+    head: str = "causal-lm",
+    revision: str | None = None,
+    force: bool = False,
+    base_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Write the repository that `from_pretrained` loads: SAEs, code and a pointer to the base.
+
+    Args:
+        base: folder or Hub id; the one that the SAEs name by default.
+        saes: SAEs that know their place.
+        out: folder.
+        head: `causal-lm` or `sequence-classification`.
+        revision: of the base; its commit is noted.
+        force: see `from_base`.
+        base_options: for the base's config: `token`, `cache_dir`, ...
+
+    Returns:
+        The model, with the base's parameters on the meta device.
+
+    Raises:
+        ValueError: no base is known, or an SAE does not fit it.
+        OSError: the base's config cannot be found, or the folder not be written.
+    """
+    if head not in HEADS:
+        raise ValueError(f"`head` must be one of {', '.join(HEADS)}. Received: head={head!r}.")
+    named = {str(sae.config.metadata["base_model"]) for sae in saes if sae.config.metadata.get("base_model")}
+    if base is None:
+        if len(named) != 1:
+            raise ValueError(f"The SAEs name {len(named)} base models; give one with `base`. Received: base=None.")
+        base = named.pop()
+    options = {**(base_options or {}), **({"revision": revision} if revision else {})}
+    config = AutoConfig.from_pretrained(base, **options)
+    cls: Any = HEADS[head]
+    with torch.device("meta"):
+        lm = cls.auto_model.from_config(config)
+    lm.name_or_path = base
+    with contextlib.suppress(OSError):  # none published
+        lm.generation_config = GenerationConfig.from_pretrained(base, **options)
+    model = cls.from_base(lm.eval(), saes, force=force)
+    model.config.base_model_revision = commit_of(base, options)
+    # What has no values yet, a classifier's head too, is not written.
+    stored = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
+    model.save_pretrained(out, state_dict=stored)
+    return model
