@@ -9,6 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.modeling.conversion.families import FAMILIES, D
+from tests.tiny import tiny_base
+
 README = Path(__file__).parents[1] / "README.md"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -37,12 +40,20 @@ def save_tiny_model(folder: Path) -> None:
 
 def test_code(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     save_tiny_model(tmp_path / "base")
+    tiny_base("gemma3_text", hidden_size=D).save_pretrained(tmp_path / "gemma-3-270m")
+    stand_ins = {
+        MODEL: str(tmp_path / "base"),
+        "gemma-scope-2-270m-pt/resid_post/12/16k/medium": str(FAMILIES["gemma_scope_2"](tmp_path / "sae")),
+        "google/gemma-3-270m": str(tmp_path / "gemma-3-270m"),
+    }
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks:
-        exec(block.replace(MODEL, str(tmp_path / "base")), names)  # noqa: S102 (our own README)
+        for name, path in stand_ins.items():
+            block = block.replace(f'"{name}"', repr(path))
+        exec(block, names)  # noqa: S102 (our own README)
     shape, _ = capsys.readouterr().out.split("\n", 1)
     assert shape == "torch.Size([1, 3, 32])"
     assert names["scores"].shape == (1,)

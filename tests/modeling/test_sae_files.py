@@ -108,7 +108,7 @@ def truncate(file: Path) -> None:
     ("spoil", "received"),
     [
         (lambda f: (f / "config.json").write_text("{"), r"config\.json is damaged"),
-        (lambda f: (f / "config.json").write_text("[]"), "of no format that is known"),
+        (lambda f: (f / "config.json").write_text("[]"), "holds no JSON object"),
         (lambda f: change_config(f, format="other"), "of no format that is known"),
         (lambda f: change_config(f, version=2), "format version 2"),
         (lambda f: change_config(f, d_sae="many"), "d_sae='many'"),
