@@ -9,6 +9,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .cli_annotate import register as register_annotate
+from .cli_spans import register as register_spans
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
 
@@ -358,3 +361,7 @@ def _fail(message: str, *, code: int) -> NoReturn:
     """End with one line on stderr."""
     typer.secho(f"Error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
     raise typer.Exit(code)
+
+
+register_spans(app)
+register_annotate(app)

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
+from .feature_head import FeatureHeadConfig
 from .steering import Steering
 
 ACTIVATIONS = (
@@ -248,12 +249,16 @@ class LossWeights:
         reconstruction: normalised mean squared error of each SAE.
         sparsity: L1 norm of the latents (times decoder norms) over the norm of the input.
         conditioning: binary cross-entropy of each concept latent's pre-activation.
+        unintended: of a feature head, how far its weights align with unintended features (SelfReg's penalty).
+        unintended_state: of a feature head, how active unintended features are in the states it reads.
     """
 
     lm: float = 1.0
     reconstruction: float = 0.0
     sparsity: float = 0.0
     conditioning: float = 0.0
+    unintended: float = 0.0
+    unintended_state: float = 0.0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -278,6 +283,8 @@ class SaeConfig(PreTrainedConfig):
         steering: default steering as JSON (`Steering.to_dict()`), applied at every call until switched off.
         loss_weights: `LossWeights` or its dict.
         detach_hidden: whether the SAE losses leave the base alone (True) or also regularise it (False).
+        feature_head: `FeatureHeadConfig` or its dict: a classifier reads an SAE's hidden state in place of the base's
+            last one.
     """
 
     model_type = "sae_transformer"
@@ -298,6 +305,7 @@ class SaeConfig(PreTrainedConfig):
         steering: Mapping[str, Any] | None = None,
         loss_weights: LossWeights | Mapping[str, float] | None = None,
         detach_hidden: bool = True,
+        feature_head: FeatureHeadConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         _check_choice("weights_scope", weights_scope, WEIGHTS_SCOPES)
@@ -321,6 +329,10 @@ class SaeConfig(PreTrainedConfig):
             weights = _read_fields(LossWeights, weights, "loss weight")
         self.loss_weights = asdict(weights)
         self.detach_hidden = bool(detach_hidden)
+        self.feature_head = feature_head
+        if feature_head is not None:
+            values = feature_head if isinstance(feature_head, Mapping) else feature_head.to_dict()
+            self.feature_head = FeatureHeadConfig.from_dict(values).to_dict()
         for entry in self.sae_configs:
             if not entry.placed:
                 raise ValueError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from .configuration_sae import SaeConfig
+from .configuration_sae import LossWeights, SaeConfig
+from .feature_head import FeatureHead, FeatureHeadConfig, pool, task_loss
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
 
@@ -16,7 +19,11 @@ LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 
 
 class SaeForSequenceClassification(SaePreTrainedModel):
-    """Any Hugging Face sequence classifier with sparse autoencoders inside. Its head is saved beside the SAEs."""
+    """Any Hugging Face sequence classifier with sparse autoencoders inside. Its head is saved beside the SAEs.
+
+    With `feature_head` it scores the hidden state that an SAE reads, later layers do not run, and features that a
+    person calls unintended can be penalised and removed (`set_unintended`).
+    """
 
     auto_model = AutoModelForSequenceClassification
     _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?(lm_head|embed_out)\."]
@@ -31,8 +38,64 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         super().__init__(config, lm, saes)
         self.num_labels = self.config.num_labels
         self._base_arguments = frozenset(inspect.signature(self.lm.forward).parameters)
+        self.feature_head = self._new_feature_head()
+
+    def _new_feature_head(self) -> FeatureHead | None:
+        if self.config.feature_head is None:
+            return None
+        values: Any = self.config.feature_head
+        settings, num_labels = FeatureHeadConfig.from_dict(values), self.num_labels or 1
+        entries = self.config.sae_configs
+        if settings.sae >= len(entries):
+            raise ValueError(f"The model has {len(entries)} SAE(s). Received: feature_head sae={settings.sae!r}.")
+        sae = self.saes[settings.sae]
+        entry, device = entries[settings.sae], sae.device if sae.device.type != "meta" else None
+        head = FeatureHead(settings, entry.d_in, entry.d_sae, num_labels).to(device=device, dtype=sae.dtype)
+        if num_labels == 1 and self.config.problem_type is None:
+            self.config.problem_type = "multi_label_classification"  # one yes-or-no label
+        return head
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FeatureHead) and not getattr(module.unintended, "_is_hf_initialized", False):
+            module.unintended.zero_()
+
+    def set_unintended(self, features: Sequence[int] | Mapping[str | int, Sequence[int]]) -> None:
+        """Name the latents that the head must not use.
+
+        Args:
+            features: indices for all labels, or label (name or index) -> indices with `per_label`.
+
+        Raises:
+            ValueError: no feature head, an index outside the SAE, an unknown label.
+        """
+        if self.feature_head is None:
+            raise ValueError("The model has no feature head: give `feature_head=` when you make it.")
+        rows = self.feature_head.unintended
+        by_label: Mapping[Any, Any] = features if isinstance(features, Mapping) else {0: features}
+        if isinstance(features, Mapping) != self.feature_head.config.per_label:
+            raise ValueError(
+                f"A mapping of labels goes with per_label=True, a list with False. "
+                f"Received: {type(features).__name__}, per_label={self.feature_head.config.per_label!r}."
+            )
+        new = torch.zeros_like(rows)
+        for label, indices in by_label.items():
+            row: Any = label if isinstance(label, int) else (self.config.label2id or {}).get(label, -1)
+            if not 0 <= row < len(rows):
+                raise ValueError(f"Labels are {', '.join(self.config.label2id or {})}. Received: {label!r}.")
+            wanted = torch.as_tensor(list(indices), dtype=torch.long)
+            if len(wanted) and (int(wanted.min()) < 0 or int(wanted.max()) >= rows.shape[1]):
+                raise ValueError(
+                    f"Features are integers in [0, {rows.shape[1]}); is the list of another SAE? "
+                    f"Received: {int(wanted.min())} to {int(wanted.max())}."
+                )
+            new[row, wanted.to(new.device)] = True
+        rows.copy_(new)
 
     def _is_head(self, name: str) -> bool:
+        if self.config.feature_head is not None:  # the base's own head is not used, so it is neither trained nor kept
+            return False
         return not name.startswith(f"{self.lm.base_model_prefix}.")
 
     def forward(
@@ -52,13 +115,18 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         concept_labels: Tensor | None = None,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
+        pooled_states: Tensor | None = None,
         **kwargs: Any,
     ) -> SaeSequenceClassifierOutput | tuple:
         """As the base's forward, with the SAE options of `SaeForCausalLM.forward`.
 
+        With a feature head, `pooled_states` (batch, d_in) are scored in place of texts: states that were cached.
+
         SAE terms are means over texts of the mean over a text's real tokens. With `num_items_in_batch` (set by
         `Trainer`: labels in the whole accumulated batch) they and the base's loss add up over micro-batches.
         """
+        if pooled_states is not None:
+            return self._score(pooled_states, labels, num_items_in_batch, return_dict=return_dict)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = {name: value for name, value in given.items() if value is not None}
         record = self._open_record(
@@ -69,23 +137,64 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             output_features=output_features,
             features=features,
             pre_activations=pre_activations,
-            output_sae_inputs=output_sae_inputs,
-            stop_at_last_sae=stop_at_last_sae,
+            output_sae_inputs=output_sae_inputs or self.feature_head is not None,
+            stop_at_last_sae=stop_at_last_sae or self.feature_head is not None,
             concept_labels=concept_labels,
             with_losses=labels is not None or concept_labels is not None or self.training,
         )
         if record is not None and record.token_weights is not None:
             record.token_weights = _by_text(record.token_weights, labels)
-        if labels is not None and not stop_at_last_sae:
+        if labels is not None and not stop_at_last_sae and self.feature_head is None:
             inputs["labels"] = labels
-        if stop_at_last_sae:
+        if stop_at_last_sae or self.feature_head is not None:
             inputs["use_cache"] = False
         out = self._run(record, {**inputs, "return_dict": True}) or {}
         terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
+        if self.feature_head is not None and record is not None:
+            seen = record.found_inputs[self.feature_head.config.sae]
+            pooled = pool(seen, self._real_tokens(input_ids, attention_mask), self.feature_head.config.pooling)
+            record.inputs = bool(output_sae_inputs)
+            return self._score(pooled, labels, num_items_in_batch, terms, record, return_dict=return_dict)
         lm_loss = out.get("loss")
         if lm_loss is not None and labels is not None and num_items_in_batch is not None:
             lm_loss = lm_loss * (labels.ne(-100).sum() / num_items_in_batch)  # the base gives its micro-batch's mean
         return self._output(SaeSequenceClassifierOutput, out, record, terms, lm_loss, return_dict=return_dict)
+
+    def _real_tokens(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+        """(batch, seq) mask of tokens that are no padding, None where all are taken to be."""
+        pad = self.config.get_text_config().pad_token_id
+        if attention_mask is not None or input_ids is None or pad is None:
+            return attention_mask
+        return input_ids != pad
+
+    def _score(
+        self,
+        pooled: Tensor,
+        labels: Tensor | None,
+        count: Any,
+        terms: dict[str, Tensor] | None = None,
+        record: Any = None,
+        *,
+        return_dict: bool | None = None,
+    ) -> SaeSequenceClassifierOutput | tuple:
+        """Logits, and with labels the loss, of pooled states (batch, d_in)."""
+        if self.feature_head is None:
+            raise ValueError("`pooled_states` are for a model with a feature head; this one has none.")
+        settings, terms, task = self.feature_head.config, dict(terms or {}), None
+        sae = self.saes[settings.sae]
+        logits = self.feature_head(pooled, sae)
+        if labels is not None:
+            task = task_loss(logits, labels, self.config.problem_type, pairwise=settings.pairwise)
+            share = 1.0 if count is None else len(logits) / count  # of the whole accumulated batch
+            weights = LossWeights(**self.config.loss_weights)
+            task = task if count is None else task * share
+            if weights.unintended:
+                terms["unintended"] = self.feature_head.penalty(sae) * share
+            if weights.unintended_state:
+                terms["unintended_state"] = self.feature_head.activity(pooled, sae) * share
+        return self._output(
+            SaeSequenceClassifierOutput, {"logits": logits}, record, terms, task, return_dict=return_dict
+        )
 
 
 def _by_text(token_weights: Tensor, labels: Tensor | None) -> Tensor:

@@ -74,6 +74,7 @@ class RepositoryMixin(Base):
         steering: Any = None,
         loss_weights: Any = None,
         detach_hidden: bool = True,
+        feature_head: Any = None,
         force: bool = False,
         **base_options: Any,
     ) -> Any:
@@ -86,6 +87,7 @@ class RepositoryMixin(Base):
             steering: default steering.
             loss_weights: see `LossWeights`.
             detach_hidden: see `SaeConfig`.
+            feature_head: for classifiers, a head on an SAE's hidden state; see `FeatureHeadConfig`.
             force: put an SAE into a model of another name than the one it was made for.
             base_options: for loading the base: `revision`, `dtype`, `device_map`, `quantization_config`, ...
 
@@ -127,6 +129,7 @@ class RepositoryMixin(Base):
             steering=steering_dict,
             loss_weights=loss_weights,
             detach_hidden=detach_hidden,
+            feature_head=feature_head,
         )
         model = cls(config, lm=cls._wrap_base(base), saes=saes)
         model._adopt(base)
@@ -262,7 +265,9 @@ class RepositoryMixin(Base):
     def _adapter_names(self) -> set[str]:
         """Names of everything that an adapter-sized checkpoint holds."""
         return {
-            n for n in self.state_dict() if n.startswith("saes.") or (n.startswith("lm.") and self._is_head(n[3:]))
+            n
+            for n in self.state_dict()
+            if n.startswith(("saes.", "feature_head.")) or (n.startswith("lm.") and self._is_head(n[3:]))
         }
 
     def _load_adapter(self, weights: dict[str, Tensor], name: str) -> list[str]:
@@ -282,7 +287,8 @@ class RepositoryMixin(Base):
                     f"{key} in {name} has shape {tuple(weights[key].shape)}; its config asks for "
                     f"{tuple(own[key].shape)}."
                 )
-            check_values(key, weights[key], name)
+            if weights[key].dtype != torch.bool:  # which features are unintended
+                check_values(key, weights[key], name)
         if heads:
             warnings.warn(
                 f"{name} has no trained head ({', '.join(heads)}): it is new and needs training.", stacklevel=4

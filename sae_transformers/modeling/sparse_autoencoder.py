@@ -146,6 +146,26 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         """
         return self(latents, "decode", source=hidden)
 
+    def encode_directions(self, directions: Tensor, features: Tensor | None = None) -> Tensor:
+        """Directions (n, d_in) of the hidden state through the affine encoder, (n, d_sae) or (n, m) of the latents
+        `features` (m,): `(w - b_dec) @ W_enc + b_enc`, without normalisation (SelfReg's S)."""
+        return self(directions, "directions_task", features=features)
+
+    def remove(
+        self, hidden: Tensor, features: Tensor, activation: str = "relu", subtract_b_dec: bool = False
+    ) -> Tensor:
+        """Hidden states (..., d_in) without what some latents say of them.
+
+        Args:
+            features: (m,), the latents.
+            activation: `relu`, by their rectified pre-activations, or `own`, by the SAE's activation.
+            subtract_b_dec: take `b_dec` out too, as SelfReg's code does even where `features` is empty.
+
+        Returns:
+            `hidden - z_U @ W_dec[U]`, denormalised, (..., d_in).
+        """
+        return self(hidden, "removed", features=features, activation=activation, subtract_b_dec=subtract_b_dec)
+
     def losses(
         self,
         hidden: Tensor,
@@ -190,6 +210,22 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         if self.config.activation in TOPK_ACTIVATIONS:
             return self._dense(self._full_code(hidden)[0])[..., features]
         return self._columns(self.normalize(hidden.to(self.dtype)), features)
+
+    def _directions_task(self, directions: Tensor, features: Tensor | None) -> Tensor:
+        return self._linear(self._encoder_input(Normalized(directions.to(self.dtype), None, None)), features)[0]
+
+    def _removed(self, hidden: Tensor, features: Tensor, activation: str, subtract_b_dec: bool) -> Tensor:
+        x = hidden.to(self.dtype)
+        normalized = self.normalize(x)
+        if activation == "own":
+            latents = self._selected(hidden, features)
+        else:
+            pre_acts, magnitudes = self._linear(self._encoder_input(normalized), features)
+            latents = torch.relu(pre_acts if magnitudes is None else magnitudes)
+        share = latents @ self.W_dec[features]
+        if subtract_b_dec:
+            share = share + self.b_dec
+        return x - (share if normalized.scale is None else share * normalized.scale)
 
     def _sparse(self, hidden: Tensor) -> SparseFeatures:
         return self._sparse_features(self._full_code(hidden)[0])

@@ -1,0 +1,129 @@
+"""Tables of features in SelfReg's layout: tab-separated, one line a feature, newlines and tabs written as \\n and \\t.
+
+FeatureID  Words                               spans of each feature, "Span 1: ..." to a line
+FeatureID  Verify  Summary  Words              after explain
+FeatureID  Task  Verify  Summary  Words        after judge
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .answers import NOT_JUDGED, unintended_features
+
+COLUMNS = {"FeatureID": "feature_id", "Task": "task", "Verify": "verify", "Summary": "summary", "Words": "words"}
+ESCAPES = (("\\n", "\n"), ("\\t", "\t"))
+
+
+@dataclass(frozen=True)
+class AnnotationRow:
+    """A feature and what is known of it.
+
+    words: its spans, "Span 1: ..." to a line; empty if it never fired. summary: what it stands for. verify: the
+    label of a second look at the summary. task: label|||full answer; "-" where verify and task are not judged.
+    failure: why the last step has no answer; empty if it has one. It is in Parquet only.
+    """
+
+    feature_id: int
+    words: str
+    summary: str = ""
+    verify: str = NOT_JUDGED
+    task: str = NOT_JUDGED
+    failure: str = ""
+
+    @property
+    def has_summary(self) -> bool:
+        return bool(self.summary.strip()) and "cannot tell" not in self.summary.lower()
+
+    def spans(self) -> list[str]:
+        """The spans without their numbers."""
+        return [span.strip() for span in re.split(r"(?:^|\n)\s*Span \d+: ?", self.words) if span.strip()]
+
+
+def write_annotations(
+    rows: Sequence[AnnotationRow], path: str | Path, columns: Sequence[str] = tuple(COLUMNS)
+) -> Path:
+    """Write a table whole, or not at all: tab-separated, or Parquet if the name ends so.
+
+    Tab-separated, carriage returns are left out, and a backslash before an n reads as a newline; Parquet keeps both.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            names = [*columns, "Failure"]
+            data = {name: [getattr(row, COLUMNS.get(name, "failure")) for row in rows] for name in names}
+            pyarrow.parquet.write_table(pyarrow.table(data), draft)
+        else:
+            lines = ["\t".join(columns)]
+            lines += ["\t".join(_escape(str(getattr(row, COLUMNS[name]))) for name in columns) for row in rows]
+            draft.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def read_annotations(path: str | Path) -> list[AnnotationRow]:
+    """Read a table of either form, with the columns that its first line names; of a folder its features.tsv.
+
+    Raises:
+        ValueError: there is no column FeatureID or Words, or a line does not fit the first one.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "features.tsv"
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path).to_pydict()
+        names, cells = list(table), list(zip(*table.values(), strict=True))
+    else:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            names = file.readline().rstrip("\r\n").split("\t")
+            cells = [[_unescape(cell) for cell in line.rstrip("\n").split("\t")] for line in file if line.strip()]
+    if not {"FeatureID", "Words"} <= set(names):
+        raise ValueError(f"A table of features has columns FeatureID and Words. Received: {names} in {str(path)!r}.")
+    known = {**COLUMNS, "Failure": "failure"}
+    rows = []
+    for number, row in enumerate(cells):
+        if len(row) != len(names):
+            raise ValueError(
+                f"Row {number} of {str(path)!r} must have {len(names)} cells, {names}. Received: {len(row)} cells."
+            )
+        values: dict[str, Any] = {known[name]: value for name, value in zip(names, row, strict=True) if name in known}
+        try:
+            values["feature_id"] = int(values["feature_id"])
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"FeatureID must be a number. Received: {values['feature_id']!r} in row {number} of {str(path)!r}."
+            ) from None
+        rows.append(AnnotationRow(**values))
+    return rows
+
+
+def read_unintended(path: str | Path, judgements: Sequence[int] = (0,)) -> list[int]:
+    """The ids of the features in a judged table that the task does not intend; see `unintended_mask`."""
+    return unintended_features(read_annotations(path), judgements)
+
+
+def _escape(text: str) -> str:
+    for written, meant in ESCAPES:
+        text = text.replace(meant, written)
+    return text.replace("\r", "")
+
+
+def _unescape(text: str) -> str:
+    for written, meant in ESCAPES:
+        text = text.replace(written, meant)
+    return text

@@ -1,0 +1,124 @@
+"""A chat model in our own process, asked in the same way as one behind a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .llm_budget import Account, Budget, Estimate, TokenCount, Tokens
+from .llm_requests import REJECTED, Answer, Chat, ChatRequest
+
+
+class LocalChat(Chat):
+    """Answers with `generate`: greedy, in batches of requests of like length, with the tokenizer's chat template.
+
+    `temperature`, `top_p`, `seed` and `response_format` of requests are not used.
+
+    Args:
+        model: a folder or a Hub id.
+        batch_size: requests in a forward pass.
+        device: None for the first CUDA device, or the CPU.
+        dtype: "auto" as published, and float32 on a CPU.
+        cache: folder of the answers.
+        loaded: model and tokenizer, where they are loaded already.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        batch_size: int = 8,
+        device: str | None = None,
+        dtype: str = "auto",
+        cache: str | Path | None = None,
+        loaded: tuple[Any, Any] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}.")
+        super().__init__(model, _endpoint(model, revision), cache)
+        self.revision, self.batch_size, self.device, self.dtype = revision, batch_size, device, dtype
+        self.budget = Budget()
+        self._loaded = loaded
+
+    def __repr__(self) -> str:
+        return f"LocalChat(model={self.model!r})"
+
+    @property
+    def account(self) -> Account:
+        """What was used so far; no money."""
+        return self.budget.account()
+
+    def estimate(self, requests: Sequence[ChatRequest]) -> Estimate:
+        """Tokens to read and at most to write."""
+        return self.budget.estimate(self.missing(requests).values(), TokenCount(), len(requests))
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            import torch
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = "float32" if self.dtype == "auto" and device == "cpu" else self.dtype
+            tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision)
+            base: Any = AutoModelForCausalLM.from_pretrained(self.model, revision=self.revision, dtype=dtype)
+            self._loaded = base.to(device).eval(), tokenizer
+        return self._loaded
+
+    def _send(self, requests: Mapping[str, ChatRequest]) -> Iterator[tuple[str, Answer]]:
+        if not requests:
+            return
+        import torch
+
+        base, tokenizer = self._load()
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        longest = getattr(base.config, "max_position_embeddings", None) or 10**9
+        waiting = []
+        for key, request in requests.items():
+            ids = self._tokens(tokenizer, request)
+            if len(ids) + request.max_tokens > longest:
+                detail = f"{len(ids)} tokens and {request.max_tokens} of an answer; the model reads {longest}"
+                yield key, Answer(failure=REJECTED, detail=detail)
+            else:
+                waiting.append((ids, key, request.max_tokens))
+        waiting.sort(key=lambda entry: (entry[2], len(entry[0])))
+        while waiting:
+            batch = [entry for entry in waiting[-self.batch_size :] if entry[2] == waiting[-1][2]]
+            del waiting[-len(batch) :]
+            width = max(len(ids) for ids, _, _ in batch)
+            rows = torch.tensor([[pad or 0] * (width - len(ids)) + ids for ids, _, _ in batch])  # (batch, width)
+            mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _, _ in batch])
+            with torch.inference_mode():
+                output = base.generate(
+                    rows.to(base.device),
+                    attention_mask=mask.to(base.device),
+                    max_new_tokens=batch[-1][2],
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    pad_token_id=pad,
+                )
+            for (ids, key, _), new in zip(batch, output[:, width:].tolist(), strict=True):
+                text = tokenizer.decode(new, skip_special_tokens=True)
+                answer = Answer(text, None, "", len(ids), sum(token != pad for token in new))
+                self.budget.count_one(Tokens(answer.prompt_tokens, answer.completion_tokens))
+                self.cache.put(key, answer)
+                yield key, answer
+
+    @staticmethod
+    def _tokens(tokenizer: Any, request: ChatRequest) -> list[int]:
+        messages = [dict(message) for message in request.messages]
+        if getattr(tokenizer, "chat_template", None):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+        text = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+        return tokenizer(f"{text}\n\nAssistant:")["input_ids"]
+
+
+def _endpoint(model: str, revision: str | None) -> str:
+    """Tells a folder's weights apart from those that replace them later."""
+    files = list(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    written = max((file.stat().st_mtime_ns for file in files), default=None)
+    return f"local@{revision or written}"
