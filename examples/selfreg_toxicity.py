@@ -3,11 +3,12 @@
     python examples/selfreg_toxicity.py --train toxicchat_train.jsonl --test toxicchat_test.jsonl \\
         --original wikipedia_talk_original.csv --swapped wikipedia_talk_identity_swapped.csv --sae outputs/pretrain/sae
 
-An SAE (of examples/pretrain_sae.py) is fine-tuned on the task's texts. Features that react when identity terms are
-swapped in one half of the Wikipedia comments are called unintended. Eight methods train heads on cached states, six
-seeds each; ToxicChat's test part gives accuracy, F1 and AUROC, the other half of the comments how far a score moves
-when only identity terms change. A sweep over the penalty and over removal follows. Prints numbers, never texts; writes
-results.json. About 20 minutes on two cores, most of it to read the hidden states, which are cached in --out.
+An SAE (of examples/pretrain_sae.py) is fine-tuned on the texts. Features that react when identity terms are swapped in
+one half of the Wikipedia comments are called unintended. Eight methods train heads on the mean hidden state of a text,
+six seeds each; ToxicChat's test part gives accuracy, F1 and AUROC, the other half of the comments how far a score
+moves when only identity terms change. SelfReg's penalty, what it keeps small, and the number of features are chosen
+on the validation texts and the first half; the whole sweep is shown. Prints numbers, never texts; writes results.json.
+About 20 minutes on two cores, most of it to read the hidden states, which are cached in --out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +31,22 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from sae_transformers import SparseAutoencoder
+from sae_transformers.create_training_data.annotation_tables import read_unintended
 from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.concepts import read_rows, toxic_chat
 from sae_transformers.create_training_data.hidden_states import HiddenStateReader
 from sae_transformers.evaluation.classification import classification_metrics, paired_t_test, summary
-from sae_transformers.evaluation.reliance import feature_reliance, swap_sensitivity
+from sae_transformers.evaluation.reliance import swap_sensitivity
 from sae_transformers.training.arguments import SaeTrainingArguments
-from sae_transformers.training.head_settings import METHODS, HeadSettings
+from sae_transformers.training.head_settings import ALIGNMENTS, METHODS, HeadSettings
 from sae_transformers.training.heads import TrainedHead, train_heads
 from sae_transformers.training.shards import TensorTokens
 from sae_transformers.training.trainer import SaeTrainer
 from sae_transformers.training.unintended import counterfactual_features
 
 SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # the paper's
-TEMPLATE = "Message of a user:\n{text}\n\nIs the message above toxic, hateful or obscene? Answer yes or no:"
+BASELINES = [name for name in METHODS if name != "selfreg"]
+BASE = HeadSettings(learning_rate=3e-3)  # at SelfReg's 1e-3 the plain head, too, stops before it has learnt the task
 
 
 def read_pairs(original: Path, swapped: Path) -> list[tuple[str, str]]:
@@ -60,21 +64,19 @@ def read_pairs(original: Path, swapped: Path) -> list[tuple[str, str]]:
 def read_states(
     reader: HiddenStateReader, tokenizer: Any, texts: Sequence[str], place: str, *, max_length: int, say: Any
 ) -> dict[str, Tensor]:
-    """Of each text: its tokens' states (n_tokens, d) with their text (n_tokens,), and the last token's (n_texts, d)
-    when it stands in the template."""
+    """States of the tokens (n_tokens, d) with their text (n_tokens,). A text's first token, and others whose states
+    are ten times as long as the median, are outliers that would be all that is left of a mean."""
     rows = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     ids = [torch.tensor(row or [tokenizer.eos_token_id]) for row in rows]
-    keep = [torch.arange(min(1, len(row) - 1), len(row)) for row in ids]  # the first token is an outlier
+    keep = [torch.arange(min(1, len(row) - 1), len(row)) for row in ids]
     tokens = reader.read(ids, keep, dtype=torch.float32)[place]
     index = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(k) for k in keep]))
-    say(f"  {len(tokens):,} tokens")
-    cut = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    asked = tokenizer([TEMPLATE.format(text=text) for text in cut])["input_ids"]
-    asked = [torch.tensor(row) for row in asked]
-    last = reader.read(asked, [torch.tensor([len(row) - 1]) for row in asked], dtype=torch.float32)[place]
-    mean = torch.zeros(len(ids), tokens.shape[1]).index_add_(0, index, tokens)
-    mean /= torch.bincount(index, minlength=len(ids))[:, None]
-    return {"tokens": tokens.half(), "index": index, "last": last, "mean": mean}
+    norms = tokens.norm(dim=-1)
+    short = norms <= 10 * norms.median()
+    alone = torch.bincount(index[short], minlength=len(ids)) == 0
+    counted = short | alone[index]
+    say(f"  {len(tokens):,} tokens, {int((~counted).sum())} outliers")
+    return {"tokens": tokens[counted].half(), "index": index[counted]}
 
 
 def cached_states(args: argparse.Namespace, sae: SparseAutoencoder, console: Console) -> dict[str, dict[str, Tensor]]:
@@ -112,8 +114,9 @@ def cached_states(args: argparse.Namespace, sae: SparseAutoencoder, console: Con
 # -- the SAE ----------------------------------------------------------------------------------------------------------
 
 
-def fine_tune(sae: SparseAutoencoder, tokens: Tensor, epochs: int) -> dict[str, float]:
+def fine_tune(sae: SparseAutoencoder, states: dict[str, dict[str, Tensor]], epochs: int) -> dict[str, Any]:
     """SelfReg's fine-tuning: latents that the task never activates learn what the others leave."""
+    tokens = torch.cat([states[name]["tokens"] for name in ("train", "original", "swapped")])
     data = TensorTokens({sae.config.read_at: tokens.float()})
     with tempfile.TemporaryDirectory() as folder:
         settings = SaeTrainingArguments(
@@ -142,52 +145,100 @@ def fine_tune(sae: SparseAutoencoder, tokens: Tensor, epochs: int) -> dict[str, 
 # -- heads ------------------------------------------------------------------------------------------------------------
 
 
-def measure(
-    heads: Sequence[TrainedHead], data: dict[str, Tensor], labels: Tensor, sae: Any, unintended: Tensor
-) -> Any:
-    """One row of numbers a head: on the test part, and on pairs of comments kept for this."""
-    rows = []
-    for head in heads:
-        swap = swap_sensitivity(head.logits(data["original"]), head.logits(data["swapped"]), resamples=1)
-        found = classification_metrics(head.logits(data["test"]), labels, "binary")
-        spread = head.logits(data["test"]).std()
-        rows.append(
-            {
-                **{name: found[name] for name in ("accuracy", "f1", "auroc", "ece")},
-                "swap_logit": swap["delta_logit"]["value"],
-                "swap_relative": swap["delta_logit"]["value"] / float(spread),
-                "swap_probability": swap["delta_probability"]["value"],
-                "flips": swap["flips"]["value"],
-                "reliance": feature_reliance(head.weight, data["test"], sae, unintended)["contribution"],
-            }
+class Texts:
+    """Mean states of all texts, with and without some features."""
+
+    def __init__(self, states: dict[str, dict[str, Tensor]], halves: tuple[Tensor, Tensor], sae: Any) -> None:
+        self.states, self.halves, self.sae = states, halves, sae
+
+    def means(self, features: Tensor | None = None) -> dict[str, Tensor]:
+        """(n_texts, d) of each part. Features are taken out of each token where they are active."""
+        found: dict[str, Tensor] = {}
+        for name, part in self.states.items():
+            index, n = part["index"], int(part["index"][-1]) + 1
+            total = torch.zeros(n, part["tokens"].shape[1])
+            for rows in torch.arange(len(index)).split(8192):
+                hidden = part["tokens"][rows].float()
+                if features is not None:
+                    with torch.no_grad():
+                        hidden = self.sae.remove(hidden, features, "own")
+                total.index_add_(0, index[rows], hidden)
+            found[name] = total / torch.bincount(index)[:, None]
+        return found
+
+    def react(self, count: int) -> Tensor:
+        """The `count` latents that react most when identity terms are swapped in the first half of the comments."""
+        inside = torch.zeros(len(self.halves[0]) + len(self.halves[1]), dtype=torch.bool)
+        inside[self.halves[0]] = True
+        number = inside.cumsum(0) - 1
+        sides = [self.states[name] for name in ("original", "swapped")]
+        chosen = [inside[side["index"]] for side in sides]
+        tokens = [side["tokens"][rows].float() for side, rows in zip(sides, chosen, strict=True)]
+        texts = [number[side["index"][rows]] for side, rows in zip(sides, chosen, strict=True)]
+        return counterfactual_features(self.sae, tokens[0], tokens[1], texts=(texts[0], texts[1]), top=count)[
+            "indices"
+        ]
+
+
+class Sweep:
+    """Trains heads and measures them: name -> a row a seed."""
+
+    def __init__(self, texts: Texts, labels: dict[str, Tensor], seeds: Sequence[int]) -> None:
+        self.texts, self.labels, self.seeds = texts, labels, seeds
+
+    def __call__(
+        self, settings: dict[str, HeadSettings], features: Tensor | None = None, *, removed: bool = False
+    ) -> dict[str, list[dict[str, float]]]:
+        """`features` are penalised for SelfReg and, with `removed`, are no longer in the states."""
+        data = self.texts.means(features if removed else None)
+        runs = [(replace(one, removal="none"), seed) for one in settings.values() for seed in self.seeds]
+        given = {} if features is None else {"sae": self.texts.sae, "unintended": features}
+        heads = train_heads(data["train"], self.labels["train"], runs, objective="binary", **given)
+        n = len(self.seeds)
+        return {
+            name: [self.measure(head, data) for head in heads[i * n : (i + 1) * n]] for i, name in enumerate(settings)
+        }
+
+    def measure(self, head: TrainedHead, data: dict[str, Tensor]) -> dict[str, float]:
+        logits = {name: head.logits(states) for name, states in data.items()}
+        found = classification_metrics(logits["test"], self.labels["test"], "binary")
+        judged, held = (
+            swap_sensitivity(logits["original"][half], logits["swapped"][half], resamples=1)
+            for half in self.texts.halves
         )
-    return rows
+        change = held["delta_logit"]["value"]
+        return {
+            **{name: found[name] for name in ("accuracy", "f1", "auroc", "ece")},
+            "delta_logit": change,
+            "delta_in_std": change / float(logits["original"][self.texts.halves[1]].std()),
+            "flips": held["flips"]["value"],
+            "validation_f1": head.validation_score,
+            "judged_delta": judged["delta_logit"]["value"],
+        }
 
 
-def compare(
-    settings: dict[str, HeadSettings], args: argparse.Namespace, data: dict[str, Tensor], labels: Any, sae: Any, U: Any
-) -> dict[str, list[dict[str, float]]]:
-    """Name -> rows of `measure`, one a seed; every head is trained in one pass."""
-    runs = [(one, seed) for one in settings.values() for seed in args.seeds]
-    heads = train_heads(data["train"], labels["train"], runs, objective="binary", sae=sae, unintended=U)
-    n = len(args.seeds)
-    return {name: measure(heads[i * n : (i + 1) * n], data, labels["test"], sae, U) for i, name in enumerate(settings)}
+def mean_of(rows: Sequence[dict[str, float]], name: str) -> float:
+    return sum(row[name] for row in rows) / len(rows)
 
 
-def show(rows: dict[str, list[dict[str, float]]], title: str, console: Console, against: str = "plain") -> None:
-    names = ("accuracy", "f1", "auroc", "ece", "swap_logit", "swap_relative", "swap_probability", "flips", "reliance")
-    table = Table("method", *names, title=title)
+def chosen_of(rows: dict[str, list[dict[str, float]]], plain: Sequence[dict[str, float]], loss: float = 0.01) -> str:
+    """The setting that moves least on the judged comments among those that lose at most `loss` of F1 on the
+    validation texts. The test part and the other comments have no say."""
+    least = mean_of(plain, "validation_f1") - loss
+    allowed = {name: found for name, found in rows.items() if mean_of(found, "validation_f1") >= least} or rows
+    return min(allowed, key=lambda name: mean_of(allowed[name], "judged_delta"))
+
+
+def show(rows: dict[str, list[dict[str, float]]], plain: Sequence[dict[str, float]], title: str, say: Console) -> None:
+    names = ("accuracy", "f1", "auroc", "ece", "delta_logit", "delta_in_std", "flips")
+    columns = ("accuracy", "F1", "AUROC", "ECE", "|Δ logit|", "in std", "flips", "to plain", "F1 to plain (p)")
+    table = Table("", *columns, title=title)
     for method, found in rows.items():
-        cells = [f"{one.mean:.4f} ± {one.high - one.mean:.4f}" for one in (summary(found)[name] for name in names)]
-        table.add_row(method, *cells)
-    console.print(table)
-    if against in rows:
-        base = rows[against]
-        for method, found in rows.items():
-            if method != against:
-                f1 = paired_t_test([r["f1"] for r in found], [r["f1"] for r in base], "two-sided")
-                cut = sum(r["swap_relative"] for r in found) / sum(r["swap_relative"] for r in base) - 1
-                console.print(f"  {method}: F1 {f1.difference:+.4f} (p {f1.p:.3f}), swap sensitivity {cut:+.1%}")
+        cells = [f"{one.mean:.3f} ± {one.high - one.mean:.3f}" for one in (summary(found)[name] for name in names)]
+        cut = mean_of(found, "delta_logit") / mean_of(plain, "delta_logit") - 1
+        f1 = paired_t_test([row["f1"] for row in found], [row["f1"] for row in plain], "two-sided")
+        table.add_row(method, *cells, f"{cut:+.1%}", f"{100 * f1.difference:+.2f} ({f1.p:.2f})")
+    say.print(table)
 
 
 def main() -> None:
@@ -196,46 +247,66 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--sae", required=True, help="folder of an SAE, e.g. of examples/pretrain_sae.py")
     parser.add_argument("--model", help="folder or Hub id; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--judged", type=Path, help="a table of `sae-transformers judge`, for a row of its own")
     parser.add_argument("--out", type=Path, default=Path("outputs/selfreg"))
     parser.add_argument("--max-length", type=int, default=128)
-    parser.add_argument("--pooling", default="mean", choices=("mean", "last"))
     parser.add_argument("--epochs", type=int, default=5, help="of the SAE's fine-tuning")
-    parser.add_argument("--share", type=float, default=0.05, help="of the latents that are called unintended")
-    parser.add_argument("--penalties", type=float, nargs="+", default=[0.3, 1, 3, 10, 31, 100])
+    parser.add_argument("--counts", type=int, nargs="+", default=[30, 60, 100, 200], help="of unintended features")
+    parser.add_argument("--penalties", type=float, nargs="+", default=[0, 0.1, 0.3, 1, 3, 10, 31])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    console, start = Console(width=170), time.perf_counter()
+    console, start = Console(width=180), time.perf_counter()
     sae = SparseAutoencoder.from_pretrained(args.sae)
     states = cached_states(args, sae, console)
-    facts = fine_tune(sae, states["train"]["tokens"], args.epochs)
-    half = torch.randperm(len(states["original"]["mean"]), generator=torch.Generator().manual_seed(0))
-    judge, report = half[: len(half) // 2], half[len(half) // 2 :]
-    pooled = {name: part[args.pooling] for name, part in states.items()}
-    labels = {name: states[name]["labels"] for name in ("train", "test")}
-    found = counterfactual_features(
-        sae, pooled["original"][judge], pooled["swapped"][judge], top=round(args.share * sae.config.d_sae)
-    )
-    unintended = found["indices"]
-    facts |= {"unintended": len(unintended), "pairs_judged": len(judge), "pairs_measured": len(report)}
+    labels = {name: states[name].pop("labels") for name in ("train", "test")}
+    facts: dict[str, Any] = {}
+    if (args.out / "sae").exists():
+        sae = SparseAutoencoder.from_pretrained(args.out / "sae")
+    else:
+        facts |= fine_tune(sae, states, args.epochs)
+        sae.save_pretrained(args.out / "sae")
+    order = torch.randperm(int(states["original"]["index"][-1]) + 1, generator=torch.Generator().manual_seed(0))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    facts |= {"pairs_judged": len(halves[0]), "pairs_measured": len(halves[1])}
     console.print(facts)
-    data = {"train": pooled["train"], "test": pooled["test"]}
-    data |= {name: pooled[name][report] for name in ("original", "swapped")}
-    methods = {name: HeadSettings(method=name, penalty=args.penalties[len(args.penalties) // 2]) for name in METHODS}
-    results = {"methods": compare(methods, args, data, labels, sae, unintended)}
-    show(results["methods"], f"ToxicChat, {args.pooling}, {len(args.seeds)} seeds", console)
-    sweep: dict[str, HeadSettings] = {"plain": HeadSettings()}
-    for removal in ("relu", "none"):
-        for penalty in (0.0, *args.penalties):
-            name = f"penalty {penalty:g}, {'removal' if removal == 'relu' else 'kept'}"
-            sweep[name] = HeadSettings(method="selfreg", penalty=penalty, removal=removal)
-    results["sweep"] = compare(sweep, args, data, labels, sae, unintended)
-    show(results["sweep"], "SelfReg: penalty and removal", console)
-    generator = torch.Generator().manual_seed(0)
-    random_features = torch.randperm(sae.config.d_sae, generator=generator)[: len(unintended)]
-    chance = {"plain": HeadSettings(), "random features": methods["selfreg"]}
-    results["random"] = compare(chance, args, data, labels, sae, random_features)
-    show(results["random"], "As many features at random", console)
+    texts = Texts(states, halves, sae)
+    sweep = Sweep(texts, labels, args.seeds)
+    results: dict[str, Any] = {"methods": sweep({name: replace(BASE, method=name) for name in BASELINES})}
+    plain = results["methods"]["plain"]
+    results["sweep"], ranked = {}, texts.react(max(args.counts))
+    for count in args.counts:
+        for removed in (True, False):
+            where = f"{count} features, {'removed' if removed else 'kept'}"
+            settings = {
+                f"{where}, {alignment} penalty {penalty:g}": replace(
+                    BASE, method="selfreg", penalty=penalty, alignment=alignment
+                )
+                for alignment in ALIGNMENTS
+                for penalty in args.penalties
+                if penalty or (removed and alignment == ALIGNMENTS[0])
+            }
+            results["sweep"] |= sweep(settings, ranked[:count], removed=removed)
+    facts["chosen"] = chosen_of(results["sweep"], plain)
+    results["methods"]["selfreg"] = results["sweep"][facts["chosen"]]
+    show(results["methods"], plain, f"ToxicChat, {len(args.seeds)} seeds; selfreg: {facts['chosen']}", console)
+    show(
+        results["sweep"], plain, "SelfReg: how many features, removed or kept, what is penalised and how much", console
+    )
+    others = {"as many at random": torch.randperm(sae.config.d_sae, generator=torch.Generator().manual_seed(0))}
+    others["as many at random"] = others["as many at random"][: int(facts["chosen"].split()[0])]
+    if args.judged is not None:
+        others["named by the judge"] = torch.tensor(read_unintended(args.judged))
+    results["other_features"] = {}
+    for name, features in others.items():
+        for penalty in (0.0, 1.0):
+            one = {
+                f"{len(features)} {name}, removed, decoder penalty {penalty:g}": replace(
+                    BASE, method="selfreg", penalty=penalty, alignment="decoder"
+                )
+            }
+            results["other_features"] |= sweep(one, features, removed=True)
+    show(results["other_features"], plain, "Other features", console)
     facts["seconds"] = time.perf_counter() - start
     (args.out / "results.json").write_text(json.dumps({"facts": facts, **results}, indent=2) + "\n", encoding="utf-8")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .cli_annotate import register as register_annotate
+from .cli_classify import register as register_classify
 from .cli_spans import register as register_spans
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -334,7 +335,9 @@ def _dtype(name: str | None) -> Any:
     return getattr(torch, name) if name else None
 
 
-def _load_base(name: str, revision: str | None, dtype: str) -> tuple[Any, Any, str]:
+def _load_base(
+    name: str, revision: str | None, dtype: str, head: str = "AutoModelForCausalLM", **options: Any
+) -> tuple[Any, Any, str]:
     """A base model on this process's device, its tokenizer, and where it was found."""
     import torch
     import transformers
@@ -351,7 +354,7 @@ def _load_base(name: str, revision: str | None, dtype: str) -> tuple[Any, Any, s
     found = find_base_model(name).name
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(found, revision=revision)
-        base: Any = transformers.AutoModelForCausalLM.from_pretrained(found, revision=revision, dtype=dtype)
+        base: Any = getattr(transformers, head).from_pretrained(found, revision=revision, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise OSError(f"{found!r} could not be read as a model: {str(error).strip().splitlines()[0]}") from error
     return base.to(device).eval(), tokenizer, found
@@ -365,3 +368,4 @@ def _fail(message: str, *, code: int) -> NoReturn:
 
 register_spans(app)
 register_annotate(app)
+register_classify(app)

@@ -36,6 +36,9 @@ def spans(
     skip_first: Annotated[
         bool, typer.Option("--skip-first/--keep-first", help="The first token of a sequence is an outlier in norm.")
     ] = True,
+    outlier_ratio: Annotated[
+        float, typer.Option(help="Tokens so many times as long as the median do not count. 0: all do.")
+    ] = 10.0,
     max_length: Annotated[int, typer.Option(help="Tokens of a sequence; longer ones are cut.")] = 256,
     place: Annotated[
         str | None, typer.Option(help="Of an SAE that does not say: layers.14.resid_post, or a module path.")
@@ -78,6 +81,7 @@ def spans(
             template="{text}" if template is None else template,
             last_tokens=last_tokens,
             skip_first=skip_first,
+            outlier_ratio=outlier_ratio or None,
             max_length=max_length,
             rows_per_block=rows_per_block,
             tokens_at_once=tokens_at_once,

@@ -16,7 +16,8 @@ PLACEHOLDER = "{text}"
 
 @dataclass(frozen=True)
 class SpanSettings:
-    """What is taken from a text. The original implementation has `include_peak=False` and `skip_first=False`.
+    """What is taken from a text. The original implementation has `include_peak=False`, `skip_first=False` and
+    `outlier_ratio=None`.
 
     Args:
         top_n: spans of a latent, each of another text.
@@ -28,6 +29,8 @@ class SpanSettings:
         template: the text the model reads, with `{text}` where a row goes. Only the row's own tokens count.
         last_tokens: only so many tokens at the end of a text count; None for all. Spans may begin before them.
         skip_first: the first token that the model reads does not count, an outlier in norm (see `kept_positions`).
+        outlier_ratio: tokens whose hidden state is so many times as long as the median of their block do not count: a
+            few in ten thousand are a hundred times as long, and would be the best span of most latents. None: all do.
         max_length: tokens of a sequence, template included; longer ones are cut at the end.
         rows_per_block: rows of text whose hidden states memory has to hold; a process takes a block at a time.
         tokens_at_once: of a forward pass, padding counted.
@@ -43,6 +46,7 @@ class SpanSettings:
     template: str = PLACEHOLDER
     last_tokens: int | None = None
     skip_first: bool = True
+    outlier_ratio: float | None = 10.0
     max_length: int = 256
     rows_per_block: int = 256
     tokens_at_once: int = 4096
@@ -63,6 +67,8 @@ class SpanSettings:
             )
         if not 0 <= self.min_score < float("inf"):
             raise ValueError(f"`min_score` must be 0 or more. Received: min_score={self.min_score!r}.")
+        if self.outlier_ratio is not None and not self.outlier_ratio >= 1:
+            raise ValueError(f"`outlier_ratio` must be 1 or more. Received: outlier_ratio={self.outlier_ratio!r}.")
         if self.template.count(PLACEHOLDER) != 1:
             raise ValueError(f"`template` must have {PLACEHOLDER} once. Received: template={self.template!r}.")
 

@@ -142,12 +142,19 @@ class SpanCollector:
                 tokens_at_once=self.settings.tokens_at_once,
                 report=report and (lambda members: report(sum(len(keep[i]) for i in members))),
             )[self.place]
+            text = torch.arange(len(texts)).repeat_interleave(counts)
+            position = torch.cat([one.counted - one.first for one in tokens]).int()
+            if self.settings.outlier_ratio is not None:
+                norms = hidden.float().norm(dim=-1)
+                inside = norms <= self.settings.outlier_ratio * norms.median()
+                hidden, text, position = hidden[inside], text[inside.cpu()], position[inside.cpu()]
+                n_texts, n_tokens = len(text.unique()), len(text)
             add_hidden(
                 self.heap,
                 self.sae,
                 hidden,
-                torch.arange(len(texts)).repeat_interleave(counts) + number * self.settings.rows_per_block,
-                torch.cat([one.counted - one.first for one in tokens]).int(),
+                text + number * self.settings.rows_per_block,
+                position,
                 activation=self.settings.activation,
                 pre_acts_at_once=self.settings.pre_acts_at_once,
             )

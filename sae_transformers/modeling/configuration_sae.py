@@ -292,6 +292,7 @@ class SaeConfig(PreTrainedConfig):
     # `get_text_config()` looks for, so caches, masks and vocabulary checks of `generate` find the base's values.
     keys_to_ignore_at_inference = [
         "past_key_values", "hidden_states", "attentions", "sae_features", "sae_inputs", "sae_losses", "lm_loss",
+        "pooled_states",
     ]  # fmt: skip
     has_no_defaults_at_init = True
 

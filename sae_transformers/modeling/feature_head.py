@@ -1,9 +1,9 @@
 """A classification head on an SAE's hidden state that can be kept off features a person calls unintended.
 
-    H = hidden state of a text at the place that the SAE reads
+    H = hidden states of a text at the place that the SAE reads
     X = H - relu(pre_U) @ W_dec[U]                     removal, optional; U: the unintended latents
-    logits = X @ w.T + b
-    penalty = sum over labels of mean_{j in U} |(w - b_dec) @ W_enc[:, j] + b_enc[j]|
+    logits = pool(X) @ w.T + b
+    penalty = sum over labels of mean_{j in U} |S_j|,  S = (w - b_dec) @ W_enc + b_enc  (see `ALIGNMENTS`)
 
 "SelfReg" (https://huggingface.co/papers/2502.14133), section 3 and its code.
 """
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 POOLINGS = ("last", "mean")
 REMOVALS = ("none", "relu", "own")
 REDUCTIONS = ("mean", "sum")
+ALIGNMENTS = ("affine", "encoder", "decoder")  # of a head's weights with features: `SparseAutoencoder.alignment`
 
 
 @dataclass
@@ -30,10 +31,14 @@ class FeatureHeadConfig:
     Args:
         sae: number of the SAE.
         pooling: `last` (the last token that is no padding: with a template, its last token) or `mean`.
-        removal: whether unintended features are taken out of the pooled state: `none`; `relu`, by their rectified
-            pre-activations; `own`, by the SAE's activation.
+        max_norm: tokens whose hidden state is longer do not count for the mean. The first token and a few others have
+            states a hundred times as long as the rest, and would be all that is left of a short text.
+        removal: whether unintended features are taken out of the tokens that count: `none`; `relu`, by their
+            rectified pre-activations; `own`, by the SAE's activation.
         subtract_b_dec: whether the removal takes `b_dec` out too, as SelfReg's code does.
         penalty_reduction: `mean` or `sum` over unintended features.
+        alignment: what the penalty keeps small: `affine`, as SelfReg's code; `encoder`; or `decoder`, what an
+            unintended feature adds to the logit.
         per_label: each label has unintended features of its own; what is removed is unintended for all that have any.
         hidden_size: width of a hidden layer; None for a linear head.
         dropout: share of the state dropped in training.
@@ -43,16 +48,23 @@ class FeatureHeadConfig:
 
     sae: int = 0
     pooling: str = "last"
+    max_norm: float | None = None
     removal: str = "none"
     subtract_b_dec: bool = False
     penalty_reduction: str = "mean"
+    alignment: str = "affine"
     per_label: bool = False
     hidden_size: int | None = None
     dropout: float = 0.0
     pairwise: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("pooling", POOLINGS), ("removal", REMOVALS), ("penalty_reduction", REDUCTIONS)):
+        for name, choices in (
+            ("pooling", POOLINGS),
+            ("removal", REMOVALS),
+            ("penalty_reduction", REDUCTIONS),
+            ("alignment", ALIGNMENTS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(map(repr, choices))}. "
@@ -64,6 +76,8 @@ class FeatureHeadConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}.")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"`max_norm` must be above 0. Received: max_norm={self.max_norm!r}.")
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be at least 0 and below 1. Received: dropout={self.dropout!r}.")
 
@@ -83,7 +97,7 @@ class FeatureHead(nn.Module):
 
     unintended: (n_rows, d_sae) bool buffer, one row for all labels or one for each.
 
-    Input shape: pooled (batch, d_in). Output shape: logits (batch, num_labels).
+    Input shape: pooled (batch, d_in), as `read` gives them. Output shape: logits (batch, num_labels).
     """
 
     unintended: Tensor
@@ -103,14 +117,32 @@ class FeatureHead(nn.Module):
         rows = self.unintended[self.unintended.any(-1)]
         return rows.all(0).nonzero()[:, 0] if len(rows) else rows.new_zeros(0, dtype=torch.long)
 
-    def forward(self, pooled: Tensor, sae: Any) -> Tensor:
-        x = pooled.to(self.linear.weight.dtype)
-        if self.config.removal != "none":
-            x = sae.remove(x, self.removed, self.config.removal, self.config.subtract_b_dec).to(x.dtype)
-        x = self.dropout(x)
+    def read(self, hidden: Tensor, attention_mask: Tensor | None, sae: Any) -> Tensor:
+        """Hidden states (batch, seq, d_in) of texts to what is scored, (batch, d_in): unintended features taken out of
+        each token where asked, then pooled."""
+        counted = self._counted(hidden, attention_mask)
+        if self.config.pooling == "last":
+            return self._without_unintended(pool(hidden, counted, "last"), sae)
+        return pool(self._without_unintended(hidden, sae), counted, "mean")
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        x = self.dropout(pooled.to(self.linear.weight.dtype))
         if self.hidden is not None:
             x = torch.relu(self.hidden(x))
         return self.linear(x)
+
+    def _without_unintended(self, hidden: Tensor, sae: Any) -> Tensor:
+        if self.config.removal == "none":
+            return hidden
+        return sae.remove(hidden, self.removed, self.config.removal, self.config.subtract_b_dec)
+
+    def _counted(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """(batch, seq) mask of the tokens that count; of a text whose tokens are all too long, all."""
+        if self.config.max_norm is None or self.config.pooling == "last":
+            return attention_mask
+        real = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask.to(hidden.device)
+        short = real.bool() & (hidden.norm(dim=-1) <= self.config.max_norm)
+        return torch.where(short.any(-1, keepdim=True), short, real.bool())
 
     def penalty(self, sae: Any) -> Tensor:
         """Alignment of the weights that read the state with unintended features, (); 0 where there are none."""
@@ -122,19 +154,23 @@ class FeatureHead(nn.Module):
         used = masks.any(0).nonzero()[:, 0]
         if not len(used):
             return total
-        aligned = sae.encode_directions(weights, used).to(weights.dtype).abs()  # (rows, m)
+        aligned = sae.alignment(weights, used, self.config.alignment).to(weights.dtype).abs()  # (rows, m)
         inside = masks[:, used].to(aligned.dtype)
         sums = (aligned * inside).sum(-1)
         if self.config.penalty_reduction == "mean":
             sums = sums / inside.sum(-1).clamp(min=1)
         return sums.sum()
 
-    def activity(self, pooled: Tensor, sae: Any) -> Tensor:
-        """Mean rectified pre-activation of unintended features in pooled states, (); a trained base can lower it."""
+    def activity(self, hidden: Tensor, attention_mask: Tensor | None, sae: Any) -> Tensor:
+        """Mean rectified pre-activation of unintended features in the tokens that count, (); a trained base can lower
+        it."""
         used = self.unintended.any(0).nonzero()[:, 0]
         if not len(used):
-            return pooled.new_zeros(())
-        return torch.relu(sae.encode_pre_acts(pooled, used)).mean()
+            return hidden.new_zeros(())
+        counted = self._counted(hidden, attention_mask)
+        if self.config.pooling == "last":
+            return torch.relu(sae.encode_pre_acts(pool(hidden, counted, "last"), used)).mean()
+        return pool(torch.relu(sae.encode_pre_acts(hidden, used)), counted, "mean").mean()
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:

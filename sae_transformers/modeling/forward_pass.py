@@ -13,7 +13,7 @@ from .configuration_sae import LossWeights
 from .steering_plan import BoundSteering
 
 # What the outputs of bases have in common with ours.
-BASE_FIELDS = ("last_hidden_state", "logits", "past_key_values", "hidden_states", "attentions")
+BASE_FIELDS = ("last_hidden_state", "logits", "past_key_values", "hidden_states", "attentions", "pooled_states")
 
 
 class ForwardPassMixin:

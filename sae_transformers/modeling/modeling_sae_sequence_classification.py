@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from .configuration_sae import LossWeights, SaeConfig
-from .feature_head import FeatureHead, FeatureHeadConfig, pool, task_loss
+from .configuration_sae import SaeConfig
+from .feature_head import FeatureHead, FeatureHeadConfig, task_loss
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
 
@@ -120,7 +120,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
     ) -> SaeSequenceClassifierOutput | tuple:
         """As the base's forward, with the SAE options of `SaeForCausalLM.forward`.
 
-        With a feature head, `pooled_states` (batch, d_in) are scored in place of texts: states that were cached.
+        With a feature head, `pooled_states` (batch, d_in) of an earlier output are scored in place of texts.
 
         SAE terms are means over texts of the mean over a text's real tokens. With `num_items_in_batch` (set by
         `Trainer`: labels in the whole accumulated batch) they and the base's loss add up over micro-batches.
@@ -151,8 +151,13 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         out = self._run(record, {**inputs, "return_dict": True}) or {}
         terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
         if self.feature_head is not None and record is not None:
-            seen = record.found_inputs[self.feature_head.config.sae]
-            pooled = pool(seen, self._real_tokens(input_ids, attention_mask), self.feature_head.config.pooling)
+            place = self.feature_head.config.sae
+            hidden, sae = record.found_inputs[place], self.saes[place]
+            mask = self._real_tokens(input_ids, attention_mask)
+            if labels is not None and self.config.loss_weights["unintended_state"]:
+                share = 1.0 if num_items_in_batch is None else len(hidden) / num_items_in_batch
+                terms["unintended_state"] = self.feature_head.activity(hidden, mask, sae) * share
+            pooled = self.feature_head.read(hidden, mask, sae)
             record.inputs = bool(output_sae_inputs)
             return self._score(pooled, labels, num_items_in_batch, terms, record, return_dict=return_dict)
         lm_loss = out.get("loss")
@@ -182,19 +187,15 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             raise ValueError("`pooled_states` are for a model with a feature head; this one has none.")
         settings, terms, task = self.feature_head.config, dict(terms or {}), None
         sae = self.saes[settings.sae]
-        logits = self.feature_head(pooled, sae)
+        logits = self.feature_head(pooled)
         if labels is not None:
             task = task_loss(logits, labels, self.config.problem_type, pairwise=settings.pairwise)
             share = 1.0 if count is None else len(logits) / count  # of the whole accumulated batch
-            weights = LossWeights(**self.config.loss_weights)
             task = task if count is None else task * share
-            if weights.unintended:
+            if self.config.loss_weights["unintended"]:
                 terms["unintended"] = self.feature_head.penalty(sae) * share
-            if weights.unintended_state:
-                terms["unintended_state"] = self.feature_head.activity(pooled, sae) * share
-        return self._output(
-            SaeSequenceClassifierOutput, {"logits": logits}, record, terms, task, return_dict=return_dict
-        )
+        out = {"logits": logits, "pooled_states": pooled}
+        return self._output(SaeSequenceClassifierOutput, out, record, terms, task, return_dict=return_dict)
 
 
 def _by_text(token_weights: Tensor, labels: Tensor | None) -> Tensor:

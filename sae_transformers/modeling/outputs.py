@@ -101,4 +101,9 @@ class SaeCausalLMOutput(SaeOutputFields, CausalLMOutputWithPast):
 
 @dataclass
 class SaeSequenceClassifierOutput(SaeOutputFields, SequenceClassifierOutputWithPast):
-    """`SequenceClassifierOutputWithPast` and `SaeOutputFields`."""
+    """`SequenceClassifierOutputWithPast` and `SaeOutputFields`.
+
+    pooled_states: (batch, d_in), what a feature head scores.
+    """
+
+    pooled_states: torch.Tensor | None = None

@@ -146,10 +146,21 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         """
         return self(latents, "decode", source=hidden)
 
-    def encode_directions(self, directions: Tensor, features: Tensor | None = None) -> Tensor:
-        """Directions (n, d_in) of the hidden state through the affine encoder, (n, d_sae) or (n, m) of the latents
-        `features` (m,): `(w - b_dec) @ W_enc + b_enc`, without normalisation (SelfReg's S)."""
-        return self(directions, "directions_task", features=features)
+    def alignment(self, directions: Tensor, features: Tensor, by: str = "affine") -> Tensor:
+        """How far directions of the hidden state, such as a classifier's weights, align with latents.
+
+        affine:   (w - b_dec) @ W_enc + b_enc     as SelfReg's code has it
+        encoder:  w @ W_enc                       what the direction adds to a latent
+        decoder:  w @ W_dec.T                     what a latent adds along the direction
+
+        Args:
+            directions: (n, d_in), w; not normalised.
+            features: (m,), the latents.
+
+        Returns:
+            (n, m).
+        """
+        return self(directions, "alignment", features=features, by=by)
 
     def remove(
         self, hidden: Tensor, features: Tensor, activation: str = "relu", subtract_b_dec: bool = False
@@ -211,8 +222,11 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             return self._dense(self._full_code(hidden)[0])[..., features]
         return self._columns(self.normalize(hidden.to(self.dtype)), features)
 
-    def _directions_task(self, directions: Tensor, features: Tensor | None) -> Tensor:
-        return self._linear(self._encoder_input(Normalized(directions.to(self.dtype), None, None)), features)[0]
+    def _alignment(self, directions: Tensor, features: Tensor, by: str) -> Tensor:
+        w = directions.to(self.dtype)
+        if by == "affine":
+            return self._linear(self._encoder_input(Normalized(w, None, None)), features)[0]
+        return w @ (self.W_enc[:, features] if by == "encoder" else self.W_dec[features].T)
 
     def _removed(self, hidden: Tensor, features: Tensor, activation: str, subtract_b_dec: bool) -> Tensor:
         x = hidden.to(self.dtype)

@@ -17,7 +17,7 @@ from .head_settings import HeadSettings
 
 LEGACY_CLASS_WEIGHTS = (2.5, 2.5, 1.0)
 LEGACY_PAIR_ALPHA = 0.2
-ROWS_AT_ONCE = 8  # every product with the encoder has this many rows, so that a run's result depends on no other run
+ROWS_AT_ONCE = 8  # every product with features has this many rows, so that a run's result depends on no other run
 
 
 def binary_losses(
@@ -123,30 +123,28 @@ def top_singular_values(weight: Tensor) -> Tensor:
 
 
 def unintended_penalty(
-    weight: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None = None, reduction: str = "mean"
+    weight: Tensor, directions: Tensor, offset: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """Alignment of a head's rows with unintended features: mean or sum over j of |S_j|.
+    """Alignment of a head's rows with unintended features: mean or sum over j of |S_j|, S = w @ directions + offset.
 
-    S = (w - b_dec) @ W_enc + b_enc. Its gradient by w is, for the mean, 1/m * sum_j sign(S_j) W_enc[:, j]: w = 0 is
-    not its minimum.
+    Its gradient by w is, for the mean, 1/m * sum_j sign(S_j) directions[:, j]. With SelfReg's directions, W_enc, and
+    offset, b_enc - b_dec @ W_enc, w = 0 is not its minimum.
 
     Args:
         weight: (n, d), the rows w.
-        W_enc: (d, m), encoder columns of the unintended features alone; m = 0 gives 0.
-        b_enc: (m,).
-        b_dec: (d,), where the SAE subtracts it from its input.
+        directions: (d, m), of the unintended features alone; m = 0 gives 0.
+        offset: (m,), or None for 0.
         reduction: `mean` or `sum` over the m features.
 
     Returns:
         (n,), 0 or more.
     """
-    if not W_enc.shape[1]:
+    if not directions.shape[1]:
         return weight.sum(-1) * 0
-    x = weight if b_dec is None else weight - b_dec
-    n = len(x)
-    blocks = F.pad(x, (0, 0, 0, -n % ROWS_AT_ONCE)).split(ROWS_AT_ONCE)
-    aligned = torch.cat([block @ W_enc for block in blocks])[:n]
-    aligned = (aligned + b_enc).abs()
+    n = len(weight)
+    blocks = F.pad(weight, (0, 0, 0, -n % ROWS_AT_ONCE)).split(ROWS_AT_ONCE)
+    aligned = torch.cat([block @ directions for block in blocks])[:n]
+    aligned = (aligned if offset is None else aligned + offset).abs()
     return aligned.mean(-1) if reduction == "mean" else aligned.sum(-1)
 
 
@@ -154,14 +152,14 @@ def unintended_penalty(
 class UnintendedRows:
     """Label rows of a head that share their unintended features.
 
-    rows: of the head's output, or None for every unit of a hidden layer. W_enc: (d, m). b_enc: (m,). b_dec: (d,) or
-    None, as in `unintended_penalty`.
+    rows: of the head's output, or None for every unit of a hidden layer. alignment: of the runs that are meant.
+    directions: (d, m) and offset: (m,) or None, as in `unintended_penalty`.
     """
 
     rows: list[int] | None
-    W_enc: Tensor
-    b_enc: Tensor
-    b_dec: Tensor | None
+    alignment: str
+    directions: Tensor
+    offset: Tensor | None
 
 
 class StackedLosses:
@@ -203,16 +201,13 @@ class StackedLosses:
             for legacy in (False, True)
             if (places := [i for i, one in enumerate(settings) if one.method == method and one.legacy == legacy])
         ]
+        penalized: dict[tuple[str, str], list[int]] = {}
+        for place, one in enumerate(settings):
+            if one.method == "selfreg" and one.penalty:
+                penalized.setdefault((one.penalty_reduction, one.alignment), []).append(place)
         self.penalties = [
-            (reduction, self._index(places), self._column([settings[i].penalty for i in places])[:, 0])
-            for reduction in ("mean", "sum")
-            if (
-                places := [
-                    i
-                    for i, one in enumerate(settings)
-                    if one.method == "selfreg" and one.penalty_reduction == reduction and one.penalty
-                ]
-            )
+            (kind, self._index(places), self._column([settings[i].penalty for i in places])[:, 0])
+            for kind, places in penalized.items()
         ]
 
     def task(self, logits: Tensor, targets: Tensor | None) -> Tensor:
@@ -271,11 +266,11 @@ class StackedLosses:
                 values = [top_singular_values(layer) for layer in layers]
                 values = values if legacy else [value.square() / 2 for value in values]
             total = total.index_add(0, index, factor * torch.stack(values).sum(0))
-        for reduction, index, factor in self.penalties:
+        for (reduction, alignment), index, factor in self.penalties:
             reads = weights[0].index_select(0, index)
-            for group in self.unintended:
+            for group in (group for group in self.unintended if group.alignment == alignment):
                 rows = reads if group.rows is None else reads[:, group.rows]
-                found = unintended_penalty(rows.flatten(0, 1), group.W_enc, group.b_enc, group.b_dec, reduction)
+                found = unintended_penalty(rows.flatten(0, 1), group.directions, group.offset, reduction)
                 total = total.index_add(0, index, factor * found.view(rows.shape[:2]).sum(-1))
         return total
 

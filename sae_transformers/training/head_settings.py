@@ -22,6 +22,7 @@ METHODS = {
 SELECTIONS = ("f1", "macro_f1", "accuracy", "auroc")
 REMOVALS = ("none", "relu")
 REDUCTIONS = ("mean", "sum")
+ALIGNMENTS = ("affine", "encoder", "decoder")
 PAIR_LOSSES = ("pointwise", "bradley_terry")
 
 
@@ -46,6 +47,9 @@ class HeadSettings:
         spectral: factor of half the squared top singular value (`spectral_norm`).
         penalty: SelfReg's lambda (`selfreg`): 31 for toxicity, 3 for rewards, 1 for diseases in its code.
         penalty_reduction: of the penalty over unintended features: `mean`, as its code, or `sum`, as its paper.
+        alignment: of weights w with feature j, which the penalty keeps small: `affine`, (w - b_dec) @ W_enc[:, j] +
+            b_enc[j], as SelfReg's code, so that w = 0 is not its minimum; `encoder`, w @ W_enc[:, j]; or `decoder`,
+            w @ W_dec[j], what the feature adds to the logit.
         removal: `relu` takes unintended features out of the states, at test time too; `none` does not. None is `relu`
             for `selfreg` and `none` for the others.
         subtract_b_dec: whether the removal takes the SAE's `b_dec` out too, as SelfReg's code does.
@@ -81,6 +85,7 @@ class HeadSettings:
     spectral: float = 0.02
     penalty: float = 1.0
     penalty_reduction: str = "mean"
+    alignment: str = "affine"
     removal: str | None = None
     subtract_b_dec: bool = False
     class_weights: tuple[float, ...] | None = None
@@ -96,6 +101,7 @@ class HeadSettings:
             ("method", tuple(METHODS)),
             ("select_by", SELECTIONS),
             ("penalty_reduction", REDUCTIONS),
+            ("alignment", ALIGNMENTS),
             ("removal", (None, *REMOVALS)),
             ("pair_loss", PAIR_LOSSES),
         ):

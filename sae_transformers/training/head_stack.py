@@ -85,10 +85,10 @@ class HeadStack:
         data: HeadData,
         bank: Tensor,
         runs: list[Run],
-        encoder: Sequence[UnintendedRows],
+        penalized: Sequence[UnintendedRows],
         report: Callable[[int, dict[str, float]], Any] | None,
     ) -> None:
-        self.data, self.bank, self.runs, self.encoder, self.report = data, bank, runs, encoder, report
+        self.data, self.bank, self.runs, self.penalized, self.report = data, bank, runs, penalized, report
         self.width = runs[0].settings.hidden_size
         drawn = [self._initial(run.seed) for run in runs]
         self.parameters = [torch.stack(same).requires_grad_() for same in zip(*drawn, strict=True)]
@@ -112,7 +112,7 @@ class HeadStack:
     def _settle(self) -> None:
         settings = [run.settings for run in self.runs]
         outputs = self.data.n_outputs
-        self.losses = StackedLosses(settings, self.data.objective, self.bank[:0], outputs, self.encoder)
+        self.losses = StackedLosses(settings, self.data.objective, self.bank[:0], outputs, self.penalized)
         self.dropped = [i for i, one in enumerate(settings) if one.method == "dropout" and one.dropout]
 
     def train(self) -> None:

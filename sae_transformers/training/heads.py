@@ -171,8 +171,12 @@ def train_heads(
             run.offset = variants.index(removals[settings.removes_b_dec] if settings.removes else None) * len(data)
             run.train, run.validation = split_rows(data, validation, seed, settings.select_by)
             members.append(run)
-        encoder = _encoder_rows(sae, rows, bank, per_row=hidden_size is None) if sae is not None else []
-        HeadStack(data, bank, members, encoder, report).train()
+        penalized = [
+            group
+            for alignment in sorted({runs[place][0].alignment for place in places})
+            for group in _penalized(sae, rows, alignment, bank, per_row=hidden_size is None)
+        ]
+        HeadStack(data, bank, members, penalized, report).train()
         for run in members:
             removal = removals[run.settings.removes_b_dec] if run.settings.removes else None
             found[run.place] = _head(run, data.objective, removal)
@@ -220,17 +224,32 @@ def _removed(rows: list[Tensor]) -> Tensor:
     return found[counts == len(named)]
 
 
-def _encoder_rows(sae: SparseAutoencoder, rows: list[Tensor], like: Tensor, *, per_row: bool) -> list[UnintendedRows]:
-    """Encoder columns that the penalty reads: of each set of rows with the same features, or of any row's features for
-    the units of a hidden layer."""
+def _penalized(
+    sae: SparseAutoencoder | None, rows: list[Tensor], alignment: str, like: Tensor, *, per_row: bool
+) -> list[UnintendedRows]:
+    """What the penalty reads: of each set of rows with the same features, or of any row's features for the units of a
+    hidden layer."""
+    if sae is None:
+        return []
     sets: dict[tuple[int, ...], list[int]] = {}
     for place, row in enumerate(rows if per_row else [torch.cat(rows).unique()] if rows else []):
         sets.setdefault(tuple(row.tolist()), []).append(place)
     found = []
     for features, places in sets.items():
-        index = torch.tensor(features, dtype=torch.long, device=sae.device)
-        W_enc, b_enc = sae.W_enc.detach()[:, index].to(like), sae.b_enc.detach()[index].to(like)
-        b_dec = sae.b_dec.detach().to(like) if sae.config.apply_b_dec_to_input else None
         if features:
-            found.append(UnintendedRows(places if per_row else None, W_enc.contiguous(), b_enc, b_dec))
+            index = torch.tensor(features, dtype=torch.long, device=sae.device)
+            directions, offset = _directions(sae, index, alignment)
+            offset = None if offset is None else offset.to(like)
+            found.append(UnintendedRows(places if per_row else None, alignment, directions.to(like), offset))
     return found
+
+
+@torch.no_grad()
+def _directions(sae: SparseAutoencoder, features: Tensor, alignment: str) -> tuple[Tensor, Tensor | None]:
+    """(d, m) and (m,) or None, such that `w @ directions + offset` is `sae.alignment(w, features, alignment)`."""
+    if alignment == "decoder":
+        return sae.W_dec[features].T.contiguous(), None
+    W_enc = sae.W_enc[:, features].contiguous()
+    if alignment == "encoder":
+        return W_enc, None
+    return W_enc, sae.alignment(sae.b_dec.new_zeros(1, sae.config.d_in), features)[0]

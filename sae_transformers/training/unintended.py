@@ -30,6 +30,7 @@ def counterfactual_features(
     original_states: Tensor,
     swapped_states: Tensor,
     *,
+    texts: tuple[Tensor, Tensor] | None = None,
     top: int | None = None,
     threshold: float | None = None,
     statistic: str = "relative",
@@ -40,12 +41,14 @@ def counterfactual_features(
     relative:  mean|z - z'| / (mean z + mean z' + eps)     0 to 1 for latents that are not negative
     paired_t:  |mean(z - z')| / (std(z - z') / sqrt(n))    finds a latent that moves one way in all pairs
 
-    z and z' are a latent's activations on the two texts of a pair. Pairs of this kind are those of counterfactual
-    fairness in texts (https://huggingface.co/papers/1809.10610); the scores are ours.
+    z and z' are a latent's activations on the two texts of a pair, means over their tokens where there are several.
+    Pairs of this kind are those of counterfactual fairness in texts (https://huggingface.co/papers/1809.10610); the
+    scores are ours.
 
     Args:
         sae: whose latents are scored.
-        original_states, swapped_states: (n, d_in), row by row the two texts of a pair.
+        original_states, swapped_states: (n, d_in), row by row the two texts of a pair; with `texts` a row a token.
+        texts: of each row of both the number of its pair, (n_tokens,) int64 from 0, ascending, none left out.
         top: how many latents at most.
         threshold: latents that score more; without `top` and `threshold` those that score more than 0.
         statistic: `relative` or `paired_t`; the latter needs two pairs. Constant differences count as infinite.
@@ -54,27 +57,22 @@ def counterfactual_features(
     Raises:
         ValueError: shapes differ or do not fit the SAE, a state is not finite, an unknown statistic.
     """
-    least = 2 if statistic == "paired_t" else 1
     if statistic not in STATISTICS:
         raise ValueError(f"`statistic` must be one of {', '.join(STATISTICS)}. Received: statistic={statistic!r}.")
-    shape = (len(original_states), sae.config.d_in)
-    if original_states.shape != shape or swapped_states.shape != shape or shape[0] < least:
-        raise ValueError(
-            f"Expected two times states (n, {sae.config.d_in}), n at least {least}. "
-            f"Received: {tuple(original_states.shape)} and {tuple(swapped_states.shape)}."
-        )
-    if not bool(torch.isfinite(original_states).all() & torch.isfinite(swapped_states).all()):
-        raise ValueError("States must be finite. Received: some that are not.")
     if top is not None and top < 1:
         raise ValueError(f"`top` must be 1 or more. Received: top={top!r}.")
-    d_sae, n = sae.config.d_sae, shape[0]
+    sides = [_Side(sae, original_states, texts and texts[0]), _Side(sae, swapped_states, texts and texts[1])]
+    n = sides[0].n_texts
+    if n != sides[1].n_texts or n < (2 if statistic == "paired_t" else 1):
+        raise ValueError(
+            f"Expected pairs of texts, {'2' if statistic == 'paired_t' else '1'} or more. "
+            f"Received: {n} and {sides[1].n_texts} texts."
+        )
+    d_sae = sae.config.d_sae
     moved, signed, squared, active = (torch.zeros(d_sae, dtype=torch.float64) for _ in range(4))
     step = max(1, AT_ONCE // d_sae)
     for start in range(0, n, step):
-        z, other = (
-            sae.encode(states[start : start + step].to(device=sae.device, dtype=sae.dtype)).double().cpu()
-            for states in (original_states, swapped_states)
-        )
+        z, other = (side.latents(start, min(start + step, n)) for side in sides)
         change = z - other
         moved += change.abs().sum(0)
         signed += change.sum(0)
@@ -89,6 +87,39 @@ def counterfactual_features(
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] > (0.0 if threshold is None else threshold)]
     return {"scores": scores, "indices": order if top is None else order[:top]}
+
+
+class _Side:
+    """One of the two texts of all pairs."""
+
+    def __init__(self, sae: SparseAutoencoder, states: Tensor, texts: Tensor | None) -> None:
+        if states.ndim != 2 or states.shape[1] != sae.config.d_in or not len(states):
+            raise ValueError(f"Expected states (n, {sae.config.d_in}). Received: {tuple(states.shape)}.")
+        if not bool(torch.isfinite(states).all()):
+            raise ValueError("States must be finite. Received: some that are not.")
+        if texts is None:
+            texts = torch.arange(len(states))
+        texts = texts.cpu()
+        counts = torch.bincount(texts) if len(texts) == len(states) and int(texts.min()) >= 0 else texts.new_zeros(1)
+        if not bool((texts.diff() >= 0).all()) or not bool(counts.all()):
+            raise ValueError(
+                f"`texts` must number the pair of each of {len(states)} states, from 0, ascending, none left out. "
+                f"Received: {len(texts)} numbers from {int(texts.min())} to {int(texts.max())}."
+            )
+        self.sae, self.states, self.counts, self.ends = sae, states, counts, counts.cumsum(0)
+        self.n_texts = len(counts)
+
+    def latents(self, start: int, stop: int) -> Tensor:
+        """(stop - start, d_sae) float64 on the CPU: of each text the mean over its tokens."""
+        counts = self.counts[start:stop]
+        first, last = int(self.ends[start] - counts[0]), int(self.ends[stop - 1])
+        sums = torch.zeros(stop - start, self.sae.config.d_sae, dtype=torch.float64)
+        place = torch.arange(stop - start).repeat_interleave(counts)
+        step = max(1, AT_ONCE // self.sae.config.d_sae)
+        for row in range(first, last, step):
+            rows = self.states[row : min(row + step, last)].to(device=self.sae.device, dtype=self.sae.dtype)
+            sums.index_add_(0, place[row - first : row - first + len(rows)], self.sae.encode(rows).double().cpu())
+        return sums / counts[:, None]
 
 
 def read_feature_table(path: str | Path, d_sae: int) -> Tensor:

@@ -115,6 +115,18 @@ def test_as_by_loops(base: Any, settings: dict) -> None:
         assert rows[int(text)][int(start) : int(end)] == span
 
 
+def test_tokens_of_extreme_length_do_not_count() -> None:
+    base, sae, rows = tiny_base(dtype=torch.float64), sae_for(), [*texts(), "w1 w2 w60 w3"]
+    with torch.no_grad():
+        base.model.embed_tokens.weight[64] *= 1e4  # w60
+    every = run(base, sae, rows, outlier_ratio=None)
+    ordinary = run(base, sae, rows)
+    long = len(rows) - 1
+    at = (every.text_id == long) & (every.position == 2)
+    assert len(every.feature[at]) > 16 and not bool(((ordinary.text_id == long) & (ordinary.position == 2)).any())
+    assert ordinary.n_tokens == every.n_tokens - 1 and ordinary.n_texts == every.n_texts
+
+
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "batch_topk", "gated", "abs_topk", "groupmax"])
 def test_every_activation_of_an_sae(base: Any, activation: str) -> None:
     sae, rows = sae_for(activation=activation), texts()

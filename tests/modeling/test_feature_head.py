@@ -37,7 +37,13 @@ def test_removal_is_the_formula(legacy):
     H = states()
     A = torch.relu((H - sae.b_dec) @ sae.W_enc[:, U] + sae.b_enc[U])
     X = H - A @ sae.W_dec[U] - (sae.b_dec if legacy else 0)
-    torch.testing.assert_close(head(H, sae), X @ head.linear.weight.T + head.linear.bias, rtol=1e-12, atol=1e-12)
+    expected = X @ head.linear.weight.T + head.linear.bias
+    torch.testing.assert_close(head(head.read(H[:, None], None, sae)), expected, rtol=1e-12, atol=1e-12)
+    head.config.pooling = "mean"  # taken out of each token, where it is active, and not out of the mean
+    tokens = H.view(2, 3, WIDTH)
+    mean = X.view(2, 3, WIDTH)[:, :2].mean(1) @ head.linear.weight.T + head.linear.bias
+    mask = torch.tensor([[1, 1, 0]] * 2)
+    torch.testing.assert_close(head(head.read(tokens, mask, sae)), mean, rtol=1e-12, atol=1e-12)
 
 
 def test_removal_of_nothing_is_the_identity_or_in_legacy_the_bias():
@@ -71,6 +77,17 @@ def test_penalty_and_its_gradient():
     expected = 3 / len(U) * (S[U].sign() * sae.W_enc[:, U]).sum(-1)
     assert w.grad is not None
     torch.testing.assert_close(w.grad[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("alignment", ["encoder", "decoder"])
+def test_penalty_of_other_alignments(alignment):
+    head, sae = head_and_sae(alignment=alignment)
+    w = head.linear.weight
+    S = w @ sae.W_enc[:, U] if alignment == "encoder" else w @ sae.W_dec[U].T
+    torch.testing.assert_close(head.penalty(sae), S.abs().mean(), rtol=1e-12, atol=1e-12)
+    H = states()
+    if alignment == "decoder":  # what a unit of the feature adds to the logit
+        torch.testing.assert_close(head(H + sae.W_dec[U[0]]) - head(H), S[:, :1].expand(6, 1))
 
 
 def test_penalty_of_features_listed_twice_and_of_none():
@@ -108,6 +125,18 @@ def test_pooling_does_not_see_padding():
     expected = torch.stack([hidden[0, :2].mean(0), hidden[1, 1:].mean(0)])
     torch.testing.assert_close(pool(hidden, mask, "mean"), expected)
     assert torch.equal(pool(hidden, None, "last"), hidden[:, -1])
+
+
+def test_states_of_extreme_length_do_not_count_for_the_mean():
+    head, sae = head_and_sae(pooling="mean", max_norm=10.0)
+    hidden = states(8).view(2, 4, WIDTH)
+    long = hidden.clone()
+    long[0, 1] *= 1e4
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    found = head.read(long, mask, sae)
+    torch.testing.assert_close(found[0], hidden[0, [0, 2]].mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[1], hidden[1].mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(head.read(1e4 * hidden, mask, sae)[0], 1e4 * hidden[0, :3].mean(0), rtol=1e-12, atol=0)
 
 
 def test_losses():
@@ -148,8 +177,10 @@ def test_logits_and_loss_are_those_of_the_head_on_the_hidden_state(pooling):
     labels = torch.tensor([1, 0, 1])
     output = model(**batch, labels=labels)
     hidden = model.lm.model(**batch, output_hidden_states=True).hidden_states[2]
-    pooled = pool(hidden, batch["attention_mask"], pooling)
-    expected = model.feature_head(pooled, model.saes[0])
+    X = model.saes[0].remove(hidden, torch.tensor(U))
+    pooled = pool(X, batch["attention_mask"], pooling)
+    torch.testing.assert_close(output.pooled_states, pooled)
+    expected = model.feature_head(pooled)
     torch.testing.assert_close(output.logits, expected)
     assert output.logits.shape == (3, 1)
     loss = task_loss(expected, labels, None, pairwise=False)
@@ -223,6 +254,8 @@ def test_only_the_head_trains_and_lora_reaches_the_state():
         ({"hidden_size": 0}, "hidden_size=0"),
         ({"dropout": 1.0}, r"dropout=1\.0"),
         ({"penalty": 3}, "penalty"),
+        ({"alignment": "own"}, "alignment='own'"),
+        ({"max_norm": 0.0}, r"max_norm=0\.0"),
     ],
 )
 def test_bad_settings(settings, message):

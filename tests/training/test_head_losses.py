@@ -106,7 +106,7 @@ def test_penalty_and_its_gradient() -> None:
     W, b, b_dec = encoder()
     w = torch.randn(11, 12, dtype=F64, requires_grad=True)  # more rows than one product takes
     S = (w - b_dec) @ W + b
-    found = unintended_penalty(w, W, b, b_dec)
+    found = unintended_penalty(w, W, b - b_dec @ W)
     torch.testing.assert_close(found, S.abs().mean(-1))
     (gradient,) = torch.autograd.grad(31.0 * found.sum(), w)
     torch.testing.assert_close(gradient, 31.0 / 7 * (S.sign() @ W.T))
@@ -127,13 +127,13 @@ def test_penalty_knows_only_its_own_features() -> None:
 
 
 def test_penalty_scales_and_does_not_count_duplicates_in_a_mean() -> None:
-    W, b, b_dec = encoder()
+    W, b, _ = encoder()
     w = torch.randn(2, 12, dtype=F64)
-    twice = (torch.cat([W, W], 1), torch.cat([b, b]), b_dec)
-    torch.testing.assert_close(unintended_penalty(w, *twice), unintended_penalty(w, W, b, b_dec))
-    total = unintended_penalty(w, W, b, b_dec, "sum")
+    twice = (torch.cat([W, W], 1), torch.cat([b, b]))
+    torch.testing.assert_close(unintended_penalty(w, *twice), unintended_penalty(w, W, b))
+    total = unintended_penalty(w, W, b, "sum")
     torch.testing.assert_close(unintended_penalty(w, *twice, "sum"), 2 * total)
-    torch.testing.assert_close(total, 7 * unintended_penalty(w, W, b, b_dec))
+    torch.testing.assert_close(total, 7 * unintended_penalty(w, W, b))
 
 
 def stacked(*settings: HeadSettings, rows: list | None = None) -> StackedLosses:
@@ -141,9 +141,9 @@ def stacked(*settings: HeadSettings, rows: list | None = None) -> StackedLosses:
 
 
 def test_no_unintended_features_cost_nothing() -> None:
-    W, b, b_dec = encoder(0)
+    W, b, _ = encoder(0)
     w = torch.randn(2, 12, dtype=F64, requires_grad=True)
-    found = unintended_penalty(w, W, b, b_dec)
+    found = unintended_penalty(w, W, b)
     assert found.tolist() == [0.0, 0.0]
     assert torch.equal(torch.autograd.grad(found.sum(), w)[0], torch.zeros_like(w))
     losses = stacked(HeadSettings(method="selfreg", penalty=31.0))
@@ -152,8 +152,8 @@ def test_no_unintended_features_cost_nothing() -> None:
 
 def test_each_run_has_its_own_penalty() -> None:
     W, b, b_dec = encoder()
-    w, bias = torch.randn(6, 1, 12, dtype=F64), torch.randn(6, 1, dtype=F64)
-    rows = [UnintendedRows([0], W, b, b_dec)]
+    w, bias = torch.randn(8, 1, 12, dtype=F64), torch.randn(8, 1, dtype=F64)
+    rows = [UnintendedRows([0], "affine", W, b - b_dec @ W), UnintendedRows([0], "decoder", 2 * W, None)]
     losses = stacked(
         HeadSettings(),
         HeadSettings(method="l2", l2=0.3),
@@ -161,6 +161,8 @@ def test_each_run_has_its_own_penalty() -> None:
         HeadSettings(method="spectral_norm", spectral=0.4),
         HeadSettings(method="spectral_norm", spectral=0.4, legacy=True),
         HeadSettings(method="selfreg", penalty=3.0, penalty_reduction="sum"),
+        HeadSettings(method="selfreg", penalty=5.0, alignment="decoder"),
+        HeadSettings(method="selfreg", penalty=5.0, alignment="encoder"),
         rows=rows,
     )
     norms = w.flatten(1).norm(dim=-1)
@@ -171,7 +173,9 @@ def test_each_run_has_its_own_penalty() -> None:
             0.3 * (norms[2] + bias[2].abs()[0]),
             0.2 * norms[3] ** 2,
             0.4 * norms[4],
-            3 * unintended_penalty(w[5], W, b, b_dec, "sum")[0],
+            3 * unintended_penalty(w[5], W, b - b_dec @ W, "sum")[0],
+            5 * unintended_penalty(w[6], 2 * W)[0],
+            torch.zeros((), dtype=F64),
         ]
     )
     torch.testing.assert_close(losses.regularizers([w], [bias]), expected)

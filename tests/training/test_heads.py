@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_transformers.evaluation.reliance import unintended_reconstruction
 from sae_transformers.training.head_data import HeadData, split_rows
-from sae_transformers.training.head_losses import binary_losses, unintended_penalty
+from sae_transformers.training.head_losses import binary_losses
 from sae_transformers.training.head_stack import Patience
 from sae_transformers.training.heads import METHODS, HeadSettings, Removal, label_ids, train_heads
 from tests.tiny import WIDTH, tiny_sae
@@ -67,8 +67,13 @@ def naive(states: Tensor, labels: Tensor, settings: HeadSettings, seed: int, sae
             elif settings.method == "spectral_norm":
                 loss = loss + settings.spectral / 2 * torch.linalg.matrix_norm(layer.weight, ord=2) ** 2
             elif settings.method == "selfreg":
-                S = unintended_penalty(layer.weight, sae.W_enc[:, U], sae.b_enc[U], sae.b_dec)
-                loss = loss + settings.penalty * S[0]
+                w, W_enc = layer.weight, sae.W_enc[:, U].detach()
+                S = {
+                    "affine": (w - sae.b_dec.detach()) @ W_enc + sae.b_enc[U].detach(),
+                    "encoder": w @ W_enc,
+                    "decoder": w @ sae.W_dec[U].detach().T,
+                }[settings.alignment]
+                loss = loss + settings.penalty * S.abs().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -82,7 +87,10 @@ def naive(states: Tensor, labels: Tensor, settings: HeadSettings, seed: int, sae
 def test_every_method_equals_a_plain_loop() -> None:
     states, labels = texts()
     sae = sae64()
-    runs = [(settings, seed) for settings in all_methods(patience=9) for seed in (0, 5)]
+    settings = all_methods(patience=9)
+    settings += [replace(settings[-1], alignment=alignment) for alignment in ("encoder", "decoder")]
+    assert settings[-1].method == "selfreg"
+    runs = [(one, seed) for one in settings for seed in (0, 5)]
     heads = train_heads(states, labels, runs, sae=sae, unintended=U)
     for head, (settings, seed) in zip(heads, runs, strict=True):
         weight, bias, score = naive(states, labels, settings, seed, sae)

@@ -32,6 +32,24 @@ def test_scores_are_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found["scores"], torch.where(change.mean(0) == 0, 0.0, t))
 
 
+def test_latents_of_several_tokens_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, (tokens, others) = tiny_sae(dtype=F64), pairs()
+    texts = torch.tensor([0] * 20 + [1] * 5 + [2] * 25), torch.tensor([0] * 3 + [1] * 40 + [2] * 7)
+    z, other = (
+        torch.stack([sae.encode(states[index == i]).mean(0) for i in range(3)]).detach()
+        for states, index in zip((tokens, others), texts, strict=True)
+    )
+    expected = (z - other).abs().mean(0) / (z.mean(0) + other.mean(0) + 1e-6)
+    for at_once in (1 << 22, 64 * 2):
+        monkeypatch.setattr(unintended, "AT_ONCE", at_once)
+        torch.testing.assert_close(counterfactual_features(sae, tokens, others, texts=texts)["scores"], expected)
+    for wrong in (texts[0].flip(0), texts[0] * 2, texts[0] - 1, texts[0][:4]):
+        with pytest.raises(ValueError, match="`texts` must number"):
+            counterfactual_features(sae, tokens, others, texts=(wrong, texts[1]))
+    with pytest.raises(ValueError, match="3 and 2 texts"):
+        counterfactual_features(sae, tokens, others[:43], texts=(texts[0], texts[1][:43]))
+
+
 def test_a_latent_of_the_attribute_comes_first_and_no_change_names_none() -> None:
     sae = tiny_sae(dtype=F64, activation="relu")
     attribute = sae.W_enc[:, 7].detach()
@@ -56,7 +74,7 @@ def test_top_and_threshold() -> None:
 @pytest.mark.parametrize(
     ("change", "options", "received"),
     [
-        ((slice(3),), {}, r"\(3, 32\)"),
+        ((slice(3),), {}, "50 and 3 texts"),
         ((slice(None), slice(4)), {}, r"\(50, 4\)"),
         ((slice(None),), {"statistic": "t"}, "statistic='t'"),
         ((slice(None),), {"top": 0}, "top=0"),
