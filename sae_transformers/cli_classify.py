@@ -38,8 +38,14 @@ def classify(
     unintended: Annotated[
         Path | None, typer.Option(help="Features: a list (.txt, .csv, .json) or a table of judge (.tsv, .parquet).")
     ] = None,
+    judgements: Annotated[
+        str, typer.Option(help="Of judge's table: those that must all say so, as 0,1 for both of disease.")
+    ] = "0",
     original: Annotated[str | None, typer.Option(help="Rows to measure a swap on; --swapped has the others.")] = None,
     swapped: Annotated[str | None, typer.Option(help="The same rows with an attribute swapped.")] = None,
+    swap_words: Annotated[
+        str | None, typer.Option(help="he:she,him:her: in place of --original, the rows that have one of the words.")
+    ] = None,
     swap_column: Annotated[str, typer.Option(help="Of their text.")] = "text",
     top: Annotated[
         int, typer.Option(help="Without --unintended: so many features that react to half of the swaps.")
@@ -83,6 +89,7 @@ def _classify(s: dict[str, Any], console: Any) -> None:
     from .cli import _load_base, _load_sae
     from .create_training_data.classification_data import read_classification, read_texts_of
     from .create_training_data.shards import Store
+    from .create_training_data.swaps import read_word_pairs, swapped_pairs
     from .create_training_data.templates import templated_ids
     from .evaluation.plots import plot_methods
     from .modeling import SaeForSequenceClassification
@@ -90,8 +97,8 @@ def _classify(s: dict[str, Any], console: Any) -> None:
     from .training.classifier import Comparison, put_head, read_texts, score_texts, tune_base
     from .training.head_settings import METHODS, HeadSettings
 
-    if (s["original"] is None) != (s["swapped"] is None):
-        raise ValueError("--original and --swapped go together. Received: one of them.")
+    if (s["original"] is None) != (s["swapped"] is None) or (s["original"] and s["swap_words"]):
+        raise ValueError("Give --original with --swapped, or --swap-words. Received: something else.")
     base_settings = HeadSettings(learning_rate=s["learning_rate"], legacy=s["legacy"])
     methods = {name: replace(base_settings, method=name) for name in s["methods"].split(",") if name}
     methods = methods or {name: replace(base_settings, method=name) for name in METHODS}
@@ -117,6 +124,9 @@ def _classify(s: dict[str, Any], console: Any) -> None:
     texts = dict(data.texts)
     if s["original"] is not None:
         texts |= {part: read_texts_of(s[part], s["swap_column"]) for part in ("original", "swapped")}
+    elif s["swap_words"] is not None:
+        found = swapped_pairs(texts.get("test", texts["train"]), read_word_pairs(s["swap_words"]))
+        texts |= dict(zip(("original", "swapped"), found, strict=True))
     ids = {part: templated_ids(tokenizer, found, s["template"], s["max_length"]) for part, found in texts.items()}
     reading = _Reading(base, sae, s["pooling"], s["tokens_at_once"])
     reading.find_max_norm(ids["train"][:128])
@@ -218,14 +228,15 @@ def _unintended(s: dict[str, Any], reading: _Reading, ids: dict[str, list[Tensor
             with table.open(encoding="utf-8") as file:
                 judged = "Task" in file.readline().split("\t")
         if judged:
-            return torch.tensor(read_unintended(table), dtype=torch.long)
+            wanted = [int(number) for number in s["judgements"].split(",")]
+            return torch.tensor(read_unintended(table, wanted), dtype=torch.long)
         return read_feature_table(table, reading.sae.config.d_sae)
     if "original" not in ids:
         return torch.empty(0, dtype=torch.long)
     pairs = list(zip(ids["original"], ids["swapped"], strict=True))
     pairs = [pair for pair in pairs if not torch.equal(*pair)]
     if len(pairs) < 2:
-        raise ValueError(f"--original and --swapped must differ in two rows or more. Received: {len(pairs)}.")
+        raise ValueError(f"A swap must change two rows or more, within --max-length. Received: {len(pairs)}.")
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
     judged, held = order[: len(pairs) // 2], order[len(pairs) // 2 :]
     sides = [reading.tokens([pairs[i][side] for i in judged]) for side in (0, 1)]

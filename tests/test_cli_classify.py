@@ -105,9 +105,13 @@ def test_three_classes_cross_validated_with_a_table_of_features(folder: Path, tm
         "FeatureID\tTask\tVerify\tSummary\tWords\n4\tno|||No.\tyes\tA.\tSpan 1: a\n5\tyes|||Yes.\tyes\tB.\tSpan 1: b\n"
     )
     (tmp_path / "judged.tsv").write_text(judged)
-    again = classify(folder, tmp_path / "b", "--unintended", tmp_path / "judged.tsv", *options[2:], train="three.csv")
+    swap = ["--swap-words", "w0:w1"]
+    again = classify(
+        folder, tmp_path / "b", "--unintended", tmp_path / "judged.tsv", *options[2:], *swap, train="three.csv"
+    )
     assert again.exit_code == 0, again.output
     assert read(tmp_path / "b")["facts"]["unintended"] == [4]
+    assert read(tmp_path / "b")["methods"]["plain"][0]["delta_logit"] > 0
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -129,7 +133,9 @@ def test_pairs_and_lora(folder: Path, tmp_path: Path) -> None:
     [
         (["--methods", "plan"], "Did you mean 'plain'?"),
         (["--label-column", "no"], "column 'no'"),
-        (["--original", "x.csv"], "go together"),
+        (["--original", "x.csv"], "--original with --swapped"),
+        (["--swap-words", "he"], "'he'"),
+        (["--swap-words", "no:none"], "change two rows or more"),
         (["--pooling", "first"], "pooling='first'"),
         (["--template", "no place"], "{text}"),
         (["--max-length", "0"], "max_length=0"),

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from sae_transformers.training.head_settings import METHODS
 from tests.create_training_data.words import WORDS, word_tokenizer
-from tests.tiny import tiny_base
+from tests.tiny import tiny_base, tiny_sae
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -98,3 +99,40 @@ def test_pretrain_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(map(math.isfinite, numbers(found)))
     assert found["after"]["fvu"] < 0.75 * found["before"]["fvu"]
     assert found["after"]["ce_base"] == found["before"]["ce_base"]
+
+
+def test_selfreg_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(0)
+
+    def words(usual: list[str]) -> str:
+        return " ".join([*draw.choices(usual, k=4), *draw.choices(WORDS[20:], k=3)])
+
+    def chat(n: int) -> list[dict]:
+        return [{"text": words(WORDS[:5] if i % 2 else WORDS[5:10]), "toxicity": str(i % 2)} for i in range(n)]
+
+    comments = [words(WORDS[5:10]) for _ in range(30)]
+    for name, group in (("original", WORDS[10]), ("swapped", WORDS[11])):
+        lines = ["comment", *(f"{text} {group}" for text in comments), "w1 w2"]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tiny_base(vocab_size=len(word_tokenizer())).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_sae(layer=1, site="resid_post").save_pretrained(tmp_path / "sae")
+    (tmp_path / "judged.tsv").write_text("FeatureID\tTask\tSummary\tWords\n7\tno|||No.\tA.\tSpan 1: a\n")
+    asked = [
+        *("--train", write(tmp_path / "train.jsonl", chat(80)), "--test", write(tmp_path / "test.jsonl", chat(40))),
+        *("--original", str(tmp_path / "original.csv"), "--swapped", str(tmp_path / "swapped.csv")),
+        *("--sae", str(tmp_path / "sae"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")),
+        *("--counts", "4", "--penalties", "0", "1", "--seeds", "1", "2", "--epochs", "1"),
+        *("--judged", str(tmp_path / "judged.tsv")),
+    ]
+    monkeypatch.setattr(sys, "argv", ["selfreg_toxicity.py", *asked])
+    load("selfreg_toxicity").main()
+    text = (tmp_path / "out" / "results.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert list(found["methods"]) == list(METHODS) and len(found["sweep"]) == 7
+    assert found["methods"]["selfreg"] == found["sweep"][found["facts"]["chosen"]]
+    assert (found["facts"]["pairs_judged"], found["facts"]["pairs_measured"]) == (15, 15)
+    assert found["methods"]["overfit"][0]["accuracy"] > 0.8
+    assert all(len(rows) == 2 and all(map(math.isfinite, numbers(rows))) for rows in found["sweep"].values())
+    assert any("1 named by the judge" in name for name in found["other_features"])
+    assert WORDS[0] + " " not in text  # numbers, no texts

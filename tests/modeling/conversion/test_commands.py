@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -77,7 +78,7 @@ def test_attach_several_to_a_classifier(base, tmp_path):
     ],
 )
 def test_attach_says_what_is_wrong(base, tmp_path, arguments, message, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable was read long ago
     other = shutil.copytree(base, tmp_path / "llama")
     names = {"SAE": FAMILIES["saelens"](tmp_path / "sae"), "BASE": base, "OTHER": other}
     result = run("attach", *(names.get(word, word) for word in arguments), "--out", tmp_path / "model")
