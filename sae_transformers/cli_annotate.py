@@ -141,7 +141,14 @@ def judge(
         requests = annotate.ask(rows, asking, structured).requests
         return requests, lambda: annotate.judge(rows, client, asking, structured=structured)
 
-    _run(settings, ("FeatureID", "Task", "Verify", "Summary", "Words"), steps, _first_labels)
+    from .create_training_data.annotation_tasks import load_task
+    from .create_training_data.answers import NOT_JUDGED
+
+    try:
+        labels = (*load_task(task).labels, NOT_JUDGED)
+    except (ValueError, OSError):
+        labels = None  # told below
+    _run(settings, ("FeatureID", "Task", "Verify", "Summary", "Words"), steps, _first_labels, labels)
 
 
 def _first_labels(row: AnnotationRow) -> str:
@@ -153,7 +160,13 @@ def _first_labels(row: AnnotationRow) -> str:
 Steps = Callable[[Any, Any], tuple[Sequence["ChatRequest"], Callable[[], list[Any]]]]
 
 
-def _run(settings: dict[str, Any], columns: tuple[str, ...], steps: Steps, label: Callable[[Any], str]) -> None:
+def _run(
+    settings: dict[str, Any],
+    columns: tuple[str, ...],
+    steps: Steps,
+    label: Callable[[Any], str],
+    labels: Sequence[str] | None = None,
+) -> None:
     """What both verbs do: estimate, ask, write the table, tell what is missing."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
     from rich.console import Console
@@ -194,6 +207,10 @@ def _run(settings: dict[str, Any], columns: tuple[str, ...], steps: Steps, label
         f"{account.requests:,} requests, {account.prompt_tokens + account.completion_tokens:,} tokens{presumed}{cost}"
     )
     console.print(", ".join(f"{name[:40]}: {count:,}" for name, count in counts.most_common(12)), markup=False)
+    if strange := sum(
+        labels is not None and any(part not in labels for part in label(row).split(", ")) for row in rows
+    ):
+        console.print(f"{strange:,} answers are no label and count as unintended: does the model keep to the format?")
     console.print(" ".join(str(file) for file in files))
     failures = Counter(row.failure for row in rows if row.failure)
     if failures:

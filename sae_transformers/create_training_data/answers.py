@@ -79,6 +79,14 @@ def decision_format(labels: Sequence[str]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": schema}}
 
 
+def decisions_of(response_format: Mapping[str, Any] | None) -> list[str]:
+    """The labels of `decision_format`; none of any other format."""
+    try:
+        return list((response_format or {})["json_schema"]["schema"]["properties"]["decision"]["enum"])
+    except (KeyError, TypeError):
+        return []
+
+
 def read_judgement(text: str) -> tuple[str, str]:
     """Label and full answer, from JSON with `decision` and `reason` or from plain text.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .answers import decisions_of, read_judgement
 from .llm_budget import Account, Budget, Estimate, TokenCount, Tokens
 from .llm_requests import REJECTED, Answer, Chat, ChatRequest
 
@@ -13,7 +14,9 @@ from .llm_requests import REJECTED, Answer, Chat, ChatRequest
 class LocalChat(Chat):
     """Answers with `generate`: greedy, in batches of requests of like length, with the tokenizer's chat template.
 
-    `temperature`, `top_p`, `seed` and `response_format` of requests are not used.
+    Where a request asks for a `decision` among labels (see `answers.decision_format`) and the text that comes has none
+    of them, the label that the model finds most likely after it is added: small models do not keep to a format.
+    `temperature`, `top_p` and `seed` of requests are not used.
 
     Args:
         model: a folder or a Hub id.
@@ -81,14 +84,14 @@ class LocalChat(Chat):
                 detail = f"{len(ids)} tokens and {request.max_tokens} of an answer; the model reads {longest}"
                 yield key, Answer(failure=REJECTED, detail=detail)
             else:
-                waiting.append((ids, key, request.max_tokens))
+                waiting.append((ids, key, request.max_tokens, decisions_of(request.response_format)))
         waiting.sort(key=lambda entry: (entry[2], len(entry[0])))
         while waiting:
             batch = [entry for entry in waiting[-self.batch_size :] if entry[2] == waiting[-1][2]]
             del waiting[-len(batch) :]
-            width = max(len(ids) for ids, _, _ in batch)
-            rows = torch.tensor([[pad or 0] * (width - len(ids)) + ids for ids, _, _ in batch])  # (batch, width)
-            mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _, _ in batch])
+            width = max(len(ids) for ids, *_ in batch)
+            rows = torch.tensor([[pad or 0] * (width - len(ids)) + ids for ids, *_ in batch])  # (batch, width)
+            mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, *_ in batch])
             with torch.inference_mode():
                 output = base.generate(
                     rows.to(base.device),
@@ -100,12 +103,36 @@ class LocalChat(Chat):
                     top_k=None,
                     pad_token_id=pad,
                 )
-            for (ids, key, _), new in zip(batch, output[:, width:].tolist(), strict=True):
+            for (ids, key, _, labels), new in zip(batch, output[:, width:].tolist(), strict=True):
                 text = tokenizer.decode(new, skip_special_tokens=True)
+                if labels and read_judgement(text)[0] not in labels:
+                    text = self._decided(base, tokenizer, ids, text.strip(), labels)
                 answer = Answer(text, None, "", len(ids), sum(token != pad for token in new))
                 self.budget.count_one(Tokens(answer.prompt_tokens, answer.completion_tokens))
                 self.cache.put(key, answer)
                 yield key, answer
+
+    @staticmethod
+    def _decided(base: Any, tokenizer: Any, ids: list[int], text: str, labels: Sequence[str]) -> str:
+        """The text with the decision that is most likely after it: of the labels' tokens the mean log-probability."""
+        import torch
+
+        text = f"{text}\nFinal Decision: [["
+        before = ids + tokenizer(text, add_special_tokens=False)["input_ids"]
+        scores = []
+        with torch.inference_mode():
+            read = base(torch.tensor([before], device=base.device), use_cache=True, logits_to_keep=1)
+            for label in labels:
+                option = torch.tensor(
+                    tokenizer(f" {label}", add_special_tokens=False)["input_ids"], device=base.device
+                )
+                logits = read.logits[0]  # (1, vocabulary), of the label's first token
+                if len(option) > 1:
+                    rest = base(option[None, :-1], past_key_values=read.past_key_values, use_cache=True)
+                    logits = torch.cat([logits, rest.logits[0]])
+                    read.past_key_values.crop(1 - len(option))
+                scores.append(float(logits.float().log_softmax(-1).gather(1, option[:, None]).mean()))
+        return f"{text} {labels[max(range(len(labels)), key=scores.__getitem__)]} ]]"
 
     @staticmethod
     def _tokens(tokenizer: Any, request: ChatRequest) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from sae_transformers.cli import app
@@ -20,7 +21,7 @@ from sae_transformers.create_training_data.annotation_tables import (
     write_annotations,
 )
 from sae_transformers.create_training_data.annotation_tasks import load_task, task_names
-from sae_transformers.create_training_data.answers import unintended_features
+from sae_transformers.create_training_data.answers import decision_format, read_judgement, unintended_features
 from sae_transformers.create_training_data.llm_client import LLMClient
 from sae_transformers.create_training_data.llm_requests import ChatRequest
 from sae_transformers.create_training_data.local_chat import LocalChat
@@ -289,6 +290,27 @@ def test_a_local_model_uses_its_chat_template_and_refuses_what_is_too_long(local
     assert answers[1].prompt_tokens == 3
 
 
+def test_a_local_model_without_a_decision_is_asked_for_the_most_likely(local: tuple[Any, Any]) -> None:
+    base, tokenizer = local
+    labels = ["w7 w8", "w5", "w9 w9 w9"]
+    request = ChatRequest(
+        [{"role": "user", "content": "w3 w4"}], max_tokens=3, response_format=decision_format(labels)
+    )
+    plain = replace(request, response_format=None)
+    chat = LocalChat("tiny", loaded=local)
+    decided, free = chat.complete_many([request, plain], progress=False)
+    assert decided.text is not None and free.text is not None
+    assert decided.text.startswith(f"{free.text.strip()}\nFinal Decision: [[")
+    prefix = tokenizer("User: w3 w4\n\nAssistant:")["input_ids"]
+    prefix += tokenizer(f"{free.text.strip()}\nFinal Decision: [[", add_special_tokens=False)["input_ids"]
+    scores = []
+    for label in labels:
+        option = tokenizer(label, add_special_tokens=False)["input_ids"]
+        logits = base(torch.tensor([prefix + option])).logits[0, len(prefix) - 1 : -1].log_softmax(-1)
+        scores.append(logits[range(len(option)), option].mean().item())
+    assert read_judgement(decided.text)[0] == labels[scores.index(max(scores))]
+
+
 # The command line
 
 
@@ -325,6 +347,10 @@ def test_explain_and_judge_from_the_command_line(server: FakeOpenAI, table: Path
     assert len(server.sent) == sends
     everything = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
     assert not [text for text in [*everything, output] if KEY in text]
+    assert "no label" not in output
+    server.always = "wrong label"
+    code, output = run("judge", f"{explained}.tsv", "--task", "helpfulness", "--out", str(judged), *common)
+    assert code == 0 and "4 answers are no label and count as unintended" in output
 
 
 def test_a_run_without_enough_money_ends_clearly_and_goes_on(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
