@@ -45,7 +45,7 @@ class CallRecord:
     inputs: whether the read hidden states are kept.
     losses: names of the loss terms to compute.
     token_weights: (batch, length), 0 or 1, tokens that count in the losses.
-    concept_labels: SAE number -> (batch, length, n_concepts).
+    concept_targets: SAE number -> (batch, length, n_concepts).
     """
 
     def __init__(self, batch_size: int, length: int) -> None:
@@ -60,7 +60,7 @@ class CallRecord:
         self.losses: tuple[str, ...] = ()
         self.detach = True
         self.token_weights: Tensor | None = None
-        self.concept_labels: dict[int, Tensor] = {}
+        self.concept_targets: dict[int, Tensor] = {}
         self.stop_after: frozenset[int] = frozenset()
         self.recomputing = False
         # collected

@@ -35,7 +35,7 @@ class ForwardPassMixin:
         pre_activations: bool = False,
         output_sae_inputs: bool | None = None,
         stop_at_last_sae: bool = False,
-        concept_labels: Tensor | None = None,
+        concept_targets: Tensor | None = None,
         token_labels: Tensor | None = None,
         with_losses: bool = False,
     ) -> CallRecord | None:
@@ -44,7 +44,7 @@ class ForwardPassMixin:
         if steering is None and generation is not None:
             steering = generation.bound if generation.bound is not None else False
         plan = self._steering_of_call(steering)
-        losses = self._loss_names(concept_labels is not None) if with_losses else ()
+        losses = self._loss_names(concept_targets is not None) if with_losses else ()
         wanted = output_features or features is not None or output_sae_inputs or stop_at_last_sae
         if plan is None and not losses and not wanted:
             return None
@@ -65,15 +65,15 @@ class ForwardPassMixin:
         if losses:
             record.losses, record.detach = losses, self.config.detach_hidden
             record.token_weights = counted_tokens(source, inputs.get("attention_mask"), token_labels)
-            if concept_labels is not None:
-                record.concept_labels = self._split_labels(concept_labels, record)
+            if concept_targets is not None:
+                record.concept_targets = self._split_labels(concept_targets, record)
         if plan is not None:
             self._place_steering(record, plan, inputs, source, steering_rows, steering_mask)
         return record
 
-    def _loss_names(self, has_concept_labels: bool) -> tuple[str, ...]:
+    def _loss_names(self, has_concept_targets: bool) -> tuple[str, ...]:
         weights = LossWeights(**self.config.loss_weights)
-        names = ("reconstruction", "sparsity") + (("conditioning",) if has_concept_labels else ())
+        names = ("reconstruction", "sparsity") + (("conditioning",) if has_concept_targets else ())
         return tuple(name for name in names if getattr(weights, name))
 
     def _place_steering(
@@ -132,7 +132,7 @@ class ForwardPassMixin:
         return columns
 
     def _split_labels(self, labels: Tensor, record: CallRecord) -> dict[int, Tensor]:
-        """`concept_labels` by SAE, (batch, length, n_concepts); labels per text hold for all its tokens."""
+        """`concept_targets` by SAE, (batch, length, n_concepts); labels per text hold for all its tokens."""
         counts = [len(c.concepts) for c in self.config.sae_configs]
         if labels.ndim == 1:
             labels = labels[:, None]
@@ -141,7 +141,7 @@ class ForwardPassMixin:
         expected = (record.batch_size, record.length, sum(counts))
         if tuple(labels.shape) != expected:
             raise ValueError(
-                f"`concept_labels` must be (batch, {expected[2]}) per text or {expected} per token, one column for "
+                f"`concept_targets` must be (batch, {expected[2]}) per text or {expected} per token, one column for "
                 f"each "
                 f"concept of each SAE in order. Received: shape {tuple(labels.shape)}."
             )

@@ -55,7 +55,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         pre_activations: bool = False,
         output_sae_inputs: bool | None = None,
         stop_at_last_sae: bool = False,
-        concept_labels: Tensor | None = None,
+        concept_targets: Tensor | None = None,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -73,7 +73,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             output_sae_inputs: report the hidden states that the SAEs read.
             stop_at_last_sae: end the pass after the last SAE that is needed; `logits` is None.
             labels: (batch, seq) as for the base. The loss is the weighted sum of `config.loss_weights`.
-            concept_labels: (batch, n_concepts) per text or (batch, seq, n_concepts) per token, 0 to 1, -100 where
+            concept_targets: (batch, n_concepts) per text or (batch, seq, n_concepts) per token, 0 to 1, -100 where
                 unknown; an unknown label adds nothing. All SAE terms are means over the tokens that carry an LM label
                 (all real tokens without `labels`), so accumulated micro-batches add up to the large batch's loss.
             num_items_in_batch: set by `Trainer`: LM labels in the whole accumulated batch.
@@ -98,9 +98,9 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             pre_activations=pre_activations,
             output_sae_inputs=output_sae_inputs,
             stop_at_last_sae=stop_at_last_sae,
-            concept_labels=concept_labels,
+            concept_targets=concept_targets,
             token_labels=labels,
-            with_losses=labels is not None or concept_labels is not None or self.training,
+            with_losses=labels is not None or concept_targets is not None or self.training,
         )
         if labels is not None and not stop_at_last_sae:
             inputs["labels"] = labels

@@ -21,8 +21,8 @@ LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 class SaeForSequenceClassification(SaePreTrainedModel):
     """Any Hugging Face sequence classifier with sparse autoencoders inside. Its head is saved beside the SAEs.
 
-    With `feature_head` it scores the hidden state that an SAE reads, later layers do not run, and features that a
-    person calls unintended can be penalised and removed (`set_unintended`).
+    With `feature_head` it scores the hidden state that an SAE reads, later layers do not run, the SAEs are frozen, and
+    features that a person calls unintended can be penalised and removed (`set_unintended`).
     """
 
     auto_model = AutoModelForSequenceClassification
@@ -39,6 +39,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         self.num_labels = self.config.num_labels
         self._base_arguments = frozenset(inspect.signature(self.lm.forward).parameters)
         self.feature_head = self._new_feature_head()
+        if self.feature_head is not None:  # else the penalty could be lowered by changing what the features are
+            self.saes.requires_grad_(False)
 
     def _new_feature_head(self) -> FeatureHead | None:
         if self.config.feature_head is None:
@@ -112,7 +114,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         pre_activations: bool = False,
         output_sae_inputs: bool | None = None,
         stop_at_last_sae: bool = False,
-        concept_labels: Tensor | None = None,
+        concept_targets: Tensor | None = None,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         pooled_states: Tensor | None = None,
@@ -139,8 +141,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             pre_activations=pre_activations,
             output_sae_inputs=output_sae_inputs or self.feature_head is not None,
             stop_at_last_sae=stop_at_last_sae or self.feature_head is not None,
-            concept_labels=concept_labels,
-            with_losses=labels is not None or concept_labels is not None or self.training,
+            concept_targets=concept_targets,
+            with_losses=labels is not None or concept_targets is not None or self.training,
         )
         if record is not None and record.token_weights is not None:
             record.token_weights = _by_text(record.token_weights, labels)

@@ -53,7 +53,7 @@ class InModelMixin:
         if record.losses:
             seen = x.detach() if record.detach else x
             goal = seen if target is None else (target.detach() if record.detach else target).to(self.dtype)
-            losses = self._token_losses(seen, record.losses, record.concept_labels.get(number), goal)
+            losses = self._token_losses(seen, record.losses, record.concept_targets.get(number), goal)
         return SiteResult(delta, replacement, rows, features, losses)
 
     def _report(self, x: Tensor, columns: Tensor | None, pre_activations: bool) -> SparseFeatures | Tensor:
@@ -158,7 +158,7 @@ class InModelMixin:
         return Code(code.pre_acts, weighted._replace(values=values))
 
     def _token_losses(
-        self, x: Tensor, names: tuple[str, ...], concept_labels: Tensor | None, target: Tensor | None
+        self, x: Tensor, names: tuple[str, ...], concept_targets: Tensor | None, target: Tensor | None
     ) -> dict[str, Tensor]:
         """Each loss term per token, (...); unknown concept labels count 0."""
         x = x.to(self.dtype)
@@ -175,9 +175,9 @@ class InModelMixin:
             else:
                 mass = (code.latents.values.abs() * norms[code.latents.indices]).sum(-1)
             terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
-        if "conditioning" in names and (self.config.concepts or concept_labels is not None):
+        if "conditioning" in names and (self.config.concepts or concept_targets is not None):
             latents = torch.tensor(list(self.config.concepts.values()), dtype=torch.long, device=x.device)
-            terms["conditioning"] = _concept_loss(code.pre_acts[..., latents], concept_labels)
+            terms["conditioning"] = _concept_loss(code.pre_acts[..., latents], concept_targets)
         return terms
 
 

@@ -180,7 +180,7 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
     def losses(
         self,
         hidden: Tensor,
-        concept_labels: Tensor | None = None,
+        concept_targets: Tensor | None = None,
         target: Tensor | None = None,
         reduction: str = "mean",
     ) -> dict[str, Tensor]:
@@ -188,7 +188,7 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
 
         Args:
             hidden: (n_tokens, d_in).
-            concept_labels: (n_tokens, n_concepts) in the order of `config.concepts`, 0 to 1, -100 where unknown.
+            concept_targets: (n_tokens, n_concepts) in the order of `config.concepts`, 0 to 1, -100 where unknown.
             target: (n_tokens, d_out), what a transcoder must reconstruct; `hidden` by default.
             reduction: `mean` gives scalars (), `none` one number per token (n_tokens,).
 
@@ -198,8 +198,8 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
                 cross-entropy with logits of the concepts' pre-activations, summed over concepts; an unknown label
                 adds 0.
         """
-        names = ("reconstruction", "sparsity") + (("conditioning",) if concept_labels is not None else ())
-        terms = self(hidden, "token_losses", names=names, concept_labels=concept_labels, target=target)
+        names = ("reconstruction", "sparsity") + (("conditioning",) if concept_targets is not None else ())
+        terms = self(hidden, "token_losses", names=names, concept_targets=concept_targets, target=target)
         return terms if reduction == "none" else {name: value.mean() for name, value in terms.items()}
 
     # -- tasks, run inside forward -----------------------------------------------------------------------------------

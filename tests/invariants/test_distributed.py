@@ -93,7 +93,7 @@ def fsdp_outcome(model: Any) -> dict[str, torch.Tensor]:
     rows = Texts(3).rows
     batch = {k: torch.stack([row[k] for row in rows]) for k in ("input_ids", "attention_mask", "labels")}
     model.train()
-    loss = model(**batch, concept_labels=torch.tensor([[1, 0], [0, -100], [1, 1]])).loss
+    loss = model(**batch, concept_targets=torch.tensor([[1, 0], [0, -100], [1, 1]])).loss
     loss.backward()
     found = {"loss": loss.detach()}
     found |= {f"grad of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -86,7 +86,7 @@ def test_terms_of_the_forward_pass_equal_hand_computation(name):
     labels = ids.masked_fill(mask == 0, -100)
     labels[0, :3] = -100
     concepts = torch.tensor([[1.0, 0.0], [-100.0, 0.25], [0.0, -100.0]], dtype=F64)
-    out = model(ids, attention_mask=mask, labels=labels, concept_labels=concepts)
+    out = model(ids, attention_mask=mask, labels=labels, concept_targets=concepts)
 
     x = hidden_at(model.lm, ids, "model.layers.1", attention_mask=mask)
     counted = torch.zeros(ids.shape, dtype=torch.bool)
@@ -108,7 +108,7 @@ def test_without_lm_labels_every_real_token_counts():
     mask[0, :2] = 0  # padded left
     per_token = torch.randint(0, 2, (2, 6, 2), generator=torch.Generator().manual_seed(0)).double()
     per_token[1, 3] = -100
-    out = model(ids, attention_mask=mask, concept_labels=per_token)
+    out = model(ids, attention_mask=mask, concept_targets=per_token)
     x = hidden_at(model.lm, ids, "model.layers.1", attention_mask=mask)
     expected = by_hand(model.saes[0], x, labels=per_token)
     assert out.lm_loss is None
@@ -125,7 +125,7 @@ def test_terms_are_means_over_saes_and_concepts_belong_to_those_that_have_them()
     model = loss_model(saes=[with_one, without, with_two])
     ids = prompt(2, 5)
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, -100.0, 1.0]], dtype=F64)
-    out = model(ids, concept_labels=labels)
+    out = model(ids, concept_targets=labels)
     tokens = labels[:, None, :].expand(-1, 5, -1)
     places = ("model.layers.1.mlp", "model.layers.0", "model.layers.1")
     parts = (tokens[..., :1], None, tokens[..., 1:])
@@ -194,7 +194,7 @@ def test_a_concept_latent_outside_the_top_k_is_trained_by_its_pre_activation():
         sae.b_enc[latent] = -40.0
     x = hidden_at(model.lm, ids, "model.layers.1")
     assert not sae.encode(x)[..., latent].any(), "never among the k largest"
-    model(ids, concept_labels=torch.tensor([1.0, 0.0], dtype=F64)).loss.backward()
+    model(ids, concept_targets=torch.tensor([1.0, 0.0], dtype=F64)).loss.backward()
     error = torch.sigmoid(sae.encode_pre_acts(x)[..., latent]) - torch.tensor([[1.0], [0.0]], dtype=F64)
     expected = ((x - sae.b_dec) * error[..., None]).mean((0, 1)).detach()
     torch.testing.assert_close(sae.W_enc.grad[:, latent], expected, **CLOSE)
@@ -209,7 +209,7 @@ def test_unknown_labels_give_neither_loss_nor_gradient():
     values = []
     for labels in ([[1.0, -100.0], [0.0, -100.0]], [[1.0, -100.0], [-100.0, -100.0]]):
         model = loss_model({"conditioning": 1.0})
-        loss = model(ids, concept_labels=torch.tensor(labels, dtype=F64)).loss
+        loss = model(ids, concept_targets=torch.tensor(labels, dtype=F64)).loss
         loss.backward()
         grad = model.saes[0].W_enc.grad
         assert not grad[:, CONCEPTS["joy"]].any()
@@ -223,7 +223,7 @@ def test_unknown_labels_give_neither_loss_nor_gradient():
     torch.testing.assert_close(values[0][0], rows.mean(), **CLOSE)
     torch.testing.assert_close(values[1][0], rows[0].sum() / 12, **CLOSE)
     model = loss_model({"conditioning": 1.0})
-    loss = model(ids, concept_labels=torch.full((2, 2), -100)).loss
+    loss = model(ids, concept_targets=torch.full((2, 2), -100)).loss
     loss.backward()
     assert loss.item() == 0 and not model.saes[0].W_enc.grad.any()
 
@@ -234,7 +234,7 @@ def test_the_base_gets_gradient_from_sae_terms_only_when_not_detached(detach, si
     model = loss_model(detach_hidden=detach, weights_scope="full", site=site)
     ids = prompt(2, 6)
     concepts = torch.tensor([[1, 0], [0, 1]])
-    model(ids, concept_labels=concepts).loss.backward()
+    model(ids, concept_targets=concepts).loss.backward()
     before = model.lm.model.layers[0].mlp.up_proj.weight.grad
     after = model.lm.model.layers[2].mlp.up_proj.weight.grad
     assert after is None or not after.any(), "layers after the SAE are no part of its losses"
@@ -257,7 +257,7 @@ def test_the_base_gets_gradient_from_sae_terms_only_when_not_detached(detach, si
 def test_the_lm_loss_reaches_a_trainable_base_and_an_adapter_scope_freezes_it():
     full = loss_model(weights_scope="full")
     ids = prompt(2, 6)
-    full(ids, labels=ids, concept_labels=torch.ones(2, 2)).loss.backward()
+    full(ids, labels=ids, concept_targets=torch.ones(2, 2)).loss.backward()
     plain = tiny_base(dtype=F64)
     plain(input_ids=ids, labels=ids).loss.backward()
     for name, parameter in plain.named_parameters():  # detached SAE terms change nothing there
@@ -265,7 +265,7 @@ def test_the_lm_loss_reaches_a_trainable_base_and_an_adapter_scope_freezes_it():
     frozen = loss_model(weights_scope="sae")
     assert not any(p.requires_grad for p in frozen.lm.parameters())
     assert all(p.requires_grad for p in frozen.saes.parameters())
-    frozen(ids, labels=ids, concept_labels=torch.ones(2, 2)).loss.backward()
+    frozen(ids, labels=ids, concept_targets=torch.ones(2, 2)).loss.backward()
     assert all(p.grad is None for p in frozen.lm.parameters())
 
 
@@ -279,7 +279,7 @@ def test_every_parameter_of_an_sae_gets_a_gradient(name):
         with torch.no_grad():
             model.saes[0].threshold.copy_(model.saes[0].encode_pre_acts(x)[0, 0].abs() + 1e-5)
     ids = prompt(2, 6)
-    model(ids, labels=ids, concept_labels=torch.ones(2, 2)).loss.backward()
+    model(ids, labels=ids, concept_targets=torch.ones(2, 2)).loss.backward()
     for parameter_name, parameter in model.saes[0].named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-7, parameter_name
         assert bool(torch.isfinite(parameter.grad).all()), parameter_name
@@ -293,7 +293,7 @@ def test_gradients_of_the_models_losses_equal_finite_differences(name):
 
     def loss(*values):
         parameters = dict(zip(names, values, strict=True))
-        options = {"concept_labels": concepts, "stop_at_last_sae": True}
+        options = {"concept_targets": concepts, "stop_at_last_sae": True}
         return torch.func.functional_call(model, parameters, (ids,), options).loss
 
     values = tuple(model.get_parameter(n).detach().clone().requires_grad_() for n in names)
@@ -337,9 +337,9 @@ def test_micro_batches_add_up_to_the_large_batch(architecture):
     concepts = torch.tensor([[1, 0], [0, -100], [1, 1], [0, 1]])
     count = (labels[:, 1:] != -100).sum()
     with torch.no_grad():
-        whole = model(ids, labels=labels, concept_labels=concepts)
+        whole = model(ids, labels=labels, concept_targets=concepts)
         parts = [
-            model(ids[i : i + 1], labels=labels[i : i + 1], concept_labels=concepts[i : i + 1],
+            model(ids[i : i + 1], labels=labels[i : i + 1], concept_targets=concepts[i : i + 1],
                   num_items_in_batch=count)
             for i in range(4)
         ]  # fmt: skip
@@ -366,10 +366,10 @@ def test_micro_batches_of_a_classifier_add_up_too(problem):
     # What `Trainer` counts: labels that are not -100.
     count = labels.ne(-100).sum()
     with torch.no_grad():
-        whole = model(ids, attention_mask=mask, labels=labels, concept_labels=concepts)
+        whole = model(ids, attention_mask=mask, labels=labels, concept_targets=concepts)
         rows = [slice(0, 1), slice(1, 3), slice(3, 4)]
         parts = [
-            model(ids[r], attention_mask=mask[r], labels=labels[r], concept_labels=concepts[r],
+            model(ids[r], attention_mask=mask[r], labels=labels[r], concept_targets=concepts[r],
                   num_items_in_batch=count)
             for r in rows
         ]  # fmt: skip

@@ -77,7 +77,7 @@ def outcome(model, steering=None) -> list[torch.Tensor]:
     with torch.no_grad():
         out = model(
             ids, steering=steering, output_features=True, output_sae_inputs=True, labels=ids,
-            concept_labels=torch.tensor([1, 0]), output_hidden_states=True,
+            concept_targets=torch.tensor([1, 0]), output_hidden_states=True,
         )  # fmt: skip
     found = [out.logits, out.loss, *out.hidden_states, *out.sae_losses.values(), *out.sae_inputs]
     return [*found, *(f.to_dense() for f in out.sae_features)]

@@ -58,7 +58,7 @@ def train(model: Any, steps: int = 3) -> list[float]:
     losses = []
     for step in range(steps):
         ids = prompt(4, 8, seed=step)
-        loss = model(input_ids=ids, labels=ids, concept_labels=torch.tensor([[1], [0], [1], [-100]])).loss
+        loss = model(input_ids=ids, labels=ids, concept_targets=torch.tensor([[1], [0], [1], [-100]])).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -99,7 +99,7 @@ def test_losses_and_features_of_threads_do_not_mix():
     model.config.loss_weights = {"lm": 1.0, "reconstruction": 1.0, "sparsity": 1.0, "conditioning": 1.0}
 
     def job(label, ids):
-        grads = torch.autograd.grad(model(ids, labels=ids, concept_labels=label).loss, list(model.saes.parameters()))
+        grads = torch.autograd.grad(model(ids, labels=ids, concept_targets=label).loss, list(model.saes.parameters()))
         return list(grads)
 
     cases = [(torch.tensor([0.0, 0.0]), prompt(seed=1)), (torch.tensor([1.0, -100.0]), prompt(seed=2))]

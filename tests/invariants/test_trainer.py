@@ -53,7 +53,7 @@ class Texts(Dataset):
                     "input_ids": torch.where(real, ids, 0),
                     "attention_mask": real.long(),
                     "labels": torch.where(real, ids, -100),
-                    "concept_labels": concepts,
+                    "concept_targets": concepts,
                 }
             )
 
@@ -252,8 +252,12 @@ def test_evaluation_gets_plain_logits(tmp_path):
     assert np.shape(trainer.predict(data).predictions) == (5, LENGTH, VOCAB)
 
 
-def test_evaluation_loss_is_the_models_loss(tmp_path):
+@pytest.mark.parametrize("concepts", [True, False])
+def test_evaluation_loss_is_the_models_loss(tmp_path, concepts):
+    """Without concepts too: `Trainer` takes every argument with "label" in its name for one that must be given."""
     data = Texts(4)
+    if not concepts:
+        data.rows = [{k: v for k, v in row.items() if k != "concept_targets"} for row in data.rows]
     model = trainable(tiny_base()).eval()
     with torch.no_grad():
         expected = model(**{k: torch.stack([row[k] for row in data.rows]) for k in data[0]}).loss.item()
@@ -298,7 +302,7 @@ def checkpoint_blocks(model, options=None, **kwargs) -> None:
 def gradients(model, **options) -> dict[str, torch.Tensor]:
     batch = {k: torch.stack([row[k] for row in Texts(3).rows]) for k in ("input_ids", "attention_mask", "labels")}
     model.train()
-    out = model(**batch, concept_labels=torch.tensor([[1, 0], [0, -100], [1, 1]]), **options)
+    out = model(**batch, concept_targets=torch.tensor([[1, 0], [0, -100], [1, 1]]), **options)
     out.loss.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None} | {"loss": out.loss.detach()}
 
@@ -383,7 +387,7 @@ def test_recomputation_in_another_thread_sees_its_own_forward_pass(steered):
     checkpoint_blocks(model)
     model.train()
     batch = {k: torch.stack([row[k] for row in Texts(3).rows]) for k in ("input_ids", "attention_mask", "labels")}
-    loss = model(**batch, concept_labels=torch.tensor([[1, 0], [0, -100], [1, 1]]), **options).loss
+    loss = model(**batch, concept_targets=torch.tensor([[1, 0], [0, -100], [1, 1]]), **options).loss
     other = Steering([FeatureEdit(feature=9, op="add", value=5.0)])
     with ThreadPoolExecutor(1) as pool, model.steered(other):
         pool.submit(loss.backward).result(timeout=60)

@@ -268,7 +268,7 @@ def test_steering_that_is_none_of_its_forms(steering: Any, model: SaeForCausalLM
         ({"features": ["bad"]}, "it has 'good'. Received: feature='bad'"),
         ({"features": {1: [0]}}, "sae=1"),
         ({"features": {"0": [0]}}, "sae='0'"),
-        ({"concept_labels": torch.zeros(2, 2)}, r"shape \(2, 9, 2\)"),
+        ({"concept_targets": torch.zeros(2, 2)}, r"shape \(2, 9, 2\)"),
     ],
 )
 def test_a_bad_question_of_a_forward(options: dict, told: str) -> None:

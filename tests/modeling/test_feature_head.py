@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
 from sae_transformers import SaeForSequenceClassification
 from sae_transformers.modeling.feature_head import FeatureHead, FeatureHeadConfig, pool, task_loss
@@ -230,13 +231,37 @@ def test_saved_and_loaded(tmp_path, scope):
     torch.testing.assert_close(remote(**batch).logits, expected, **close)
 
 
+def test_trainer_fits_the_head_on_cached_states_as_on_texts(tmp_path):
+    """The same states and batches: the same head, whether the base runs or not."""
+    batch, labels = padded(8), torch.tensor([1, 0, 1, 1, 0, 0, 1, 0])
+    settings = TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=4, per_device_train_batch_size=4, learning_rate=0.05, seed=0,
+        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, logging_strategy="no",
+    )  # fmt: skip
+    heads = []
+    for cached in (False, True):
+        model = classifier(removal="own", pooling="mean")
+        model.set_unintended(U)
+        columns: dict[str, Any] = dict(batch)
+        if cached:
+            with torch.no_grad():
+                columns = {"pooled_states": model(**batch).pooled_states}
+        data: Any = Dataset.from_dict({name: values.tolist() for name, values in {**columns, "labels": labels}.items()})
+        trainer = Trainer(model=model, args=settings, train_dataset=data)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        heads.append(model.feature_head.linear.weight.detach())
+        predicted: Any = trainer.predict(data)
+        assert predicted.predictions.shape == (8, 1) and "test_loss" in predicted.metrics  # logits alone
+    torch.testing.assert_close(*heads, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(heads[0], classifier().feature_head.linear.weight, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_only_the_head_trains_and_lora_reaches_the_state():
     model, batch = classifier(loss_weights={"unintended": 1.0, "unintended_state": 1.0}), padded()
     model.set_unintended(U)
-    for parameter in model.saes.parameters():
-        parameter.requires_grad_(False)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"feature_head.linear.weight", "feature_head.linear.bias"}
     tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["feature_head"]))
