@@ -296,7 +296,7 @@ def main() -> None:
     others = {"as many at random": torch.randperm(sae.config.d_sae, generator=torch.Generator().manual_seed(0))}
     others["as many at random"] = others["as many at random"][: int(facts["chosen"].split()[0])]
     if args.judged is not None:
-        others["named by the judge"] = torch.tensor(read_unintended(args.judged))
+        others["named by the judge"] = torch.tensor(read_unintended(args.judged), dtype=torch.long)
     results["other_features"] = {}
     for name, features in others.items():
         for penalty in (0.0, 1.0):

@@ -121,6 +121,9 @@ def _classify(s: dict[str, Any], console: Any) -> None:
     base, tokenizer, name = _load_base(
         s["model"], None, s["model_dtype"], head="AutoModelForSequenceClassification", **data.base_options()
     )
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if limit and s["max_length"] > limit:
+        raise ValueError(f"--max-length must be at most {limit} for this model. Received: {s['max_length']}.")
     texts = dict(data.texts)
     if s["original"] is not None:
         texts |= {part: read_texts_of(s[part], s["swap_column"]) for part in ("original", "swapped")}

@@ -246,7 +246,8 @@ def test_trainer_fits_the_head_on_cached_states_as_on_texts(tmp_path):
         if cached:
             with torch.no_grad():
                 columns = {"pooled_states": model(**batch).pooled_states}
-        data: Any = Dataset.from_dict({name: values.tolist() for name, values in {**columns, "labels": labels}.items()})
+        columns["labels"] = labels
+        data: Any = Dataset.from_dict({name: values.tolist() for name, values in columns.items()})
         trainer = Trainer(model=model, args=settings, train_dataset=data)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
