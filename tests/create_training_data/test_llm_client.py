@@ -205,7 +205,8 @@ def test_a_request_that_is_wrong_for_another_reason_does_not_cost_the_field(serv
 
 
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 from tests.create_training_data.test_llm_client import requests
 from sae_transformers.create_training_data.llm_client import LLMClient
 LLMClient("m", sys.argv[1], cache=sys.argv[2], concurrency=4).complete_many(requests(60), progress=False)
@@ -214,7 +215,7 @@ LLMClient("m", sys.argv[1], cache=sys.argv[2], concurrency=4).complete_many(requ
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_without_paying_twice(server: FakeOpenAI, tmp_path: Path, how: signal.Signals) -> None:
-    server.delay_s = 0.05
+    server.delay_s = 0.1
     process = subprocess.Popen([sys.executable, "-c", RUN, server.url, str(tmp_path)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(server.answered) < 20 and time.monotonic() < deadline:
