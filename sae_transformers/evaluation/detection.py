@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..modeling import SparseAutoencoder
+from .sparse_codes import SparseCodes, encode_texts
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse, of logistic regression, tried by cross-validation
 
@@ -97,29 +98,24 @@ def latent_aurocs(
     Returns:
         (d_sae,) float64 on the CPU; 0.5 for a latent that is never active.
     """
-    n_texts, d_sae = len(labels), sae.config.d_sae
-    counts = torch.bincount(text_index, minlength=n_texts)
-    if len(counts) > n_texts or bool((counts == 0).any()):
-        raise ValueError(
-            f"Every text needs a token and a label. Received: {n_texts} labels, {int((counts == 0).sum())} texts "
-            f"without a token, a largest index of {len(counts) - 1}."
-        )
-    found = []
-    for states, texts in zip(hidden.split(tokens_at_once), text_index.split(tokens_at_once), strict=True):
-        indices, values, _ = sae.encode_sparse(states.to(sae.device))
-        on = values.cpu() != 0
-        cells = indices.cpu() * n_texts + texts[:, None]  # latent by latent
-        found.append((cells[on], values.cpu()[on].double()))
-    cells, members = torch.cat([cells for cells, _ in found]).unique(return_inverse=True)
-    sums = torch.zeros(len(cells), dtype=torch.float64).index_add_(0, members, torch.cat([v for _, v in found]))
-    scores = []
-    for start in range(0, d_sae, latents_at_once):
-        width = min(latents_at_once, d_sae - start)
-        first, last = torch.searchsorted(cells, torch.tensor([start, start + width]) * n_texts).tolist()
-        block = torch.zeros(width * n_texts, dtype=torch.float64)
-        block[cells[first:last] - start * n_texts] = sums[first:last]
-        scores.append(_row_aurocs(block.view(width, n_texts) / counts, labels))
-    return torch.cat(scores)
+    if (n_texts := int(text_index.max()) + 1) != len(labels):
+        raise ValueError(f"Every text needs a label. Received: {len(labels)} labels, {n_texts} texts.")
+    codes = encode_texts(sae, hidden, text_index, n_texts, tokens_at_once=tokens_at_once)
+    return code_aurocs(codes, labels, latents_at_once=latents_at_once)
+
+
+def code_aurocs(codes: SparseCodes, labels: Tensor, *, latents_at_once: int = 1024) -> Tensor:
+    """AUROC of every latent as a score of the rows, (d_sae,) float64; 0.5 for a latent that is never active.
+
+    Args:
+        codes: (n, d_sae).
+        labels: (n,), 0 or 1; both must occur.
+        latents_at_once: judged together.
+    """
+    scores = torch.full((codes.d_sae,), 0.5, dtype=torch.float64)
+    for latents in codes.live().split(latents_at_once):
+        scores[latents] = _row_aurocs(codes.columns(latents).T.contiguous(), labels)
+    return scores
 
 
 class LinearProbe(NamedTuple):
