@@ -96,7 +96,8 @@ def encode_texts(
         hidden: (n_tokens, d_in), at the place that the SAE reads.
         text_index: (n_tokens,) int64, the text of each token, from 0; by default each token is a row of its own.
         n_texts: number of texts; one more than the largest of `text_index` by default.
-        pooling: `mean` over a text's tokens, `sum`, `max` over those where a latent is active, or `count`, their number.
+        pooling: `mean` or `sum` over a text's tokens, `max` over those where a latent is active, or `count`, their
+            number.
         tokens_at_once: of an encoding.
 
     Returns:
