@@ -9,9 +9,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .cli_align import register as register_align
 from .cli_annotate import register as register_annotate
 from .cli_classify import register as register_classify
+from .cli_concepts import register as register_concepts
+from .cli_features import register as register_features
+from .cli_select import register as register_select
 from .cli_spans import register as register_spans
+from .cli_steer import register as register_steer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -369,3 +374,8 @@ def _fail(message: str, *, code: int) -> NoReturn:
 register_spans(app)
 register_annotate(app)
 register_classify(app)
+register_select(app)
+register_features(app)
+register_align(app)
+register_steer(app)
+register_concepts(app)

@@ -264,6 +264,8 @@ class Summary(NamedTuple):
 def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Summary]:
     """Each metric over runs that differ in their seed. The interval is Student's, mean +- t * std / sqrt(n).
 
+    Runs where a metric is NaN (it is undefined there) are left out of it; n says how many remain.
+
     Args:
         rows: one mapping a run, all with the same names.
 
@@ -274,8 +276,8 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Summary]:
         raise ValueError(f"Expected rows with the same names, 1 or more. Received: {[sorted(row) for row in rows]}.")
     result = {}
     for name in rows[0]:
-        values = [float(row[name]) for row in rows]
-        n, centre = len(values), mean(values)
+        values = [float(row[name]) for row in rows if not math.isnan(row[name])]
+        n, centre = len(values), mean(values) if values else math.nan
         std = stdev(values) if n > 1 else math.nan
         half = _student_quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else math.nan
         result[name] = Summary(centre, std, centre - half, centre + half, n)

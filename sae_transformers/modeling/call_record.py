@@ -54,6 +54,7 @@ class CallRecord:
         self.plan: SteeringPlan | None = None
         self.rows: Tensor | None = None
         self.mask: Tensor | None = None
+        self._columns: Tensor | None = None
         self.features: Mapping[int, Tensor | None] = {}
         self.pre_activations = False
         self.inputs = False
@@ -84,6 +85,14 @@ class CallRecord:
         """Whether SAE `number` has to run, and not only to be seen."""
         steered = self.plan is not None and number in self.plan.saes
         return steered or number in self.features or bool(self.losses)
+
+    def steered_columns(self) -> Tensor | None:
+        """The columns with a steered token, (c,) int64, where they are less than half of all; None for all columns."""
+        if self.mask is None or self.length == 1 or torch.compiler.is_compiling():
+            return None
+        if self._columns is None:
+            self._columns = self.mask.any(0).nonzero()[:, 0]
+        return self._columns if 2 * len(self._columns) < self.length else None
 
     def shaped(self, hidden: Tensor) -> Tensor:
         """(batch, length, d), whatever the module made of it (OPT flattens tokens before its MLP)."""

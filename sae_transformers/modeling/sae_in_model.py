@@ -47,7 +47,7 @@ class InModelMixin:
         if number in record.features:
             features = self._report(x, columns, record.pre_activations)
         if plan is not None:
-            delta, replacement = self._steer(x, plan, record.rows)
+            delta, replacement = self._steer_columns(x, plan, record)
             if plan.replace == "mixed":
                 rows = plan.replace_rows[record.rows]
         if record.losses:
@@ -60,6 +60,18 @@ class InModelMixin:
         if pre_activations:
             return self._pre_acts(x, columns)
         return self._sparse(x) if columns is None else self._selected(x, columns)
+
+    def _steer_columns(self, x: Tensor, plan: SaePlan, record: CallRecord) -> tuple[Tensor | None, Tensor | None]:
+        """`_steer` where tokens are steered; what it gives elsewhere is not used, so it is not computed either."""
+        columns = record.steered_columns()
+        if columns is None:
+            return self._steer(x, plan, record.rows)
+        if not len(columns):
+            return None, None
+        columns = columns.to(x.device)
+        found = self._steer(x[:, columns], plan, record.rows)
+        delta, replacement = (None if part is None else _spread(part, columns, x) for part in found)
+        return delta, replacement
 
     def _steer(self, x: Tensor, plan: SaePlan, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The change (batch, seq or 1, d_out) and the replacement, each None where there is none."""
@@ -179,6 +191,13 @@ class InModelMixin:
             latents = torch.tensor(list(self.config.concepts.values()), dtype=torch.long, device=x.device)
             terms["conditioning"] = _concept_loss(code.pre_acts[..., latents], concept_targets)
         return terms
+
+
+def _spread(part: Tensor, columns: Tensor, x: Tensor) -> Tensor:
+    """(batch or 1, c or 1, d_out) of some columns as (batch, seq, d_out), 0 elsewhere."""
+    whole = part.new_zeros(*x.shape[:2], part.shape[-1])
+    whole[:, columns] = part
+    return whole
 
 
 def _chosen(where: Tensor, yes: Code, no: Code) -> Code:

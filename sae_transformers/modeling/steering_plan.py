@@ -123,6 +123,8 @@ class SaePlan:
             return torch.tensor(features, dtype=torch.long, device=like.device)
 
         self.read, self.blind, self.direct = index(read), index(blind), index(direct)
+        place = {f: i for latents in (read, blind) for i, f in enumerate(latents)}  # no latent is in both
+        direct_place = {f: i for i, f in enumerate(direct)}
         self.stages: list[Stage] = []
         self.magnitude = torch.full((len(plans), len(read)), math.nan, **where) if magnitude else None
         self.edited = torch.zeros(len(plans), len(read), **where)
@@ -132,18 +134,18 @@ class SaePlan:
             done: dict[int, int] = {}
             for feature, edit in row_edits:
                 if edit.op != "direction" and feature not in only_added:
-                    self.edited[row, read.index(feature)] = 1.0
+                    self.edited[row, place[feature]] = 1.0
                 if edit.op == "direction" or (feature in only_added and edit.unit == "norm"):
-                    self._accumulate(self.direct_values, row, direct.index(feature), edit)
+                    self._accumulate(self.direct_values, row, direct_place[feature], edit)
                 elif feature in only_added:
-                    self._accumulate(self.blind_values, row, blind.index(feature), edit)
+                    self._accumulate(self.blind_values, row, place[feature], edit)
                 elif edit.op == "scale_magnitude" and self.magnitude is not None:
-                    self.magnitude[row, read.index(feature)] = edit.value or 0.0
+                    self.magnitude[row, place[feature]] = edit.value or 0.0
                 else:
                     depth = done.get(feature, 0)
                     if depth == len(self.stages):
                         self.stages.append(Stage(len(plans), len(read), **where))
-                    self.stages[depth].put(row, read.index(feature), edit)
+                    self.stages[depth].put(row, place[feature], edit)
                     done[feature] = depth + 1
         if self.balance and bool((self.edited.sum(-1) == config.d_sae).any()):
             raise ValueError(

@@ -124,6 +124,9 @@ def test_summary_has_students_interval() -> None:
         6,
     )
     assert math.isnan(summary([{"f1": 0.5}])["f1"].std)
+    undefined = summary([{"f1": value} for value in [*values, math.nan]])["f1"]
+    assert (undefined.low, undefined.n) == (found.low, 6)
+    assert math.isnan(summary([{"f1": math.nan}])["f1"].mean)
     with pytest.raises(ValueError, match="'acc'"):
         summary([{"f1": 0.5}, {"acc": 0.5}])
 

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Steering
 from sae_transformers.modeling.steering import OPS
@@ -145,3 +146,23 @@ def test_what_the_model_does_not_have_is_refused_before_it_runs(edit, message):
         with pytest.raises(ValueError, match=message):
             attempt()
     assert not model.steering
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+@pytest.mark.parametrize("positions", ["last_prompt", [(2, 4)], [(50, 60)]])
+def test_only_steered_tokens_are_encoded(activation, positions, monkeypatch):
+    model = tiny_model(activation=activation)
+    steering = Steering([FeatureEdit(0, i, "at_least", 1.0) for i in range(9)], positions=positions)
+    seen = []
+    keep = type(model.saes[0])._steer
+    monkeypatch.setattr(
+        type(model.saes[0]), "_steer", lambda self, x, *rest: seen.append(x.shape[1]) or keep(self, x, *rest)
+    )
+    ids = prompt(2, 12)
+    with torch.no_grad():
+        logits = model(ids, steering=steering).logits
+        assert seen == {"last_prompt": [1], ((2, 4),): [2], ((50, 60),): []}[steering.positions]
+        monkeypatch.setattr("sae_transformers.modeling.call_record.CallRecord.steered_columns", lambda self: None)
+        torch.testing.assert_close(model(ids, steering=steering).logits, logits, rtol=1e-6, atol=1e-6)
+        plain = model(ids, steering=False).logits
+    assert torch.equal(plain, logits) == (positions == [(50, 60)])

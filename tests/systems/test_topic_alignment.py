@@ -1,16 +1,39 @@
-"""Re-weighting of the whole code as in topic alignment (https://huggingface.co/papers/2506.12576), against numbers
-worked out by hand."""
+"""Topic alignment (https://huggingface.co/papers/2506.12576): scores, re-weighting and steering against numbers worked
+out by hand, the published score table, and an SAE that was trained on some topics and not on another."""
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import PrinterCallback
 
 from sae_transformers import FeatureEdit, FeatureReweighting, SparseAutoencoder, SparseAutoencoderConfig, Steering
+from sae_transformers.create_training_data.hidden_states import HiddenStateReader
+from sae_transformers.evaluation.sparse_codes import SparseCodes
+from sae_transformers.evaluation.topic_alignment import (
+    TextEvidence,
+    calibrate_threshold,
+    reconstruction_sums,
+    topic_uncertainty,
+)
 from sae_transformers.modeling.call_record import CallRecord
 from sae_transformers.modeling.steering_plan import SteeringPlan
-from tests.tiny import prompt, tiny_model, tiny_sae
+from sae_transformers.training.arguments import SaeTrainingArguments
+from sae_transformers.training.shards import TensorTokens
+from sae_transformers.training.topic_scores import (
+    prompt_summaries,
+    read_topic_scores,
+    topic_distances,
+    topic_scores,
+    topic_steering,
+)
+from sae_transformers.training.trainer import SaeTrainer
+from tests.tiny import prompt, tiny_base, tiny_model, tiny_sae
 
+DATA = Path(__file__).parents[3] / "shared" / "data" / "topic_alignment"
 F64 = torch.float64
 HIDDEN = torch.tensor([[[1.0, 2.0, 4.0]]], dtype=F64)
 SCORES = (0.9, 1.0, 0.2, 0.5)
@@ -133,3 +156,136 @@ def test_scores_must_be_numbers():
         FeatureReweighting(0, (0.5, float("nan")))
     with pytest.raises(ValueError, match=r"64 latents. Received: 3"):
         tiny_model().prepare_steering(Steering([FeatureReweighting(0, (0.1, 0.2, 0.3))]))
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+SUMMARIES = torch.tensor([[0.5, 0.5, 0, 0], [0, 0.25, 0.75, 0], [0.2, 0, 0.8, 0]], dtype=F64)
+DISTANCES = torch.tensor([0.5, 1.0, 1.2], dtype=F64)
+
+
+def test_fact_a_scores():
+    found = topic_scores(SparseCodes.from_dense(SUMMARIES), DISTANCES)
+    assert found.costs[:3].tolist() == pytest.approx([0.59, 0.5, 1.22709677], abs=1e-8)
+    assert found.costs[3].isnan() and found.scores.tolist() == pytest.approx([0.87622005, 1, 0, 0], abs=1e-8)
+    # The original's arithmetic, which one latent that is never active brings down.
+    costs = (DISTANCES.square() @ SUMMARIES) / SUMMARIES.sum(0)
+    literal = (1 - (costs - costs.min()) / (costs.max() - costs.min())).nan_to_num(0.0)
+    assert literal.tolist() == [0, 0, 0, 0]
+
+
+def test_fact_a_squared_distances_are_those_of_cosines():
+    draw = torch.Generator().manual_seed(0)
+    texts, topic = (torch.nn.functional.normalize(torch.randn(n, 9, generator=draw).double(), dim=-1) for n in (7, 3))
+    cosines = (texts @ topic.T).amax(-1)
+    torch.testing.assert_close(topic_distances(texts, topic).square(), 2 * (1 - cosines), rtol=0, atol=1e-12)
+
+
+def test_fact_e_coverage():
+    assert topic_scores(SparseCodes.from_dense(SUMMARIES), DISTANCES).coverage == 0.75
+    whole = TextEvidence(SparseCodes.from_dense(SUMMARIES), torch.eye(3), torch.ones(3), torch.full((3,), 4.0))
+    assert topic_uncertainty(whole, whole, torch.ones(4))["coverage"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("SAE", [0.6945, 2.3333, 4.0]),
+        ("swap", [0.6945, 2.7638, 2.1806]),
+        ("clamp", [15.9698, 17.6086, 4.0]),
+        ("orig", [1.0, 2.0, 4.0]),
+    ],
+)
+def test_fact_c_by_method(toy, method, expected):
+    scores = torch.tensor(SCORES) if method != "clamp" else torch.tensor([0.9, 1.0, 0.2, float("nan")])
+    steering = topic_steering(method, scores, top=2, positions="all")
+    assert steered(toy, steering) == pytest.approx(expected, abs=1e-4) if steering else expected == [1.0, 2.0, 4.0]
+    legacy = topic_steering("weight", torch.tensor(SCORES), positions="all", legacy=True)
+    assert steered(toy, legacy) == pytest.approx([0.4445, 0.7691, 0.6077], abs=1e-4)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared topic alignment data are not here")
+def test_fact_d_published_scores():
+    path = DATA / "medical_scores.csv"
+    found = read_topic_scores(path, 32768)
+    assert int((~found.scored).sum()) == 2021
+    assert found.coverage == pytest.approx(0.938324, abs=5e-7) and found.coverage == 30747 / 32768
+    known = found.scores[found.scored]
+    assert float(known.mean()) == pytest.approx(0.262818, abs=5e-7)
+    assert int((known == 0).sum()) == int((known == 1).sum()) == 1 and float(found.scores[17047]) == 0
+    assert found.scores.argsort(descending=True)[:5].tolist() == [27802, 27708, 6082, 407, 5780]
+    clamp = topic_steering("clamp", found.scores)
+    assert [edit.feature for edit in clamp.feature_edits] == [27802, 27708, 6082, 407, 5780]
+    # What the original does with the table: NaN goes to top-k, which ranks it above every number.
+    raw = found.scores.where(found.scored, torch.nan)
+    pre_acts = torch.randn(6, 32768, dtype=F64, generator=torch.Generator().manual_seed(0))
+    assert not bool(found.scored[(pre_acts * raw).topk(32).indices].any())
+    (edit,) = topic_steering("swap", raw).reweightings
+    assert bool(found.scored[(pre_acts * torch.tensor(edit.scores, dtype=F64)).topk(32).indices].all())
+
+
+# -- an SAE that knows some topics ------------------------------------------------------------------------------------
+
+TOPICS = [list(range(3 + 12 * topic, 15 + 12 * topic)) for topic in range(7)]  # 12 words each; the last is unknown
+
+
+def topic_texts(topic: int, count: int, seed: int) -> list[torch.Tensor]:
+    """Texts of 14 words, mostly of the topic."""
+    draw = random.Random(1000 * topic + seed)
+    every = [word for words in TOPICS[:-1] for word in words]
+    return [
+        torch.tensor([draw.choice(TOPICS[topic] if draw.random() < 0.9 else every) for _ in range(14)])
+        for _ in range(count)
+    ]
+
+
+def test_a_topic_the_sae_was_not_trained_on_is_more_uncertain(tmp_path):
+    reader, place = HiddenStateReader(tiny_base(), ["layers.0.resid_post"]), "layers.0.resid_post"
+
+    def states(texts):
+        keep = [torch.arange(1, len(ids)) for ids in texts]
+        index = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(places) for places in keep]))
+        return reader.read(texts, keep)[place], index
+
+    known = [ids for topic in range(6) for ids in topic_texts(topic, 60, seed=0)]
+    config = SparseAutoencoderConfig(d_in=32, d_sae=96, activation="topk", k=4, layer=0)
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(config)
+    settings = SaeTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=400,
+        per_device_train_batch_size=512,
+        learning_rate=3e-3,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = SaeTrainer([sae], settings, TensorTokens({place: states(known)[0]}))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+    def evidence(texts, centre=None):
+        hidden, index = states(texts)
+        counts = torch.stack([torch.bincount(ids, minlength=99) for ids in texts]).double()
+        sums = reconstruction_sums(sae, hidden, index, len(texts), hidden.mean(0) if centre is None else centre)
+        summaries = prompt_summaries(sae, hidden, index, len(texts))
+        return TextEvidence(summaries, torch.nn.functional.normalize(counts, dim=-1), *sums)
+
+    reference_texts = [ids for topic in range(6) for ids in topic_texts(topic, 20, seed=1)]
+    reference, centre = evidence(reference_texts), states(reference_texts)[0].mean(0)
+
+    def scores(summaries, distances):
+        return topic_scores(summaries, distances).scores
+
+    threshold = calibrate_threshold(reference, 10, scores, topic_distances).threshold
+    found = []
+    for topic in range(7):
+        given = evidence(topic_texts(topic, 10, seed=2), centre)
+        distances = topic_distances(reference.embeddings, given.embeddings)
+        found.append(topic_uncertainty(given, reference, scores(reference.summaries, distances)))
+    uncertain = [one["uncertainty"] for one in found]
+    assert uncertain[6] > threshold > max(uncertain[:6]), (uncertain[6], max(uncertain[:6]), threshold)
+    for part in ("reconstruction_error", "contamination"):
+        assert found[6][part] > max(one[part] for one in found[:6])

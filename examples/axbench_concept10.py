@@ -1,0 +1,347 @@
+"""Detection and steering of AxBench's ten concepts (https://huggingface.co/papers/2501.17148), without a judge.
+
+    python examples/axbench_concept10.py --data axbench_concept10_2b_l10 --sae outputs/pretrain/sae
+
+Latents, directions and classifiers are fitted to the training answers of a concept (72 with it, 216 without any).
+They are compared as detectors on the evaluation answers, hard negatives among the negatives. Then the model answers
+some instructions while it is steered along latents that were found in several ways, along DiffMean, told by a prompt
+what to bring in, or left alone. Each setting is chosen on half of the instructions and reported on the other half. The
+judge is offline (`evaluation.concept_steering.OfflineJudge`) and fitted to the evaluation answers, which chose nothing
+else. AxBench's own ratings come from a language model: the numbers are not comparable. Prints numbers, never texts;
+writes results.json, and keeps what it read in --out. Most of the time goes into reading 170,000 tokens and into
+generating.
+
+Needs: pip install 'sae-transformers[evaluation]'
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, Steering
+from sae_transformers.create_training_data.base_model import find_base_model
+from sae_transformers.create_training_data.concept_sets import (
+    NEGATIVE,
+    ConceptSet,
+    Example,
+    read_concept_sets,
+)
+from sae_transformers.create_training_data.hidden_states import HiddenStateReader
+from sae_transformers.evaluation.classification import summary
+from sae_transformers.evaluation.concept_steering import (
+    OfflineJudge,
+    SteeringMethod,
+    evaluate_concept_steering,
+    word_scorer,
+)
+from sae_transformers.evaluation.continuations import chat_prompts
+from sae_transformers.evaluation.detection import auroc, code_aurocs, fit_linear_probe, mean_by_text
+from sae_transformers.evaluation.sparse_codes import SparseCodes, encode_texts
+from sae_transformers.training.diffmean import fit_diffmean
+from sae_transformers.training.feature_search import STATISTICS, FeatureSearch, input_scores, search_features
+from sae_transformers.training.state_vectors import direction_sae
+
+METHODS = {
+    "none": "none",
+    "unselected": "latent of the lower half of the pool",
+    "auroc": "latent by AUROC",
+    "output": "latent by output score",
+    "both": "latent by both",
+    "tried": "latents by both, tried by generating",
+    "clamped": "latent by both, clamped",
+    "diffmean": "DiffMean",
+    "prompt": "prompt",
+}
+MEASURES = ("concept", "instruction", "fluency", "overall", "perplexity", "repetition")
+
+
+class Part(NamedTuple):
+    """Labelled answers of a concept. states: (n, d), means over tokens. codes: (n, d_sae), likewise."""
+
+    texts: list[str]
+    labels: Tensor
+    states: Tensor
+    codes: SparseCodes
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--data", required=True, help="folder in AxBench's layout")
+    parser.add_argument("--sae", required=True, help="folder or Hub id")
+    parser.add_argument("--model", help="folder or Hub id; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--dtype", default="float32", help="of the model")
+    parser.add_argument("--answer-tokens", type=int, default=128, help="of an answer that is read")
+    parser.add_argument("--instructions", type=int, default=10, help="to steer on; half choose, half report")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; greedy text is hard to match")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
+    parser.add_argument("--searched", type=int, default=3, help="latents of the method `tried`")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="to steer by")
+    parser.add_argument("--pool", type=int, default=50, help="latents whose output score is measured")
+    parser.add_argument("--rows-at-once", type=int, default=70)
+    parser.add_argument("--concepts", type=int, help="the first ones only")
+    parser.add_argument("--instruction-characters", type=int, default=100, help="at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-steering", action="store_true", help="detection only")
+    parser.add_argument("--out", type=Path, default=Path("outputs/axbench_concept10"))
+    return parser.parse_args()
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+class Reading:
+    """Mean states and pooled latents of answers, each read after its instruction; an answer is read once."""
+
+    def __init__(self, base: Any, tokenizer: Any, sae: SparseAutoencoder, answer_tokens: int) -> None:
+        self.tokenizer, self.sae, self.answer_tokens = tokenizer, sae, answer_tokens
+        self.reader = HiddenStateReader(base, [sae.config.read_at])
+
+    def read_once(self, examples: Sequence[Example], cache: Path) -> tuple[Tensor, SparseCodes]:
+        """As `read`, from the file if that is of the same texts, SAE and settings."""
+        of = f"{self.answer_tokens} {self.reader.model.dtype} {float(self.sae.W_enc.detach().sum())} {list(examples)}"
+        key = hashlib.sha256(of.encode()).hexdigest()
+        if cache.exists():
+            with safe_open(cache, "pt") as file:
+                if (file.metadata() or {}).get("of") == key:
+                    kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    codes = SparseCodes(
+                        kept["latents"], kept["rows"], kept["values"], len(examples), self.sae.config.d_sae
+                    )
+                    return kept["states"], codes
+        states, codes = self.read(examples)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        found = {"states": states, "latents": codes.latents, "rows": codes.rows, "values": codes.values}
+        save_file(found, cache, metadata={"of": key})
+        return states, codes
+
+    def read(self, examples: Sequence[Example]) -> tuple[Tensor, SparseCodes]:
+        """(n, d) and (n, d_sae)."""
+        before = self.tokenizer(chat_prompts(self.tokenizer, [e.instruction for e in examples]))["input_ids"]
+        answers = self.tokenizer([e.text for e in examples], add_special_tokens=False)["input_ids"]
+        answers = [row[: self.answer_tokens] for row in answers]
+        ids = [torch.tensor(a + b) for a, b in zip(before, answers, strict=True)]
+        keep = [torch.arange(len(a), len(a) + len(b)) for a, b in zip(before, answers, strict=True)]
+        with tqdm(total=len(ids), desc="answers read") as bar:
+            states = self.reader.read(ids, keep, dtype=torch.float32, report=lambda rows: bar.update(len(rows)))
+        hidden = states[self.sae.config.read_at].cpu()
+        index = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(k) for k in keep]))
+        return mean_by_text(hidden, index, len(ids)), encode_texts(self.sae, hidden, index, len(ids))
+
+
+def read_parts(sets: Sequence[ConceptSet], reading: Reading, cache: Path) -> list[tuple[Part, Part]]:
+    """Training and evaluation part of each concept. What is read is kept in a file."""
+    labelled = [tuple(one.labelled(part) for part in ("train", "test")) for one in sets]
+    different = list(dict.fromkeys(e for parts in labelled for examples, _ in parts for e in examples))
+    states, codes = reading.read_once(different, cache)
+    place = {example: number for number, example in enumerate(different)}
+    found = []
+    for parts in labelled:
+        made = []
+        for examples, labels in parts:
+            rows = torch.tensor([place[e] for e in examples])
+            kept = torch.tensor(sorted(set(rows.tolist())))  # a text that occurs twice counts once
+            first = [rows.tolist().index(row) for row in kept.tolist()]
+            texts = [examples[i].text for i in first]
+            made.append(Part(texts, torch.tensor(labels)[first], states[kept], codes.take_rows(kept)))
+        found.append((made[0], made[1]))
+    return found
+
+
+def steering_instructions(sets: Sequence[ConceptSet], args: argparse.Namespace) -> list[Example]:
+    """Instructions of evaluation answers without any concept, with those answers: the same for all concepts."""
+    plain = [example for one in sets for example in one.test.get(NEGATIVE, ()) if one.genre == "text"]
+    short = {e.instruction: e for e in plain if len(e.instruction) <= args.instruction_characters}
+    return random.Random(args.seed).sample(list(short.values()), args.instructions)
+
+
+# -- detection -------------------------------------------------------------------------------------------------------
+
+
+def detect(train: Part, test: Part, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """AUROC on the evaluation answers of what was fitted to the training answers."""
+    on_test = code_aurocs(test.codes, test.labels)
+    chosen = {name: int(input_scores(train.codes, train.labels, name).argmax()) for name in STATISTICS}
+    direction = fit_diffmean(train.states, train.labels)
+    probe = fit_linear_probe(train.states, train.labels, seed=seed)
+    positives = [text for text, label in zip(train.texts, train.labels.tolist(), strict=True) if label]
+    negatives = [text for text, label in zip(train.texts, train.labels.tolist(), strict=True) if not label]
+    words = word_scorer(positives, negatives, seed=seed)
+    live = torch.tensor(sorted(set(train.codes.live().tolist()) & set(test.codes.live().tolist())))
+    found = {f"latent chosen by {name.replace('_', ' ')}": float(on_test[f]) for name, f in chosen.items()}
+    found |= {
+        "latents not chosen (mean over live ones)": float(on_test[live].mean()),
+        "best latent on the evaluation answers themselves": float(on_test.max()),
+        "DiffMean": auroc(test.states @ direction, test.labels),
+        "linear probe": auroc(probe.score(test.states), test.labels),
+        "bag of words": auroc(words(test.texts), test.labels),
+    }
+    return found, chosen
+
+
+# -- steering --------------------------------------------------------------------------------------------------------
+
+
+def ladder(sae: int, features: Sequence[int], strengths: Sequence[float], op: str = "direction") -> SteeringMethod:
+    """Strengths in hidden norms, of one latent after the other."""
+    edits = [(f, s, FeatureEdit(sae, f, op, s, "norm")) for f in features for s in strengths]
+    return SteeringMethod([f"{op} {f} {s:g}" for f, s, _ in edits], [Steering([edit]) for *_, edit in edits])
+
+
+def methods_for(
+    concept: str, number: int, found: Mapping[str, FeatureSearch], instructions: Sequence[str], args: Any
+) -> dict[str, SteeringMethod]:
+    told = [f"{text}\n\nIn your answer, bring in this: {concept}." for text in instructions]
+    features = found["input"].features
+    draw = random.Random(args.seed + number).choice(features[len(features) // 2 :].tolist())
+    first = {name: int(search.features[0]) for name, search in found.items()}
+    combined = found["combined"].features[: args.searched].tolist()
+    made = {
+        "none": SteeringMethod(["none"], [None]),
+        "unselected": ladder(0, [draw], args.strengths),
+        "auroc": ladder(0, [first["input"]], args.strengths),
+        "output": ladder(0, [first["output"]], args.strengths),
+        "both": ladder(0, [first["combined"]], args.strengths),
+        "tried": ladder(0, combined, args.strengths),
+        "clamped": ladder(0, [first["combined"]], args.strengths, "set"),
+        "diffmean": ladder(1, [number], args.strengths),
+        "prompt": SteeringMethod(["prompt"], [None], told),
+    }
+    return {METHODS[name]: made[name] for name in METHODS if name == "none" or name in args.methods}
+
+
+def offline_judge(one: ConceptSet, asked: Sequence[Example], train: Part, seed: int) -> tuple[OfflineJudge, float]:
+    """Fitted to the evaluation answers but those to the instructions; and its AUROC on the training answers."""
+    left_out = {e.instruction for e in asked}
+    examples, labels = one.labelled("test")
+    kept = [(e.text, y) for e, y in zip(examples, labels, strict=True) if e.instruction not in left_out]
+    judge = OfflineJudge(
+        [t for t, y in kept if y],
+        [t for t, y in kept if not y],
+        {e.instruction: e.text for e in asked},
+        seed=seed,
+    )
+    return judge, auroc(judge.score(train.texts), train.labels)
+
+
+def steer(
+    sets: Sequence[ConceptSet],
+    parts: Sequence[tuple[Part, Part]],
+    base: Any,
+    tokenizer: Any,
+    sae: SparseAutoencoder,
+    args: argparse.Namespace,
+) -> Iterator[tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]]:
+    """Method -> a row a concept, after each concept; and what was found on the way."""
+    directions = torch.stack([fit_diffmean(train.states, train.labels) for train, _ in parts])
+    model: Any = SaeForCausalLM.from_base(base, saes=[sae, direction_sae(directions, sae.config)]).eval()
+    asked = steering_instructions(sets, args)
+    instructions = [example.instruction for example in asked]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    facts: dict[str, Any] = {"judge_auroc": [], "latents": []}
+    for number, (one, (train, _)) in enumerate(zip(sets, parts, strict=True)):
+        found = {
+            selection: search_features(
+                train.codes, train.labels, model, tokenizer, selection=selection, pool=args.pool
+            )
+            for selection in ("input", "output", "combined")
+        }
+        judge, known = offline_judge(one, asked, train, args.seed)
+        facts["judge_auroc"].append(known)
+        facts["latents"].append({name: search.rows()[0] for name, search in found.items()})
+        methods = methods_for(one.concept, number, found, instructions, args)
+        total = len(instructions) * (
+            1 + sum(len(m.settings) for name, m in methods.items() if name != METHODS["none"])
+        )
+        with tqdm(total=total, desc=f"answers, concept {number}") as bar:
+            results = evaluate_concept_steering(
+                model, tokenizer, instructions, methods, judge,
+                new_tokens=args.new_tokens, temperature=args.temperature, seed=args.seed,
+                rows_at_once=args.rows_at_once, report=bar.update,
+            )  # fmt: skip
+        for name, result in results.items():
+            rows.setdefault(name, []).append({**result.numbers(), "setting": result.setting, "curve": result.curve})
+        yield rows, facts
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> str:
+    told = summary([{"x": value} for value in values])["x"]
+    return f"{told.mean:.3f}" if len(values) < 2 else f"{told.mean:.3f} ± {told.high - told.mean:.3f}"
+
+
+def main() -> None:
+    args = parse()
+    console = Console(width=170)
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    sets = read_concept_sets(args.data)[: args.concepts]
+    name = find_base_model(args.model).name
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    base: Any = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype).eval()
+    sae = SparseAutoencoder.from_pretrained(args.sae)
+    parts = read_parts(sets, Reading(base, tokenizer, sae, args.answer_tokens), args.out / "states.safetensors")
+    seconds["reading"] = round(time.perf_counter() - start, 1)
+    detection: dict[str, list[float]] = {}
+    latents = []
+    for train, test in parts:
+        found, chosen = detect(train, test, args.seed)
+        latents.append(chosen)
+        for method, value in found.items():
+            detection.setdefault(method, []).append(value)
+    seconds["detection"] = round(time.perf_counter() - start - sum(seconds.values()), 1)
+    table = Table("AUROC on evaluation answers", f"mean over {len(sets)} concepts ± half a 95 % interval", "least")
+    for method, values in detection.items():
+        table.add_row(method, interval(values), f"{min(values):.3f}")
+    console.print(table)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings |= {"data": Path(args.data).name, "model": Path(name).name, "sae": Path(args.sae).name}
+    record: dict[str, Any] = {
+        "settings": settings,
+        "counts": [
+            {"train": len(a.texts), "evaluation": len(b.texts), "positive": int(b.labels.sum())} for a, b in parts
+        ],
+        "detection": {"auroc": detection, "latents": latents},
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "results.json"
+    file.write_text(json.dumps({**record, "seconds": seconds}, indent=2) + "\n", encoding="utf-8")
+    if not args.no_steering:
+        rows: dict[str, list[dict[str, Any]]] = {}
+        facts: dict[str, Any] = {}
+        before = sum(seconds.values())
+        for rows, facts in steer(sets, parts, base, tokenizer, sae, args):
+            seconds["steering"] = round(time.perf_counter() - start - before, 1)
+            record["steering"] = {"methods": rows, **facts}
+            file.write_text(json.dumps({**record, "seconds": seconds}, indent=2) + "\n", encoding="utf-8")
+        table = Table("steering", *MEASURES, "overall to none", title="0 to 2, offline judge; mean over concepts")
+        for method, found in rows.items():
+            change = [a["overall"] - b["overall"] for a, b in zip(found, rows[METHODS["none"]], strict=True)]
+            table.add_row(method, *(interval([row[m] for row in found]) for m in MEASURES), interval(change))
+        console.print(table)
+        console.print(f"judge: AUROC on training answers {interval(facts['judge_auroc'])}")
+    console.print(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""What `select-knowledge` does: learn from a pool of questions, choose on others, measure on yet others."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from .cli_select import BASELINES, INSTRUCTIONS, SIDES, _last_states, _loaded, _save
+
+STYLE_OF = {"context": "sub_sub", "memory": "sub_org"}  # demonstrations that show the behaviour
+FEW = 20  # prompts of a behaviour, under which `--grouping auto` asks which answer is likelier
+VARIANTS = 4  # choices of demonstrations to learn from; they come from questions that are not asked
+CAD_WEIGHT = {"context": 0.6, "memory": -0.8}  # SpARE, appendix C
+COLUMNS = ("em_context", "em_memory", "em_context_to_memory", "em_memory_to_context", "prefers_memory")
+
+
+def run(s: dict[str, Any], console: Any) -> None:
+    """Run the verb with its settings."""
+    from .create_training_data.knowledge_conflict import read_conflicts, split_pool
+
+    if s["scoring"] not in ("exact", "in_context"):
+        raise ValueError(f"`scoring` must be exact or in_context. Received: scoring={s['scoring']!r}.")
+    if s["grouping"] not in ("auto", "answers", "likelihood"):
+        raise ValueError(f"`grouping` must be auto, answers or likelihood. Received: grouping={s['grouping']!r}.")
+    s["baselines"] = [name for name in s["baselines"].split(",") if name]
+    if unknown := sorted(set(s["baselines"]) - set(BASELINES)):
+        raise ValueError(f"`baselines` are {', '.join(BASELINES)}. Received: {unknown}.")
+    if s["weighting"] not in ("mean", "loss"):
+        raise ValueError(f"`weighting` must be mean or loss. Received: weighting={s['weighting']!r}.")
+    grid = _numbers("proportion", s["proportion"]), _numbers("degree", s["degree"])
+    seeds = [int(seed) for seed in s["seeds"].split(",")]
+    found = read_conflicts(s["questions"])
+    fitting = [one for one in found if max(len(one.org_context), len(one.sub_context)) <= s["max_context"]]
+    console.print(f"{len(found):,} questions, {len(fitting):,} with contexts of at most {s['max_context']} characters")
+    pool, rest = split_pool(fitting, n_groups=s["pool"], seed=s["split_seed"])
+    pool = list({fitting[row].question: row for row in reversed(pool)}.values())[::-1]  # one row a question
+    parts = _parts(fitting, rest, s)
+    model, tokenizer, name = _loaded(s)
+    job = _Job(s, model, tokenizer, fitting, pool, console)
+    start = time.perf_counter()
+    layers_of, states = job.fit()
+    chosen, tried = job.choose(layers_of, parts["dev"], *grid)
+    steering = {side: job.steering(layers_of, side, **chosen[side]) for side in SIDES}
+    console.print(f"learnt and chosen in {time.perf_counter() - start:.0f} s: {chosen}", markup=False)
+    facts = {"model": name, "sae": s["sae"], "test": len(parts["test"]), "max_context": s["max_context"]}
+    layers = layers_of(**_selection(chosen[SIDES[0]]))
+    rows: dict[str, list[dict[str, float]]] = {}
+    for number, seed in enumerate(seeds, 1):
+        for method, metrics in job.measure(parts["test"], seed, steering, states).items():
+            rows.setdefault(method, []).append(metrics)
+        results = {
+            "methods": {method: [_known(one) for one in found] for method, found in rows.items()},
+            "tried": [_known(one) for one in tried],
+            "chosen": chosen,
+            "facts": {**job.facts, **facts, "seeds": seeds[:number]},
+        }
+        _save(s, model, tokenizer, layers, steering, results)  # what is measured is not lost with a later seed
+    _show(rows, len(parts["test"]), console)
+    console.print(f"{s['out'] / 'results.json'}, steering in {Path(s['out'])}/towards-*.json", markup=False)
+
+
+class _Job:
+    """A model, its questions, and what was learnt from them."""
+
+    def __init__(self, s: dict[str, Any], model: Any, tokenizer: Any, questions: Any, pool: list[int], console: Any):
+        from .create_training_data.blocks import weights_digest
+        from .create_training_data.shards import Store
+
+        self.s, self.model, self.tokenizer, self.questions = s, model, tokenizer, questions
+        n_shown = VARIANTS * s["shots"]
+        self.shown, self.asked, self.console = pool[:n_shown], pool[n_shown:], console
+        self.facts: dict[str, Any] = {}
+        self.done = Store(s["out"] / "work")
+        self.identity = weights_digest(model)
+
+    def prompts(self, rows: list[int], seed: int, style: str = "org_org", **options: Any) -> list[str]:
+        """Prompts with the same demonstrations for all rows."""
+        from .create_training_data.knowledge_conflict import conflict_prompt, demonstrations
+
+        shown = [self.questions[i] for i in demonstrations(self.questions, self.shown, self.s["shots"], seed=seed)]
+        return [conflict_prompt(self.questions[row], shown, style, **options) for row in rows]
+
+    def behaviours(self, rows: list[int], answers: list[str]) -> Any:
+        from .evaluation.knowledge_selection import answer_behaviours
+
+        found = [self.questions[row] for row in rows]
+        contexts = [one.sub_context for one in found] if self.s["scoring"] == "in_context" else None
+        accepted = [one.sub_answer for one in found], [one.org_answer for one in found]
+        return answer_behaviours(answers, *accepted, contexts)
+
+    def answer(self, prompts: list[str], **options: Any) -> list[str]:
+        from .evaluation.short_answers import short_answers
+
+        options["max_new_tokens"] = self.s["max_new_tokens"]
+        return self._done_once("answers", short_answers, prompts, **options)
+
+    def _done_once(self, what: str, action: Any, prompts: list[str], *rest: Any, **options: Any) -> list[Any]:
+        """What a long action gives, from the folder if it was done before: a run that was stopped goes on."""
+        steering = options.get("steering", False)
+        told = {**options, "steering": steering and steering.to_json()}
+        text = json.dumps([what, self.identity, prompts, rest, told], sort_keys=True)
+        name = f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        found = self.done.read_json(name)
+        if found is None:
+            found = action(
+                self.model,
+                self.tokenizer,
+                prompts,
+                *rest,
+                tokens_at_once=self.s["tokens_at_once"],
+                progress=True,
+                **options,
+            )
+            self.done.write_json(name, {what: found if isinstance(found, list) else found.tolist()})
+            found = self.done.read_json(name)
+        return found[what]
+
+    def fit(self) -> tuple[Any, list[tuple[Any, Any]]]:
+        """Group the pool's prompts by what the model answers, and learn from both groups' last hidden states.
+
+        Returns:
+            a function that gives `functional_steering`'s layers for a proportion and a set of SAEs; and of each SAE
+            the mean hidden state of both groups.
+        """
+        from .create_training_data.knowledge_conflict import STYLES
+        from .evaluation.sparse_codes import encode_texts
+        from .training.functional_features import functional_features, select_features
+
+        prompts, rows, answers = [], [], []
+        for style, variant in itertools.product(STYLES, range(VARIANTS)):
+            part = self.asked[variant::VARIANTS]
+            asked = self.prompts(part, self.s["split_seed"] + variant, style)
+            rows += part
+            prompts += asked
+            answers += self.answer(asked)
+        groups = self._groups(rows, prompts, answers)
+        texts = [[prompts[i] for i in group] for group in groups]
+        weights = [self._weights(group, prompts, rows, side) for side, group in enumerate(groups)]
+        hidden = [_last_states(self.s, self.model, self.tokenizer, group) for group in texts]
+        features, means = [], []
+        for number, sae in enumerate(self.model.saes):
+            codes = [encode_texts(sae, hidden[side][number]) for side in (0, 1)]
+            features.append(
+                functional_features(
+                    *codes, weights_a=weights[0], weights_b=weights[1], dead=self.s["legacy"], progress=True
+                )
+            )
+            means.append((hidden[0][number].mean(0), hidden[1][number].mean(0)))
+
+        def layers_of(proportion: float, saes: tuple[int, ...]) -> list[tuple[int, Any, Any, Any]]:
+            selected = (
+                (n, select_features(features[n], proportion=proportion, legacy=self.s["legacy"])) for n in saes
+            )
+            return [(n, features[n], a, b) for n, (a, b) in selected]
+
+        return layers_of, means
+
+    def _groups(self, rows: list[int], prompts: list[str], answers: list[str]) -> list[list[int]]:
+        """Numbers of the prompts of each behaviour: by what was answered, or by which answer is likelier."""
+        told = self.behaviours(rows, answers)
+        pairs = list(zip(told.context, told.memory, strict=True))  # an answer that is both tells nothing
+        groups = [[i for i, pair in enumerate(pairs) if pair == side] for side in ((True, False), (False, True))]
+        counts = " and ".join(f"{len(group):,} from {side}" for side, group in zip(SIDES, groups, strict=True))
+        self.console.print(f"of {len(prompts):,} prompts the model answers {counts}")
+        self.facts["answered"] = dict(zip(SIDES, map(len, groups), strict=True))
+        few = min(map(len, groups)) < FEW
+        if self.s["grouping"] == "likelihood" or (self.s["grouping"] == "auto" and few):
+            memory = self.prefers_memory(rows, prompts)
+            groups = [[i for i, yes in enumerate(memory) if yes == side] for side in (False, True)]
+            counts = " and ".join(f"{len(group):,} from {side}" for side, group in zip(SIDES, groups, strict=True))
+            self.console.print(f"grouped by the answer that is likelier instead: {counts}")
+        self.facts["learnt from"] = dict(zip(SIDES, map(len, groups), strict=True))
+        if min(map(len, groups)) < 2:
+            raise ValueError(
+                f"Each behaviour needs two prompts or more to learn from. Received: {self.facts['learnt from']}. "
+                f"Use a larger --pool, more --shots, --grouping likelihood or a model that knows more."
+            )
+        return groups
+
+    def prefers_memory(self, rows: list[int], prompts: list[str], **options: Any) -> list[bool]:
+        """Whether a remembered answer is likelier than the context's, of each its first, per token."""
+        from .evaluation.short_answers import answer_log_likelihoods
+
+        pairs = [[self.questions[row].org_answer[0], self.questions[row].sub_answer[0]] for row in rows]
+        likely = self._done_once("likelihoods", answer_log_likelihoods, prompts, pairs, **options)
+        return [memory > context for memory, context in likely]
+
+    def _weights(self, group: list[int], prompts: list[str], rows: list[int], side: int) -> Any:
+        from .evaluation.short_answers import text_losses
+        from .training.functional_features import loss_weights
+
+        if self.s["weighting"] == "mean":
+            return None
+        losses = []
+        for which in (("sub", "org"), ("org", "sub"))[side]:
+            texts = [f"{prompts[i]} {self.questions[rows[i]].answers(which)[0]}\n\n" for i in group]
+            losses.append(text_losses(self.model, self.tokenizer, texts, tokens_at_once=self.s["tokens_at_once"]))
+        return loss_weights(*losses)
+
+    def steering(self, layers_of: Any, side: str, *, degree: float, **selection: Any) -> Any:
+        from .training.functional_features import functional_steering
+
+        return functional_steering(layers_of(**selection), towards=SIDES.index(side), degree=degree)
+
+    def choose(
+        self, layers_of: Any, rows: list[int], proportions: list[float], degrees: list[float]
+    ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+        """Towards each side the setting with the most answers of that side; of equal ones the one that makes them the
+        likelier, and then the weakest."""
+        from .evaluation.knowledge_selection import knowledge_metrics
+
+        sets = [tuple(int(n) for n in one.split("+")) for one in self.s["layers"].split(",") if one]
+        sets = sets or [tuple(range(len(self.model.saes)))]
+        if any(not 0 <= n < len(self.model.saes) for one in sets for n in one):
+            raise ValueError(f"`layers` holds numbers of {len(self.model.saes)} SAEs. Received: {self.s['layers']!r}.")
+        settings = [
+            {"proportion": k, "degree": alpha, "saes": saes}
+            for saes, alpha, k in itertools.product(sets, degrees, proportions)
+        ]
+        if len(settings) == 1:
+            return dict.fromkeys(SIDES, settings[0]), []
+        prompts = self.prompts(rows, self.s["split_seed"])
+        plain = self.behaviours(rows, self.answer(prompts))
+        tried: list[dict[str, Any]] = []
+        best: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {}
+        for side, setting in itertools.product(SIDES, settings):
+            steering = self.steering(layers_of, side, **setting)
+            metrics = knowledge_metrics(self.behaviours(rows, self.answer(prompts, steering=steering)), plain)
+            metrics["prefers_memory"] = _share(self.prefers_memory(rows, prompts, steering=steering))
+            tried.append({"towards": side, **setting, **metrics})
+            preferred = metrics["prefers_memory"] if side == "memory" else 1 - metrics["prefers_memory"]
+            reached = metrics[f"em_{side}"], preferred
+            if side not in best or reached > best[side][0]:
+                best[side] = reached, setting
+        return {side: setting for side, (_, setting) in best.items()}, tried
+
+    def measure(
+        self, rows: list[int], seed: int, steering: dict[str, Any], means: list[tuple[Any, Any]]
+    ) -> dict[str, dict[str, float]]:
+        """Metrics by method, with one choice of demonstrations."""
+        from .evaluation.knowledge_selection import knowledge_metrics
+
+        prompts = self.prompts(rows, seed)
+        plain = self.behaviours(rows, self.answer(prompts))
+        found: dict[str, dict[str, float]] = {}
+
+        def add(method: str, prompts: list[str], **options: Any) -> None:
+            told = self.behaviours(rows, self.answer(prompts, **options))
+            found[method] = {**knowledge_metrics(told, plain), "prefers_memory": float("nan")}
+
+        for method, one in {"none": False, **{f"SpARE, to {side}": steering[side] for side in SIDES}}.items():
+            add(method, prompts, steering=one)
+            found[method]["prefers_memory"] = _share(self.prefers_memory(rows, prompts, steering=one))
+        for side in SIDES:
+            if "demonstrations" in self.s["baselines"]:
+                add(f"demonstrations, to {side}", self.prompts(rows, seed, STYLE_OF[side]))
+            if "instruction" in self.s["baselines"]:
+                add(f"instruction, to {side}", self.prompts(rows, seed, instruction=INSTRUCTIONS[side]))
+            if "cad" in self.s["baselines"]:
+                closed = self.prompts(rows, seed, context=None)
+                add(f"CAD, to {side}", prompts, contrast=closed, contrast_weight=CAD_WEIGHT[side])
+        if "vectors" in self.s["baselines"]:
+            bare = self.model, self.identity
+            self.model, steered = self._vectors(means)
+            self.identity = f"{bare[1]} and vectors of {self.facts['learnt from']}"
+            for name, one in steered.items():
+                add(name, prompts, steering=one)
+            self.model.unwrap()
+            self.model, self.identity = bare
+        return found
+
+    def _vectors(self, means: list[tuple[Any, Any]]) -> tuple[Any, dict[str, Any]]:
+        """A model with activation addition and task vectors at the first SAE's place, and the steering of each."""
+        from .modeling import FeatureEdit, SaeForCausalLM, Steering
+        from .training.state_vectors import constant_sae, direction_sae
+
+        place, (context, memory) = self.model.saes[0].config, means[0]
+        apart = context - memory
+        saes = [direction_sae(apart[None], place), constant_sae(context, place), constant_sae(memory, place)]
+        steering = {}
+        for number, (side, sign) in enumerate(zip(SIDES, (1.0, -1.0), strict=True), 1):
+            edits = [FeatureEdit(0, 0, "direction", sign * float(apart.norm()))]
+            steering[f"activation addition, to {side}"] = Steering(edits, positions="last_prompt")
+            steering[f"task vector, to {side}"] = Steering(reconstruct=(number,), positions="last_prompt")
+        return SaeForCausalLM.from_base(self.model.lm, saes=saes), steering
+
+
+def _parts(questions: Any, rest: list[int], s: dict[str, Any]) -> dict[str, list[int]]:
+    """Rows of dev and test, one of each question, none of the pool's."""
+    import numpy as np
+
+    from .create_training_data.knowledge_conflict import question_groups
+
+    outside = set(rest)
+    firsts = [rows[0] for rows in question_groups(questions) if rows[0] in outside]
+    order = np.random.RandomState(s["split_seed"]).permutation(len(firsts))
+    if len(firsts) < s["dev"] + s["test"] or s["test"] < 1:
+        raise ValueError(
+            f"Outside the pool there are {len(firsts)} questions. Received: dev={s['dev']!r}, test={s['test']!r}."
+        )
+    chosen = [firsts[i] for i in order]
+    return {"dev": chosen[: s["dev"]], "test": chosen[s["dev"] : s["dev"] + s["test"]]}
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+def _share(flags: list[bool]) -> float:
+    return sum(flags) / len(flags)
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"`{name}` must be numbers, separated by commas. Received: {name}={text!r}.") from None
+
+
+def _selection(setting: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in setting.items() if name != "degree"}
+
+
+def _show(rows: dict[str, list[dict[str, float]]], n: int, console: Any) -> None:
+    from rich.table import Table
+
+    from .evaluation.classification import summary
+
+    seeds = len(next(iter(rows.values())))
+    table = Table("", *COLUMNS, title=f"{n} questions, {seeds} choices of demonstrations: mean ± 95 % interval")
+    for method, found in rows.items():
+        told = summary(found)
+        cells = []
+        for name in COLUMNS:
+            one = told[name]
+            half = f" ± {one.high - one.mean:.3f}" if seeds > 1 else ""
+            cells.append(f"{one.mean:.3f}{half}")
+        table.add_row(method, *cells)
+    console.print(table)

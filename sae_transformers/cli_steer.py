@@ -1,0 +1,387 @@
+"""The verbs `detect` and `steer`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_annotate import Cache, KeyEnv
+
+if TYPE_CHECKING:
+    from .training.strength import Calibration, Scorer
+
+Base = Annotated[str, typer.Argument(help="Base model: a folder or a Hub id.")]
+TextColumn = Annotated[str, typer.Option(help="Of the text.")]
+LabelColumn = Annotated[str, typer.Option(help="Of the label, 0 or 1.")]
+MaxLength = Annotated[int, typer.Option(help="Tokens; longer texts are cut.")]
+Place = Annotated[str | None, typer.Option(help="Of an SAE that does not say where it reads.")]
+ModelDtype = Annotated[str, typer.Option(help="auto: float32 on a CPU, else as published.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(detect)
+    app.command()(steer)
+
+
+def detect(
+    model: Base,
+    texts: Annotated[str, typer.Argument(help="Rows with a text: .csv, .jsonl, .parquet, .txt, a Hub id.")],
+    sae: Annotated[str, typer.Option(help="The SAE, as attach takes it.")],
+    feature: Annotated[str, typer.Option(help="A latent's number, or the name of a concept of the SAE.")],
+    out: Annotated[Path | None, typer.Option(help="Table to write, .csv: row, score, label.")] = None,
+    text_column: TextColumn = "text",
+    label_column: Annotated[str, typer.Option(help="Of a label, 0 or 1; rows need not have it.")] = "label",
+    pooling: Annotated[str, typer.Option(help="Of a text's tokens: mean, max or last.")] = "mean",
+    activations: Annotated[
+        bool, typer.Option("--activations/--pre-activations", help="Score by the latent, or before its activation.")
+    ] = True,
+    skip_first: Annotated[int, typer.Option(help="Tokens at the beginning that do not count.")] = 1,
+    max_length: MaxLength = 256,
+    batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.")] = 16,
+    place: Place = None,
+    model_dtype: ModelDtype = "auto",
+    seed: Annotated[int, typer.Option(help="Of the half that sets the threshold of F1.")] = 0,
+) -> None:
+    """Score texts by one feature; with labels, say how well it tells them apart."""
+    settings = dict(locals())
+    _guarded(_detect, settings)
+
+
+def _detect(s: dict[str, Any], console: Any) -> None:
+    import csv
+
+    import torch
+    from tqdm import tqdm
+
+    from .cli import _load_base, _load_sae
+    from .create_training_data.shards import Store
+    from .create_training_data.text import LABEL_NAMES, open_text
+    from .evaluation.detection import auroc
+    from .modeling import SaeForCausalLM
+    from .training.feature_search import held_out_f1
+
+    rows = list(open_text(s["texts"]).rows())
+    if not rows or any(row.get(s["text_column"]) is None for row in rows):
+        known = ", ".join(map(repr, rows[0])) if rows else "none"
+        raise ValueError(f"Every row needs a column {s['text_column']!r}. Received: columns {known}.")
+    texts = [str(row[s["text_column"]]) for row in rows]
+    labels = [LABEL_NAMES.get(str(row.get(s["label_column"])).strip().lower()) for row in rows]
+    sae = _load_sae(s["sae"], s["place"])
+    feature = int(s["feature"]) if s["feature"].isdecimal() else s["feature"]
+    sae.config.resolve_feature(feature)
+    base, tokenizer, _ = _load_base(s["model"], None, s["model_dtype"])
+    _check_length(base, s["max_length"])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    model: Any = SaeForCausalLM.from_base(base, saes=[sae]).eval()
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    scores = torch.zeros(len(texts))
+    for start in tqdm(range(0, len(order), s["batch_size"]), desc="texts", unit="batch"):
+        members = order[start : start + s["batch_size"]]
+        batch = tokenizer(
+            [texts[i] for i in members], return_tensors="pt", padding=True, truncation=True, max_length=s["max_length"]
+        )
+        found = model.detect(
+            batch,
+            feature=feature,
+            pooling=s["pooling"],
+            pre_activations=not s["activations"],
+            skip_first=s["skip_first"],
+        )
+        scores[members] = found.per_text.float().cpu()
+    if s["out"] is not None:
+
+        def write(path: Path) -> None:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["row", "score", "label"])
+                for number, (score, label) in enumerate(zip(scores.tolist(), labels, strict=True)):
+                    table.writerow([number, f"{score:.6g}", "" if label is None else label])
+
+        Store(s["out"].parent).put(s["out"].name, write)
+        console.print(f"{s['out']}")
+    told = (
+        f"{len(texts):,} texts, score {scores.mean():.4g} ± {scores.std():.4g}, above 0 in {int((scores > 0).sum()):,}"
+    )
+    console.print(told)
+    known = [i for i, label in enumerate(labels) if label is not None]
+    if {labels[i] for i in known} == {0, 1}:
+        truth = torch.tensor([labels[i] for i in known])
+        f1 = held_out_f1(scores[known], truth, seed=s["seed"])
+        console.print(
+            f"{int(truth.sum()):,} of {len(known):,} labelled texts have label 1: "
+            f"AUROC {auroc(scores[known], truth):.3f}, F1 {f1.f1:.3f} at {f1.threshold:.4g} "
+            "(threshold from half of them, F1 on the other half)"
+        )
+    elif known:
+        console.print(f"No AUROC: the {len(known):,} labels are all {labels[known[0]]}.")
+
+
+def steer(
+    model: Base,
+    labelled: Annotated[
+        str, typer.Argument(help="Texts with a label, 1 where the concept is: a table, or a folder of concept-set.")
+    ],
+    sae: Annotated[list[str], typer.Option(help="An SAE to search, as attach takes it. Repeatable.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts to steer on, one a line: half choose, half report.")],
+    out: Annotated[Path, typer.Option(help="Folder of steering.json and model/.")] = Path("outputs/steering"),
+    concept: Annotated[int, typer.Option(help="Number of the concept in a folder of several.")] = 0,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    statistic: Annotated[str, typer.Option(help="auroc, mutual_information or mean_difference.")] = "auroc",
+    selection: Annotated[
+        str, typer.Option(help="input (by statistic), output (by output score), combined.")
+    ] = "combined",
+    pool: Annotated[int, typer.Option(help="Best features by statistic whose output score is measured.")] = 50,
+    top: Annotated[int, typer.Option(help="Features of each SAE that are tried by generating.")] = 3,
+    ops: Annotated[
+        str, typer.Option(help="Comma-separated: direction, set, at_least, scale, ablate.")
+    ] = "direction,set",
+    strengths: Annotated[
+        str | None, typer.Option(help="Comma-separated, weak to strong, for all ops. [default: 0.03 to 0.6 norms]")
+    ] = None,
+    lower: Annotated[bool, typer.Option("--lower", help="Less of the concept in place of more.")] = False,
+    scorer: Annotated[
+        str, typer.Option(help="words (fitted to half of the texts), vader, toxicity, or judge (see --judge-model).")
+    ] = "words",
+    judge_model: Annotated[str | None, typer.Option(help="Of --scorer judge: a model's name at the server.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Its server, with OpenAI's interface.")] = None,
+    judge_concept: Annotated[str | None, typer.Option(help="What it looks for. [default: the concept's name]")] = None,
+    api_key_env: KeyEnv = "OPENAI_API_KEY",
+    cache: Cache = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--plain", help="Prompts in the chat template, if there is one.")
+    ] = True,
+    perplexity_limit: Annotated[float, typer.Option(help="Times the unsteered perplexity.")] = 1.6,
+    repetition_limit: Annotated[
+        float | None, typer.Option(help="Share of repeated trigrams that may be added. [default: any]")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(help="Of a continuation.")] = 40,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    samples: Annotated[int, typer.Option(help="Continuations of a prompt, with a temperature.")] = 1,
+    max_length: MaxLength = 256,
+    rows_at_once: Annotated[int, typer.Option(help="Continuations made together.")] = 32,
+    place: Place = None,
+    model_dtype: ModelDtype = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Find features by labelled texts, choose op and strength by generating, and save the steered model."""
+    settings = dict(locals())
+    _guarded(_steer, settings)
+
+
+def _steer(s: dict[str, Any], console: Any) -> None:
+    from .cli import _load_base, _load_sae
+    from .create_training_data.concept_sets import read_concept_sets
+    from .create_training_data.shards import Store
+    from .evaluation.continuations import chat_prompts, prompt_ids
+    from .modeling import SaeForCausalLM
+    from .training.feature_search import best_of, search_features
+    from .training.strength import calibrate, ladders_of
+
+    sets = read_concept_sets(s["labelled"], text_column=s["text_column"], label_column=s["label_column"])
+    if not 0 <= s["concept"] < len(sets):
+        raise ValueError(f"--concept must be in [0, {len(sets)}). Received: {s['concept']}.")
+    examples, labels = sets[s["concept"]].labelled()
+    prompts = [line for line in s["prompts"].read_text(encoding="utf-8").splitlines() if line.strip()]
+    saes = [_load_sae(name, s["place"]) for name in s["sae"]]
+    base, tokenizer, name = _load_base(s["model"], None, s["model_dtype"])
+    _check_length(base, s["max_length"])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    model: Any = SaeForCausalLM.from_base(base, saes=saes).eval()
+    asked = chat_prompts(tokenizer, prompts) if s["chat"] else prompts
+    prompt_ids(model, tokenizer, asked, s["new_tokens"])  # too long ones are told now
+    ops = [op.strip() for op in s["ops"].split(",") if op.strip()]
+    values = None if s["strengths"] is None else [float(value) for value in s["strengths"].split(",")]
+    strengths = None if values is None else dict.fromkeys(ops, values)
+    ladders_of([(0, 0)], ops, strengths=strengths)
+    texts, searching, scoring = _halves([example.text for example in examples], labels, s["seed"])
+    scorer = _scorer(s, [texts[i] for i in scoring], [labels[i] for i in scoring], sets[s["concept"]].concept)
+    codes = _codes(model, tokenizer, [texts[i] for i in searching], s["max_length"])
+    searches = [
+        search_features(
+            found, _tensor([labels[i] for i in searching]), model, tokenizer,
+            sae=number, statistic=s["statistic"], selection=s["selection"], pool=s["pool"],
+        )
+        for number, found in enumerate(codes)
+    ]  # fmt: skip
+    _show_search(searches, s["top"], console)
+    ladders = ladders_of(best_of(searches, s["top"]), ops, strengths=strengths, lower=s["lower"])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        found = calibrate(
+            model, tokenizer, asked, scorer, ladders,
+            perplexity_limit=s["perplexity_limit"], repetition_limit=s["repetition_limit"], samples=s["samples"],
+            new_tokens=s["new_tokens"], temperature=s["temperature"], seed=s["seed"], rows_at_once=s["rows_at_once"],
+            progress=True,
+        )  # fmt: skip
+    for warning in told:
+        console.print(f"Warning: {warning.message}", markup=False)
+    _show(found, console)
+    model.steering = found.steering
+    model.config.base_model_name_or_path = name
+    candidates = [row for search in searches for row in search.rows()[: s["top"]]]
+    facts = {"concept": sets[s["concept"]].concept, "texts": len(examples), "prompts": len(prompts)}
+    options = {key: value for key, value in s.items() if key in ("statistic", "selection", "scorer", "lower", "seed")}
+    Store(s["out"]).write_json("steering.json", {**found.to_dict(), "candidates": candidates, **facts, **options})
+    model.save_pretrained(s["out"] / "model")
+    tokenizer.save_pretrained(s["out"] / "model")
+    console.print(f"{s['out'] / 'steering.json'}", markup=False)
+    console.print(f"AutoModelForCausalLM.from_pretrained({str(s['out'] / 'model')!r}, trust_remote_code=True)")
+
+
+# -- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _guarded(action: Any, settings: dict[str, Any]) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
+    from rich.console import Console
+
+    from .cli import _fail
+    from .create_training_data.llm_client import ServiceRefused
+
+    try:
+        action(settings, Console(soft_wrap=True, highlight=False))
+    except ServiceRefused as error:
+        _fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
+    except (ValueError, OSError, TypeError, ImportError) as error:
+        _fail(str(error), code=2)
+
+
+def _check_length(base: Any, max_length: int) -> None:
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if max_length < 2 or (limit and max_length > limit):
+        raise ValueError(f"--max-length must be from 2 to {limit} for this model. Received: {max_length}.")
+
+
+def _tensor(values: Sequence[float]) -> Any:
+    import torch
+
+    return torch.tensor(values)
+
+
+def _halves(texts: list[str], labels: list[int], seed: int) -> tuple[list[str], list[int], list[int]]:
+    """The texts, and the numbers of those that search and those that a scorer is fitted to, of both labels alike."""
+    import random
+
+    draw, halves = random.Random(seed), ([], [])
+    for value in (0, 1):
+        members = [i for i, label in enumerate(labels) if label == value]
+        if len(members) < 2:
+            raise ValueError(f"Two texts or more of each label are needed. Received: {len(members)} of label {value}.")
+        draw.shuffle(members)
+        halves[0].extend(members[: (len(members) + 1) // 2])
+        halves[1].extend(members[(len(members) + 1) // 2 :])
+    return texts, sorted(halves[0]), sorted(halves[1])
+
+
+def _codes(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Any]:
+    """Latents of each SAE, mean over a text's tokens but the first."""
+    import torch
+    from tqdm import tqdm
+
+    from .create_training_data.hidden_states import HiddenStateReader, kept_positions
+    from .evaluation.sparse_codes import encode_texts
+
+    ids = [torch.tensor(row) for row in tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]]
+    keep = [kept_positions(row) for row in ids]
+    if short := sum(not len(k) for k in keep):
+        raise ValueError(f"Every text needs two tokens or more. Received: {short} shorter ones.")
+    places = [sae.config.read_at for sae in model.saes]
+    with tqdm(total=len(ids), desc="texts read") as bar:
+        reader = HiddenStateReader(model.lm, list(dict.fromkeys(places)), config=model.config)
+        states = reader.read(ids, keep, dtype=torch.float32, report=lambda members: bar.update(len(members)))
+    index = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(k) for k in keep]))
+    return [
+        encode_texts(sae, states[where].cpu(), index, len(ids)) for sae, where in zip(model.saes, places, strict=True)
+    ]
+
+
+def _scorer(s: dict[str, Any], texts: list[str], labels: list[int], concept: str) -> Scorer:
+    """Texts -> scores, higher for what is wanted."""
+    sign = -1.0 if s["lower"] else 1.0
+    if s["scorer"] == "words":
+        from .evaluation.concept_steering import word_scorer
+
+        sides = [[text for text, label in zip(texts, labels, strict=True) if label == value] for value in (1, 0)]
+        words = word_scorer(*sides, seed=s["seed"])
+        return lambda found: sign * words(found)
+    if s["scorer"] == "vader":
+        from .evaluation.sentiment import vader_scorer
+
+        sentiment = vader_scorer()
+        return lambda found: [sign * sentiment(text) for text in found]
+    if s["scorer"] == "toxicity":
+        from .evaluation.toxicity import toxicity_scorer
+
+        toxicity = toxicity_scorer()
+        return lambda found: sign * toxicity(found)
+    if s["scorer"] != "judge":
+        raise ValueError(f"--scorer must be words, vader, toxicity or judge. Received: {s['scorer']!r}.")
+    from .create_training_data.concept_making import rate_answers
+    from .create_training_data.llm_client import LLMClient
+    from .create_training_data.packages import cache_folder
+
+    if s["judge_model"] is None:
+        raise ValueError("--scorer judge needs --judge-model, a model's name at the server.")
+    client = LLMClient(
+        s["judge_model"], s["judge_url"], s["api_key_env"], cache=s["cache"] or cache_folder() / "answers"
+    )
+    wanted = s["judge_concept"] or concept
+
+    def judged(found: Sequence[str]) -> list[float]:
+        return [sign * one for one in rate_answers(client, wanted, found, found, kinds=["concept"])["concept"]]
+
+    return judged
+
+
+def _show_search(searches: Sequence[Any], top: int, console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("SAE", "feature", searches[0].statistic.replace("_", " "), "output score")
+    for search in searches:
+        for row in search.rows()[:top]:
+            output = f"{row['output_score']:.4f}" if "output_score" in row else ""
+            table.add_row(str(row["sae"]), str(row["feature"]), f"{row[search.statistic]:.4f}", output)
+    console.print(table)
+
+
+def _show(found: Calibration, console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("steering", "score", "perplexity", "repeated", "within budget", title="prompts that choose")
+    for name, point in [("none", found.unsteered), *((_name(p.steering), p) for p in found.curve)]:
+        chosen = " (chosen)" if point.steering and point.steering == found.steering else ""
+        table.add_row(
+            name + chosen, f"{point.score:.3f} ± {point.score_error:.3f}", f"{point.perplexity:.1f}",
+            f"{point.repetition:.1%}", "yes" if point.within_budget else "no",
+        )  # fmt: skip
+    console.print(table)
+    if found.report is not None:
+        table = Table("steering", "score", "perplexity", "repeated", title="prompts that report")
+        for name, point in zip(("none", _name(found.steering)), found.report, strict=True):
+            table.add_row(
+                name,
+                f"{point.score:.3f} ± {point.score_error:.3f}",
+                f"{point.perplexity:.1f}",
+                f"{point.repetition:.1%}",
+            )
+        console.print(table)
+
+
+def _name(steering: Any) -> str:
+    edits = [
+        f"SAE {e.sae} feature {e.feature} {e.op}" + ("" if e.value is None else f" {e.value:g}")
+        for e in steering.feature_edits
+    ]
+    return ", ".join(edits) or "none"

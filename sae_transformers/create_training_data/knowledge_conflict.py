@@ -1,0 +1,185 @@
+"""Questions whose context says something else than what a model remembers, and prompts of them.
+
+    questions = read_conflicts("nq_swap_dev.parquet")
+    pool, rest = split_pool(questions, n_groups=128, seed=42)
+    prompt = conflict_prompt(questions[rest[0]], demonstrations(questions, pool, 3, seed=42), "org_org")
+
+The layout of NQ-Swap (https://huggingface.co/papers/2109.05052) and Macnoise, the prompts of SpARE
+(https://huggingface.co/papers/2410.15999): a few demonstrations, then the question with the substituted context. What
+the demonstrations do, answer from their context or against it, is what the model tends to do too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .text import open_text
+
+# Demonstrations: the context they show and the answer they give. The question itself shows the substituted context.
+STYLES = {
+    "sub_sub": ("sub", "sub"),  # answer from the context
+    "sub_org": ("sub", "org"),  # answer against it
+    "org_org": ("org", "org"),  # no conflict: what evaluation uses
+}
+COLUMNS = ("question", "org_context", "org_answer", "sub_context", "sub_answer")
+
+
+class ConflictQuestion(NamedTuple):
+    """A question with two contexts, and of each the answers that count: the original, remembered, and a substitute."""
+
+    question: str
+    org_context: str
+    org_answer: tuple[str, ...]
+    sub_context: str
+    sub_answer: tuple[str, ...]
+
+    def context(self, which: str) -> str:
+        return self.org_context if which == "org" else self.sub_context
+
+    def answers(self, which: str) -> tuple[str, ...]:
+        return self.org_answer if which == "org" else self.sub_answer
+
+
+def read_conflicts(source: str) -> list[ConflictQuestion]:
+    """Questions from a file or a Hub data set with the columns question, org_context, org_answer, sub_context,
+    sub_answer; answers are lists, or single texts.
+
+    Raises:
+        ValueError: a column is missing, a context is empty, a question has no answer, or there are no rows.
+    """
+    found = [_question(row, number, source) for number, row in enumerate(open_text(source).rows(), 1)]
+    if not found:
+        raise ValueError(f"There are no questions. Received: {source!r}.")
+    return found
+
+
+def question_groups(questions: Sequence[ConflictQuestion]) -> list[list[int]]:
+    """Rows that ask the same question, in the order of their first."""
+    groups: dict[str, list[int]] = {}
+    for row, one in enumerate(questions):
+        groups.setdefault(one.question, []).append(row)
+    return list(groups.values())
+
+
+def split_pool(
+    questions: Sequence[ConflictQuestion], *, n_groups: int, seed: int, among: Iterable[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """Rows to learn from and to take demonstrations of, and the rows of all other questions.
+
+    Args:
+        n_groups: questions of the pool; a question's rows are all on one side.
+        seed: of the choice, numpy's RandomState.
+        among: rows from whose questions the pool is chosen, such as those the model remembers; all by default.
+
+    Returns:
+        rows of the pool, by question and in the order chosen, and the other rows, ascending.
+
+    Raises:
+        ValueError: fewer questions than the pool needs, or none left outside.
+    """
+    groups = question_groups(questions)
+    allowed = None if among is None else set(among)
+    eligible = [i for i, rows in enumerate(groups) if allowed is None or allowed.intersection(rows)]
+    if not 0 < n_groups <= len(eligible) or n_groups == len(groups):
+        raise ValueError(
+            f"The pool must leave questions outside and have at most {len(eligible)}. Received: n_groups={n_groups!r}."
+        )
+    order = list(range(len(eligible)))
+    np.random.RandomState(seed).shuffle(order)
+    chosen = [eligible[i] for i in order[:n_groups]]
+    outside = set(range(len(groups))) - set(chosen)
+    return [row for i in chosen for row in groups[i]], sorted(row for i in outside for row in groups[i])
+
+
+def demonstrations(
+    questions: Sequence[ConflictQuestion], pool: Sequence[int], shots: int, *, seed: int, avoid: int | None = None
+) -> list[int]:
+    """Rows of the pool to show before a question, each of another question.
+
+    Args:
+        pool: rows.
+        shots: how many, 0 or more.
+        seed: of the choice.
+        avoid: a row whose question must not be shown.
+
+    Raises:
+        ValueError: the pool has too few questions.
+    """
+    avoided = None if avoid is None else questions[avoid].question
+    groups: dict[str, list[int]] = {}
+    for row in pool:
+        if questions[row].question != avoided:
+            groups.setdefault(questions[row].question, []).append(row)
+    if not 0 <= shots <= len(groups):
+        raise ValueError(
+            f"`shots` must be at most {len(groups)}, the questions of the pool. Received: shots={shots!r}."
+        )
+    random = np.random.RandomState(seed)
+    names = list(groups)
+    return [groups[names[i]][0] for i in random.permutation(len(names))[:shots]]
+
+
+def conflict_prompt(
+    question: ConflictQuestion,
+    shown: Sequence[ConflictQuestion] = (),
+    style: str = "org_org",
+    *,
+    context: str | None = "sub",
+    instruction: str = "",
+) -> str:
+    """The prompt of a question, which ends in `answer:`.
+
+    Args:
+        question: to be answered.
+        shown: demonstrations, in order.
+        style: of the demonstrations, see `STYLES`; their first answer is shown.
+        context: of the question, `sub` or `org`; None for a closed book, with no context anywhere.
+        instruction: a text before all, followed by an empty line.
+
+    Raises:
+        ValueError: an unknown style or context.
+    """
+    if style not in STYLES:
+        raise ValueError(f"`style` must be one of {', '.join(STYLES)}. Received: style={style!r}.")
+    if context not in ("sub", "org", None):
+        raise ValueError(f"`context` must be 'sub', 'org' or None. Received: context={context!r}.")
+    shown_context, shown_answer = STYLES[style]
+    parts = [f"{instruction}\n\n"] if instruction else []
+    for one in shown:
+        answer = one.answers(shown_answer)[0]
+        parts.append(f"{_asked(one, context and shown_context)} {answer}\n\n")
+    return "".join([*parts, _asked(question, context)])
+
+
+def _asked(one: ConflictQuestion, context: str | None) -> str:
+    told = f"context: {one.context(context)}\n" if context else ""
+    return f"{told}question: {one.question}\nanswer:"
+
+
+def _question(row: Mapping[str, Any], number: int, source: str) -> ConflictQuestion:
+    values: dict[str, Any] = {}
+    for name in COLUMNS:
+        value = row.get(name)
+        if name.endswith("answer"):
+            value = _answers(value)
+        if value is None or not len(value):
+            raise ValueError(
+                f"Every row of {source!r} needs {', '.join(COLUMNS)}. Received: no {name} in row {number}, which has "
+                f"{', '.join(map(str, row))}."
+            )
+        values[name] = value if name.endswith("answer") else str(value)
+    return ConflictQuestion(**values)
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):  # a list written into a cell of a .csv file, or one answer
+        listed = value.strip().startswith("[")
+        try:
+            value = ast.literal_eval(value) if listed else [value]
+        except (ValueError, SyntaxError):
+            value = [value]
+    return tuple(str(one) for one in (() if value is None else value) if str(one).strip())

@@ -1,0 +1,105 @@
+"""Texts and the hidden states of their tokens at one place, without tokens whose states say nothing of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .classification_data import read_texts_of
+from .hidden_states import HiddenStateReader, kept_positions
+from .text import open_text
+
+ROW_NUMBERS = ("", "index", "unnamed: 0")  # columns, as pandas writes them
+OUTLIER = 10.0  # times the median norm
+
+
+class TextStates(NamedTuple):
+    """texts: those that have states, whole. ids: (length,) int64 of each, cut. hidden: (n_tokens, d) float32, on the
+    CPU. text_index: (n_tokens,) int64. left_out: how many texts have no states. max_norm: longer states are left out.
+    """
+
+    texts: Sequence[str]
+    ids: Sequence[Tensor]
+    hidden: Tensor
+    text_index: Tensor
+    left_out: int
+    max_norm: float
+
+
+def read_text_states(
+    reader: HiddenStateReader,
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 256,
+    max_norm: float | None = None,
+    tokens_at_once: int = 4096,
+    progress: str | None = None,
+) -> TextStates:
+    """States at the reader's only place, of all tokens but each text's first and those of an unusual norm.
+
+    Args:
+        reader: of one place.
+        tokenizer: of its model.
+        texts: a text of fewer than two tokens has no states and is left out.
+        max_tokens: longer texts are cut.
+        max_norm: states that are longer are outliers; ten times the median norm by default. Give the one of other
+            texts to treat these alike.
+        tokens_at_once: of a forward pass.
+        progress: title of a progress bar, shown on a terminal.
+
+    Raises:
+        ValueError: not one place, or no text of two tokens.
+    """
+    if len(reader.points) != 1 or max_tokens < 2:
+        raise ValueError(
+            f"Expected a reader of one place and `max_tokens` of 2 or more. "
+            f"Received: {len(reader.points)} places, max_tokens={max_tokens!r}."
+        )
+    rows = tokenizer(list(texts), truncation=True, max_length=max_tokens, verbose=False)["input_ids"] if texts else []
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    keep = [kept_positions(row) for row in ids]
+    if not any(len(places) for places in keep):
+        raise ValueError(f"Expected texts of two tokens or more. Received: {len(texts)} texts, none of them so long.")
+    with tqdm(total=sum(len(places) > 0 for places in keep), desc=progress, disable=None if progress else True) as bar:
+        read = reader.read(
+            ids, keep, dtype=torch.float32, tokens_at_once=tokens_at_once, report=lambda done: bar.update(len(done))
+        )
+    hidden = next(iter(read.values())).cpu()
+    index = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(places) for places in keep]))
+    norms = hidden.norm(dim=-1)
+    limit = OUTLIER * float(norms.median()) if max_norm is None else max_norm
+    hidden, index = hidden[norms <= limit], index[norms <= limit]
+    there, index = index.unique(return_inverse=True)
+    left: list[int] = there.tolist()
+    if not left:
+        raise ValueError(f"Expected states of a norm of at most {limit:.6g}. Received: {len(norms)}, all longer.")
+    return TextStates([texts[i] for i in left], [ids[i] for i in left], hidden, index, len(texts) - len(left), limit)
+
+
+def read_texts(source: str, column: str | None = None) -> list[str]:
+    """Texts of a file, folder or Hub data set that are not empty.
+
+    Args:
+        source: as `open_text` takes it.
+        column: by default `text`, or the only one beside a row number.
+
+    Raises:
+        ValueError: no row, no such column, several that may be meant, or no text with a word.
+    """
+    if column is None:
+        first = next(iter(open_text(source).rows()), None)
+        if first is None:
+            raise ValueError(f"Expected rows of text. Received: none in {source!r}.")
+        names = [name for name in first if name is not None and name.lower() not in ROW_NUMBERS]
+        column = "text" if "text" in names else names[0] if len(names) == 1 else None
+        if column is None:
+            raise ValueError(f"Which column of {source!r} is the text? Name it. Received: columns {names}.")
+    texts = [text for text in read_texts_of(source, column) if text.strip()]
+    if not texts:
+        raise ValueError(f"Expected texts with a word. Received: none in column {column!r} of {source!r}.")
+    return texts

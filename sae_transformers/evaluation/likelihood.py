@@ -1,0 +1,117 @@
+"""Log-likelihoods of tokens given what stands before them, of many rows of any length, with steering or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TokenScores(NamedTuple):
+    """log_p: of each row the log-probabilities (n_scored,) of its scored tokens, float64 on the CPU. greedy: of each
+    row (n_scored,) bool, whether the token was the most likely one."""
+
+    log_p: list[Tensor]
+    greedy: list[Tensor]
+
+
+@torch.no_grad()
+def token_scores(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    first: Sequence[int],
+    *,
+    steering: Any = None,
+    tokens_at_once: int = 1024,
+    report: Callable[[int], object] | None = None,
+) -> TokenScores:
+    """Score the tokens of each row from `first` on, each given all before it.
+
+    Rows of like length share a pass, padded on the right; logits are made from the first scored position on.
+
+    Args:
+        model: a causal language model, with SAEs or without.
+        rows: token ids.
+        first: of each row the first token to score, 1 or more: the first token of a row has nothing before it.
+        steering: a `Steering`, for models with SAEs; False for none; None for what the model has.
+        tokens_at_once: of a forward pass, padding counted; a longer row is a pass of its own.
+        report: called with the number of rows of each pass.
+
+    Raises:
+        ValueError: a row is longer than the model's context, or has no token to score.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(row) for row in rows), default=0)
+    if limit and longest > limit:
+        too_long = sum(len(row) > limit for row in rows)
+        raise ValueError(
+            f"Texts must fit into the model's context of {limit} tokens. Received: {too_long} longer ones, up to "
+            f"{longest}; leave them out."
+        )
+    if wrong := [i for i, (row, start) in enumerate(zip(rows, first, strict=True)) if not 1 <= start < len(row)]:
+        i = wrong[0]
+        raise ValueError(
+            f"Each row needs a token to score and one before it. Received: first={first[i]!r} of {len(rows[i])} "
+            f"tokens in row {i}, and {len(wrong) - 1} more."
+        )
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    log_p: list[Tensor] = [torch.empty(0)] * len(rows)
+    greedy: list[Tensor] = [torch.empty(0)] * len(rows)
+    options = {"steering": steering} if hasattr(model, "saes") else {}
+    start = 0
+    while start < len(order):
+        members = order[start : start + max(1, tokens_at_once // len(rows[order[start]]))]
+        start += len(members)
+        width = len(rows[members[0]])
+        begin = min(first[i] for i in members)
+        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in members], device=model.device)
+        lengths = torch.tensor([len(rows[i]) for i in members], device=model.device)
+        logits = model(
+            input_ids=ids,
+            attention_mask=(torch.arange(width, device=model.device) < lengths[:, None]).long(),
+            use_cache=False,
+            logits_to_keep=width - begin + 1,
+            **options,
+        ).logits[:, begin - width - 1 : -1]  # (batch, width - begin, vocab): what is said of tokens `begin`, ...
+        chosen = logits.gather(-1, ids[:, begin:, None])[..., 0]
+        found = (chosen.float() - logits.float().logsumexp(-1)).double().cpu()
+        best = (logits.amax(-1) <= chosen).cpu()
+        for line, i in enumerate(members):
+            scored = slice(first[i] - begin, len(rows[i]) - begin)
+            log_p[i], greedy[i] = found[line, scored], best[line, scored]
+        if report:
+            report(len(members))
+    return TokenScores(log_p, greedy)
+
+
+def start_token(tokenizer: Any) -> int:
+    """What stands before the first word of a text, so that this too can be scored: the token that begins texts, or
+    the one that ends them.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError("The tokenizer needs a token that begins or ends texts. Received: neither.")
+
+
+def encode_after_start(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """Token ids of texts, each after one `start_token`, and the characters (start, end) of each token, (0, 0) for
+    that one.
+
+    Raises:
+        ValueError: the tokenizer does not give the characters of its tokens (it is not a fast one).
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"Scores of words need a fast tokenizer, which knows the characters of its tokens. "
+            f"Received: {type(tokenizer).__name__}."
+        )
+    begin = start_token(tokenizer)
+    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    rows = [[begin, *ids] for ids in found["input_ids"]]
+    return rows, [[(0, 0), *places] for places in found["offset_mapping"]]

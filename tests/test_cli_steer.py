@@ -1,0 +1,247 @@
+"""The verbs `detect`, `steer` and `concept-set`, from files to a model that steers by itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+from sae_transformers import SaeForCausalLM, Steering
+from sae_transformers.cli import app
+from sae_transformers.create_training_data.concept_sets import read_concept_sets
+from sae_transformers.evaluation.detection import auroc
+from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
+from tests.create_training_data.words import WORDS, word_tokenizer
+from tests.tiny import tiny_base, tiny_sae
+
+
+def words(draw: random.Random, concept: bool) -> str:
+    return " ".join([*draw.choices(WORDS[:4] if concept else WORDS[4:8], k=4), *draw.choices(WORDS[20:], k=4)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, draw = tmp_path_factory.mktemp("steer"), random.Random(0)
+    word_tokenizer().save_pretrained(folder / "base")
+    tiny_base(vocab_size=len(word_tokenizer())).save_pretrained(folder / "base")
+    for number, layer in enumerate((1, 2)):
+        tiny_sae(seed=number + 1, layer=layer, site="resid_post", concepts={"sea": 9}).save_pretrained(
+            folder / f"sae{number}"
+        )
+    rows = [{"text": words(draw, i % 2 == 1), "label": i % 2} for i in range(40)]
+    for name, found in (("texts", rows), ("plain", [{"text": row["text"]} for row in rows]), ("ones", rows[1::2])):
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, list(found[0]))
+            table.writeheader()
+            table.writerows(found)
+    (folder / "prompts.txt").write_text("".join(f"{words(draw, False)}\n" for _ in range(6)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("COLUMNS", "220")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def detect(folder: Path, *options: object, texts: str = "texts.csv", feature: object = 9) -> Result:
+    given = ("detect", folder / "base", folder / texts, "--sae", folder / "sae0", "--feature", feature)
+    return run(*given, "--max-length", 32, *options)
+
+
+def test_detect_scores_texts(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "scores.csv"
+    result = detect(folder, "--out", out, "--batch-size", 7, "--pre-activations")
+    assert result.exit_code == 0, result.output
+    with out.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["row"]) for row in rows] == list(range(40)) and list(rows[0]) == ["row", "score", "label"]
+    model: Any = SaeForCausalLM.from_base(tiny_base(vocab_size=94), saes=[tiny_sae(layer=1, site="resid_post")]).eval()
+    with (folder / "texts.csv").open(encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    for place in (0, 17):
+        ids = word_tokenizer()(texts[place], return_tensors="pt")["input_ids"]
+        hidden = model(input_ids=ids, output_sae_inputs=True).sae_inputs[0]
+        expected = float(model.saes[0].encode_pre_acts(hidden)[0, 1:, 9].detach().mean())
+        assert float(rows[place]["score"]) == pytest.approx(expected, rel=1e-3)
+    scores = torch.tensor([float(row["score"]) for row in rows])
+    told = auroc(scores, torch.tensor([int(row["label"]) for row in rows]))
+    assert f"20 of 40 labelled texts have label 1: AUROC {told:.3f}" in result.stdout and "F1 0." in result.stdout
+    assert (
+        detect(folder, "--pre-activations", feature="sea").stdout.splitlines()[-2:] == result.stdout.splitlines()[-2:]
+    )
+    assert WORDS[0] + " " not in result.output  # numbers, no texts
+
+
+def test_detect_without_two_labels_tells_no_auroc(folder: Path) -> None:
+    plain = detect(folder, texts="plain.csv")
+    assert plain.exit_code == 0 and "40 texts" in plain.stdout and "AUROC" not in plain.stdout
+    ones = detect(folder, texts="ones.csv")
+    assert ones.exit_code == 0 and "the 20 labels are all 1" in ones.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--feature", "64"], "64"),
+        (["--feature", "joy"], "joy"),
+        (["--text-column", "no"], "column 'no'"),
+        (["--max-length", "129"], "from 2 to 128"),
+        (["--pooling", "sum"], "pooling='sum'"),
+        (["--skip-first", "8"], "after the first 8"),
+    ],
+)
+def test_mistakes_of_detect(folder: Path, options: list, told: str) -> None:
+    result = detect(folder, *options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.strip().splitlines()[-1].startswith("Error: ") and told in result.stderr.splitlines()[-1]
+
+
+def steer(folder: Path, out: Path, *options: object, labelled: object = "texts.csv") -> Result:
+    given = ("steer", folder / "base", folder / str(labelled), "--sae", folder / "sae0", "--sae", folder / "sae1")
+    usual = ("--prompts", folder / "prompts.txt", "--out", out, "--new-tokens", 6, "--max-length", 32)
+    return run(*given, *usual, "--top", 2, "--pool", 6, *options)
+
+
+def test_steer_searches_calibrates_and_saves(folder: Path, tmp_path: Path) -> None:
+    loose = ["--perplexity-limit", "1e9", "--strengths", "0.5,2,8", "--ops", "direction,set"]
+    result = steer(folder, tmp_path, *loose)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "steering.json").read_text(encoding="utf-8"))
+    assert {row["sae"] for row in record["candidates"]} == {0, 1} and len(record["candidates"]) == 4
+    assert all(row["auroc"] > 0.5 and 0 <= row["output_score"] <= 1 for row in record["candidates"])
+    assert len(record["curve"]) == 4 * 2 * 3 and record["prompts"] == 6
+    chosen = max(record["curve"], key=lambda point: (point["score"], -point["perplexity"]))
+    assert chosen["score"] > record["unsteered"]["score"] and record["steering"] == chosen["steering"]
+    assert len(record["report"]) == 2 and "(chosen)" in result.stdout
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True).eval()
+    assert model.steering == Steering.from_dict(record["steering"]) and len(model.saes) == 2
+    ids = torch.tensor([[5, 6, 7]])
+    plain = tiny_base(vocab_size=94)(input_ids=ids).logits
+    assert not torch.allclose(model(input_ids=ids).logits, plain)
+    assert torch.allclose(model(input_ids=ids, steering=False).logits, plain, atol=1e-5)
+    again = steer(folder, tmp_path / "again", *loose)
+    assert json.loads((tmp_path / "again" / "steering.json").read_text(encoding="utf-8")) == record, again.output
+    assert WORDS[0] + " " not in result.output and WORDS[0] + " " not in (tmp_path / "steering.json").read_text()
+
+
+def test_steer_without_a_strength_within_the_budget_saves_no_steering(folder: Path, tmp_path: Path) -> None:
+    result = steer(
+        folder, tmp_path, "--perplexity-limit", "1e-9", "--lower", "--ops", "scale,ablate", "--selection", "input"
+    )
+    assert result.exit_code == 0, result.output
+    assert "Warning: No steering was chosen" in result.stdout
+    record = json.loads((tmp_path / "steering.json").read_text(encoding="utf-8"))
+    assert record["steering"]["edits"] == [] and record["lower"] and len(record["curve"]) == 8
+    assert {point["steering"]["edits"][0]["value"] for point in record["curve"]} == {0.0, None}
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert not model.steering
+
+
+def test_steer_asks_a_judge(folder: Path, tmp_path: Path) -> None:
+    def rate(body: dict[str, Any]) -> str:
+        return f"Rating: [[{min(2, len(set(last_user_text(body).split())) % 3)}]]"
+
+    with FakeOpenAI(rate) as server:
+        options = ["--scorer", "judge", "--judge-model", "m", "--judge-url", server.url, "--cache", tmp_path / "cache"]
+        result = steer(
+            folder, tmp_path, *options, "--judge-concept", "ships", "--strengths", "1", "--ops", "direction"
+        )
+        assert result.exit_code == 0, result.output
+        assert server.sent and all("Concept: ships" in last_user_text(body) for body in server.sent)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--scorer", "gpt"], "'gpt'"),
+        (["--scorer", "judge"], "--judge-model"),
+        (["--ops", "shrink"], "'shrink'"),
+        (["--selection", "best"], "selection='best'"),
+        (["--statistic", "f"], "statistic='f'"),
+        (["--top", "0"], "count=0"),
+        (["--concept", "1"], "[0, 1). Received: 1"),
+        (["--new-tokens", "125"], "context of 128"),
+        (["--max-length", "999"], "from 2 to 128"),
+        (["--place", "layers.7.resid_post"], "7"),
+        (["--strengths", "a,b"], "'a'"),
+        (["--prompts", "nothing.txt"], "nothing.txt"),
+    ],
+)
+def test_mistakes_of_steer(folder: Path, tmp_path: Path, options: list, told: str) -> None:
+    result = steer(folder, tmp_path / "out", *options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.strip().splitlines()[-1].startswith("Error: ") and told in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_label_only_is_refused(folder: Path, tmp_path: Path) -> None:
+    result = steer(folder, tmp_path / "out", labelled="ones.csv")
+    assert result.exit_code == 2 and "Both labels must occur" in result.stderr
+
+
+def answer(body: dict[str, Any]) -> str:
+    text = last_user_text(body)
+    if "other meaning" in text:
+        return "wave: to greet\nbow: of a violin"
+    if "short instructions" in text:
+        return "\n".join(f"Write a line {i} please" for i in range(20))
+    return "w1 w2 w3 with" if "Let this concept" in text else "w5 w6 w7 without"
+
+
+def test_concept_sets_are_made_read_and_searched(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "concepts.txt").write_text("the sea\n\nloops\n", encoding="utf-8")
+    small = ["--positives", 4, "--negatives", 5, "--test", 2, "--hard-negatives", 2, "--steering", 3, "--words", 9]
+    with FakeOpenAI(answer) as server:
+        given = ["concept-set", tmp_path / "concepts.txt", "--out", tmp_path / "sets", "--model", "m"]
+        given += ["--base-url", server.url, "--cache", tmp_path / "cache", *small]
+        dry = run(*given, "--dry-run", "--price-in", 1, "--price-out", 2)
+        assert dry.exit_code == 0 and not server.sent and not (tmp_path / "sets").exists(), dry.output
+        result = run(*given)
+        assert result.exit_code == 0, result.output
+        n = len(server.sent)
+        again = run(*given)
+        assert again.exit_code == 0 and len(server.sent) == n
+    sets = read_concept_sets(tmp_path / "sets")
+    assert [one.concept for one in sets] == ["the sea", "loops"]
+    assert len(sets[0].train["positive"]) == 4 and len(sets[1].test["hard negative"]) == 2
+    assert len(sets[0].steering_instructions) == 3
+    options = ["--concept", 1, "--strengths", "2", "--ops", "direction"]
+    found = steer(folder, tmp_path / "out", *options, labelled=tmp_path / "sets")  # an absolute path replaces
+    assert found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "out" / "steering.json").read_text(encoding="utf-8"))["concept"] == "loops"
+
+
+def test_missing_answers_end_as_an_error_and_are_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "concepts.txt").write_text("the sea\n", encoding="utf-8")
+    (tmp_path / "asked.txt").write_text("".join(f"say something {i}\n" for i in range(9)), encoding="utf-8")
+    small = ["--positives", 2, "--negatives", 2, "--test", 0, "--hard-negatives", 0, "--steering", 0]
+    with FakeOpenAI(answer) as server:
+        given = ["concept-set", tmp_path / "concepts.txt", "--out", tmp_path / "sets", "--model", "m", *small]
+        given += ["--base-url", server.url, "--cache", tmp_path / "cache", "--instructions", tmp_path / "asked.txt"]
+        server.next("400")
+        failed = run(*given)
+        assert failed.exit_code == 2 and "1 rejected" in failed.stderr and not (tmp_path / "sets").exists()
+        assert run(*given).exit_code == 0 and len(server.sent) == 5
+        few = run(*given, "--positives", 50)
+        assert few.exit_code == 2 and "needs 50 different instructions. Received: 9" in few.stderr
