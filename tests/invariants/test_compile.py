@@ -213,6 +213,7 @@ def static_equals_eager(op: str, site: str, positions: Any) -> None:
             assert torch.equal(generated(model, compiled, steering=steering, **inputs), expected)
 
 
+@pytest.mark.slow
 def test_static_cache_generate():
     static_equals_eager("set", "resid_post", [(1, 3), (-1, None)])
 
