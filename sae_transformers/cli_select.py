@@ -190,7 +190,7 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
         side: functional_steering(layers, towards=i, degree=s["degree"], positions=s["positions"])
         for i, side in enumerate("ab")
     }
-    _save(s, model, tokenizer, layers, steering)
+    _save(s, model, tokenizer, [features for _, features, _, _ in layers], steering)
     shown = [text for texts, n in zip(groups, fits, strict=True) for text in texts[n : n + s["samples"]]]
     if shown:
         runs = {"unsteered": False, **{f"towards {side.upper()}": steering[side] for side in "ab"}}
@@ -207,7 +207,7 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
 
 
 def _save(
-    s: dict[str, Any], model: Any, tokenizer: Any, layers: list[Any], steering: dict[str, Any], results: Any = None
+    s: dict[str, Any], model: Any, tokenizer: Any, features: list[Any], steering: dict[str, Any], results: Any = None
 ) -> None:
     """The features of each SAE, the steering towards each side, results, and the model if it is wanted."""
     from safetensors.torch import save_file
@@ -218,8 +218,8 @@ def _save(
     out: Path = s["out"]
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out)
-    for number, features, _, _ in layers:
-        tensors = save_functional_features(features)
+    for number, one in enumerate(features):
+        tensors = save_functional_features(one)
         store.put(f"features-{number}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
     for side, one in steering.items():
         store.write_json(f"towards-{side}.json", one.to_dict())

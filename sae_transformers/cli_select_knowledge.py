@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -43,29 +42,34 @@ def run(s: dict[str, Any], console: Any) -> None:
     model, tokenizer, name = _loaded(s)
     job = _Job(s, model, tokenizer, fitting, pool, console)
     start = time.perf_counter()
-    layers_of, states = job.fit()
-    chosen, tried = job.choose(layers_of, parts["dev"], *grid)
-    steering = {side: job.steering(layers_of, side, **chosen[side]) for side in SIDES}
-    console.print(f"learnt and chosen in {time.perf_counter() - start:.0f} s: {chosen}", markup=False)
+    job.fit()
+    chosen, tried = job.choose(parts["dev"], *grid)
+    steering = {side: job.steering(side, **chosen[side]) for side in SIDES}
+    console.print(f"learnt and chosen in {time.perf_counter() - start:.0f} s")
+    for side, setting in chosen.items():
+        told = ", ".join(f"{name} {value}" for name, value in setting.items())
+        console.print(f"to {side}: {told}; {len(steering[side].edits)} edits")
     facts = {"model": name, "sae": s["sae"], "test": len(parts["test"]), "max_context": s["max_context"]}
-    layers = layers_of(**_selection(chosen[SIDES[0]]))
     rows: dict[str, list[dict[str, float]]] = {}
     for number, seed in enumerate(seeds, 1):
-        for method, metrics in job.measure(parts["test"], seed, steering, states).items():
+        for method, metrics in job.measure(parts["test"], seed, steering).items():
             rows.setdefault(method, []).append(metrics)
         results = {
-            "methods": {method: [_known(one) for one in found] for method, found in rows.items()},
-            "tried": [_known(one) for one in tried],
+            "methods": rows,
+            "tried": tried,
             "chosen": chosen,
             "facts": {**job.facts, **facts, "seeds": seeds[:number]},
         }
-        _save(s, model, tokenizer, layers, steering, results)  # what is measured is not lost with a later seed
+        _save(s, model, tokenizer, job.features, steering, results)  # what is measured is not lost with a later seed
     _show(rows, len(parts["test"]), console)
     console.print(f"{s['out'] / 'results.json'}, steering in {Path(s['out'])}/towards-*.json", markup=False)
 
 
 class _Job:
-    """A model, its questions, and what was learnt from them."""
+    """A model, its questions, and what was learnt from them.
+
+    features: of each SAE its `FunctionalFeatures`. means: the mean last hidden state of both behaviours at each.
+    """
 
     def __init__(self, s: dict[str, Any], model: Any, tokenizer: Any, questions: Any, pool: list[int], console: Any):
         from .create_training_data.blocks import weights_digest
@@ -75,8 +79,10 @@ class _Job:
         n_shown = VARIANTS * s["shots"]
         self.shown, self.asked, self.console = pool[:n_shown], pool[n_shown:], console
         self.facts: dict[str, Any] = {}
+        self.features: list[Any] = []
+        self.means: list[tuple[Any, Any]] = []
         self.done = Store(s["out"] / "work")
-        self.identity = weights_digest(model)
+        self.identity = weights_digest(model) + ("" if s["activation"] == "own" else s["activation"])
 
     def prompts(self, rows: list[int], seed: int, style: str = "org_org", **options: Any) -> list[str]:
         """Prompts with the same demonstrations for all rows."""
@@ -120,16 +126,11 @@ class _Job:
             found = self.done.read_json(name)
         return found[what]
 
-    def fit(self) -> tuple[Any, list[tuple[Any, Any]]]:
-        """Group the pool's prompts by what the model answers, and learn from both groups' last hidden states.
-
-        Returns:
-            a function that gives `functional_steering`'s layers for a proportion and a set of SAEs; and of each SAE
-            the mean hidden state of both groups.
-        """
+    def fit(self) -> None:
+        """Group the pool's prompts by what the model answers, and learn from both groups' last hidden states."""
         from .create_training_data.knowledge_conflict import STYLES
         from .evaluation.sparse_codes import encode_texts
-        from .training.functional_features import functional_features, select_features
+        from .training.functional_features import functional_features
 
         prompts, rows, answers = [], [], []
         for style, variant in itertools.product(STYLES, range(VARIANTS)):
@@ -142,23 +143,11 @@ class _Job:
         texts = [[prompts[i] for i in group] for group in groups]
         weights = [self._weights(group, prompts, rows, side) for side, group in enumerate(groups)]
         hidden = [_last_states(self.s, self.model, self.tokenizer, group) for group in texts]
-        features, means = [], []
         for number, sae in enumerate(self.model.saes):
-            codes = [encode_texts(sae, hidden[side][number]) for side in (0, 1)]
-            features.append(
-                functional_features(
-                    *codes, weights_a=weights[0], weights_b=weights[1], dead=self.s["legacy"], progress=True
-                )
-            )
-            means.append((hidden[0][number].mean(0), hidden[1][number].mean(0)))
-
-        def layers_of(proportion: float, saes: tuple[int, ...]) -> list[tuple[int, Any, Any, Any]]:
-            selected = (
-                (n, select_features(features[n], proportion=proportion, legacy=self.s["legacy"])) for n in saes
-            )
-            return [(n, features[n], a, b) for n, (a, b) in selected]
-
-        return layers_of, means
+            codes = [encode_texts(sae, states[number]) for states in hidden]
+            given = {"weights_a": weights[0], "weights_b": weights[1], "dead": self.s["legacy"]}
+            self.features.append(functional_features(*codes, **given, progress=True))
+            self.means.append((hidden[0][number].mean(0), hidden[1][number].mean(0)))
 
     def _groups(self, rows: list[int], prompts: list[str], answers: list[str]) -> list[list[int]]:
         """Numbers of the prompts of each behaviour: by what was answered, or by which answer is likelier."""
@@ -202,22 +191,25 @@ class _Job:
             losses.append(text_losses(self.model, self.tokenizer, texts, tokens_at_once=self.s["tokens_at_once"]))
         return loss_weights(*losses)
 
-    def steering(self, layers_of: Any, side: str, *, degree: float, **selection: Any) -> Any:
-        from .training.functional_features import functional_steering
+    def steering(self, side: str, *, proportion: float, degree: float, saes: tuple[int, ...]) -> Any:
+        from .training.functional_features import functional_steering, select_features
 
-        return functional_steering(layers_of(**selection), towards=SIDES.index(side), degree=degree)
+        given = {"proportion": proportion, "legacy": self.s["legacy"]}
+        layers = [(n, self.features[n], *select_features(self.features[n], **given)) for n in saes]
+        return functional_steering(layers, towards=SIDES.index(side), degree=degree)
 
     def choose(
-        self, layers_of: Any, rows: list[int], proportions: list[float], degrees: list[float]
+        self, rows: list[int], proportions: list[float], degrees: list[float]
     ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
         """Towards each side the setting with the most answers of that side; of equal ones the one that makes them the
         likelier, and then the weakest."""
         from .evaluation.knowledge_selection import knowledge_metrics
 
-        sets = [tuple(int(n) for n in one.split("+")) for one in self.s["layers"].split(",") if one]
-        sets = sets or [tuple(range(len(self.model.saes)))]
-        if any(not 0 <= n < len(self.model.saes) for one in sets for n in one):
-            raise ValueError(f"`layers` holds numbers of {len(self.model.saes)} SAEs. Received: {self.s['layers']!r}.")
+        known = {str(n): n for n in range(len(self.model.saes))}
+        named = [one.split("+") for one in self.s["layers"].split(",") if one] or [list(known)]
+        if unknown := {n for one in named for n in one} - set(known):
+            raise ValueError(f"`layers` holds numbers of {len(known)} SAEs. Received: {sorted(unknown)}.")
+        sets = [tuple(known[n] for n in one) for one in named]
         settings = [
             {"proportion": k, "degree": alpha, "saes": saes}
             for saes, alpha, k in itertools.product(sets, degrees, proportions)
@@ -229,7 +221,7 @@ class _Job:
         tried: list[dict[str, Any]] = []
         best: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {}
         for side, setting in itertools.product(SIDES, settings):
-            steering = self.steering(layers_of, side, **setting)
+            steering = self.steering(side, **setting)
             metrics = knowledge_metrics(self.behaviours(rows, self.answer(prompts, steering=steering)), plain)
             metrics["prefers_memory"] = _share(self.prefers_memory(rows, prompts, steering=steering))
             tried.append({"towards": side, **setting, **metrics})
@@ -239,10 +231,9 @@ class _Job:
                 best[side] = reached, setting
         return {side: setting for side, (_, setting) in best.items()}, tried
 
-    def measure(
-        self, rows: list[int], seed: int, steering: dict[str, Any], means: list[tuple[Any, Any]]
-    ) -> dict[str, dict[str, float]]:
+    def measure(self, rows: list[int], seed: int, steering: dict[str, Any]) -> dict[str, dict[str, float]]:
         """Metrics by method, with one choice of demonstrations."""
+        from .create_training_data.blocks import weights_digest
         from .evaluation.knowledge_selection import knowledge_metrics
 
         prompts = self.prompts(rows, seed)
@@ -266,20 +257,20 @@ class _Job:
                 add(f"CAD, to {side}", prompts, contrast=closed, contrast_weight=CAD_WEIGHT[side])
         if "vectors" in self.s["baselines"]:
             bare = self.model, self.identity
-            self.model, steered = self._vectors(means)
-            self.identity = f"{bare[1]} and vectors of {self.facts['learnt from']}"
+            self.model, steered = self._vectors()
+            self.identity = weights_digest(self.model)
             for name, one in steered.items():
                 add(name, prompts, steering=one)
             self.model.unwrap()
             self.model, self.identity = bare
         return found
 
-    def _vectors(self, means: list[tuple[Any, Any]]) -> tuple[Any, dict[str, Any]]:
+    def _vectors(self) -> tuple[Any, dict[str, Any]]:
         """A model with activation addition and task vectors at the first SAE's place, and the steering of each."""
         from .modeling import FeatureEdit, SaeForCausalLM, Steering
         from .training.state_vectors import constant_sae, direction_sae
 
-        place, (context, memory) = self.model.saes[0].config, means[0]
+        place, (context, memory) = self.model.saes[0].config, self.means[0]
         apart = context - memory
         saes = [direction_sae(apart[None], place), constant_sae(context, place), constant_sae(memory, place)]
         steering = {}
@@ -307,11 +298,6 @@ def _parts(questions: Any, rest: list[int], s: dict[str, Any]) -> dict[str, list
     return {"dev": chosen[: s["dev"]], "test": chosen[s["dev"] : s["dev"] + s["test"]]}
 
 
-def _known(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-
-
 def _share(flags: list[bool]) -> float:
     return sum(flags) / len(flags)
 
@@ -321,10 +307,6 @@ def _numbers(name: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"`{name}` must be numbers, separated by commas. Received: {name}={text!r}.") from None
-
-
-def _selection(setting: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in setting.items() if name != "degree"}
 
 
 def _show(rows: dict[str, list[dict[str, float]]], n: int, console: Any) -> None:

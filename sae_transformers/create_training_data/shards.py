@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import struct
@@ -78,7 +79,9 @@ class Store:
             raise ValueError(f"{name} of {self.url} is no JSON: {error}. Harvest to another folder.") from None
 
     def write_json(self, name: str, value: Any) -> None:
-        self.put(name, lambda path: path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+        """Write a JSON file; NaN and infinities, which JSON does not know, as null."""
+        text = json.dumps(_finite(value), indent=2, allow_nan=False)
+        self.put(name, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
     def put(self, name: str, write: Callable[[Path], Any]) -> None:
         """Let `write` make a file under a temporary name; then it appears under its own.
@@ -145,6 +148,14 @@ def rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def harvest_to_store(

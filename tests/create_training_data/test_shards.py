@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import resource
 import subprocess
@@ -229,6 +230,13 @@ def test_a_store_behind_a_url() -> None:
     fs.rm(f"{url}/shard-000001.safetensors")
     again = harvest_words(url)
     assert again.complete and 0 < again.new_tokens < again.n_tokens
+
+
+def test_json_files_are_json(tmp_path: Path) -> None:
+    store = shards.Store(tmp_path)
+    store.write_json("a.json", {"x": [1.5, math.nan], "y": {"z": (math.inf, 2)}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1.5, None], "y": {"z": [None, 2]}}
+    assert store.read_json("a.json")["x"] == [1.5, None]
 
 
 def test_files_can_be_read_by_others_as_usual(tmp_path: Path) -> None:
