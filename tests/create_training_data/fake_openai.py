@@ -104,6 +104,13 @@ class FakeOpenAI:
             with self._lock:
                 self.running -= 1
 
+    def idle(self) -> bool:
+        """Whether all requests are done with, waited for: a client has its answer before the server counts it."""
+        deadline = time.monotonic() + 10
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return not self.running
+
     def _respond(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], kind: str | None) -> None:
         self._closing.wait(self.delay_s)
         given = handler.headers.get("Authorization", "")

@@ -174,6 +174,7 @@ def test_a_refusing_server_is_left_at_once(server: FakeOpenAI, tmp_path: Path, k
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     assert len(server.sent) < 10
+    assert server.idle()
     assert len(AnswerCache(tmp_path)) == len(server.answered)  # what was paid for is kept
     ask(server, what, cache=tmp_path)
     assert max(Counter(map(key_of, server.answered)).values()) == 1
@@ -222,7 +223,7 @@ def test_a_stopped_run_goes_on_without_paying_twice(server: FakeOpenAI, tmp_path
         time.sleep(0.005)
     os.kill(process.pid, how)
     process.wait()
-    time.sleep(0.2)
+    assert server.idle()
     sent_before, cached = len(server.sent), AnswerCache(tmp_path)
     assert 16 <= len(cached) < 60
     if how == signal.SIGINT:  # what is under way is waited for
@@ -267,6 +268,7 @@ def test_the_token_budget_holds_when_every_request_costs_the_most_it_can(server:
         account = made.account
     assert server.tokens == account.prompt_tokens + account.completion_tokens <= tokens
     done = [answer.ok for answer in answers]
+    assert server.idle()
     assert done.count(True) == len(server.answered)
     assert {answer.failure for answer in answers} - {None} == {"not done"}
     assert "budget" in next(answer.detail for answer in answers if not answer.ok)
