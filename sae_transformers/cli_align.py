@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
+from .cli_steer import _guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,16 +83,7 @@ def align_topic(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 4096,
 ) -> None:
     """Steer towards the topic of some texts, and say how far to trust it."""
-    settings = dict(locals())
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
-    from rich.console import Console
-
-    from .cli import _fail
-
-    try:
-        _align(settings, Console(soft_wrap=True))
-    except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
+    _guarded(_align, dict(locals()))
 
 
 def _align(s: dict[str, Any], console: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .cli_steer import _guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,7 @@ def select_knowledge(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 8192,
 ) -> None:
     """Make a model answer from its context, or from what it remembers, where the two differ (SpARE)."""
-    _run(_knowledge, {**locals(), "sides": SIDES})
+    _guarded(_knowledge, {**locals(), "sides": SIDES})
 
 
 def select_behaviour(
@@ -89,19 +90,7 @@ def select_behaviour(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 8192,
 ) -> None:
     """Find what tells two groups of prompts apart, and steer a model to behave as after one of them."""
-    _run(_behaviour, {**locals(), "sides": ("a", "b")})
-
-
-def _run(action: Any, settings: dict[str, Any]) -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
-    from rich.console import Console
-
-    from .cli import _fail
-
-    try:
-        action(settings, Console(soft_wrap=True))
-    except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
+    _guarded(_behaviour, {**locals(), "sides": ("a", "b")})
 
 
 def _loaded(s: dict[str, Any]) -> tuple[Any, Any, Any]:
