@@ -45,6 +45,9 @@ def select_knowledge(
     proportion: Annotated[str, typer.Option(help="K; several are tried on the dev questions.")] = GRID,
     degree: Annotated[str, typer.Option(help="alpha; several are tried.")] = DEGREES,
     layers: Annotated[str, typer.Option(help="0+1,0: sets of SAEs by number, tried too. [default: all of them]")] = "",
+    max_broken: Annotated[
+        float, typer.Option(help="By how much the share of dev questions with neither answer may rise, 0 to 1.")
+    ] = 0.1,
     scoring: Annotated[str, typer.Option(help="exact, or in_context for Macnoise.")] = "exact",
     grouping: Annotated[
         str, typer.Option(help="Of prompts to learn from: answers given, likelihood of both answers, or auto.")

@@ -15,7 +15,7 @@ STYLE_OF = {"context": "sub_sub", "memory": "sub_org"}  # demonstrations that sh
 FEW = 20  # prompts of a behaviour, under which `--grouping auto` asks which answer is likelier
 VARIANTS = 4  # choices of demonstrations to learn from; they come from questions that are not asked
 CAD_WEIGHT = {"context": 0.6, "memory": -0.8}  # SpARE, appendix C
-COLUMNS = ("em_context", "em_memory", "em_context_to_memory", "em_memory_to_context", "prefers_memory")
+COLUMNS = ("em_context", "em_memory", "neither", "em_context_to_memory", "em_memory_to_context", "prefers_memory")
 
 
 def run(s: dict[str, Any], console: Any) -> None:
@@ -26,6 +26,8 @@ def run(s: dict[str, Any], console: Any) -> None:
         raise ValueError(f"`scoring` must be exact or in_context. Received: scoring={s['scoring']!r}.")
     if s["grouping"] not in ("auto", "answers", "likelihood"):
         raise ValueError(f"`grouping` must be auto, answers or likelihood. Received: grouping={s['grouping']!r}.")
+    if not 0 <= s["max_broken"] <= 1:
+        raise ValueError(f"`max_broken` must be a share, 0 to 1. Received: max_broken={s['max_broken']!r}.")
     s["baselines"] = [name for name in s["baselines"].split(",") if name]
     if unknown := sorted(set(s["baselines"]) - set(BASELINES)):
         raise ValueError(f"`baselines` are {', '.join(BASELINES)}. Received: {unknown}.")
@@ -201,8 +203,7 @@ class _Job:
     def choose(
         self, rows: list[int], proportions: list[float], degrees: list[float]
     ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-        """Towards each side the setting with the most answers of that side; of equal ones the one that makes them the
-        likelier, and then the weakest."""
+        """Towards each side the setting that `best_setting` takes, and all that were tried."""
         from .evaluation.knowledge_selection import knowledge_metrics
 
         known = {str(n): n for n in range(len(self.model.saes))}
@@ -218,18 +219,22 @@ class _Job:
             return dict.fromkeys(SIDES, settings[0]), []
         prompts = self.prompts(rows, self.s["split_seed"])
         plain = self.behaviours(rows, self.answer(prompts))
-        tried: list[dict[str, Any]] = []
-        best: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {}
+        most = knowledge_metrics(plain)["neither"] + self.s["max_broken"]
+        tried: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for side, setting in itertools.product(SIDES, settings):
             steering = self.steering(side, **setting)
             metrics = knowledge_metrics(self.behaviours(rows, self.answer(prompts, steering=steering)), plain)
             metrics["prefers_memory"] = _share(self.prefers_memory(rows, prompts, steering=steering))
-            tried.append({"towards": side, **setting, **metrics})
-            preferred = metrics["prefers_memory"] if side == "memory" else 1 - metrics["prefers_memory"]
-            reached = metrics[f"em_{side}"], preferred
-            if side not in best or reached > best[side][0]:
-                best[side] = reached, setting
-        return {side: setting for side, (_, setting) in best.items()}, tried
+            tried[side].append(metrics)
+        best = {side: best_setting(tried[side], side, most) for side in SIDES}
+        for side in SIDES:
+            if tried[side][best[side]]["neither"] > most:
+                self.console.print(
+                    f"to {side}: every setting leaves more dev questions without either answer than --max-broken "
+                    f"{self.s['max_broken']} allows; the one that leaves the fewest is taken"
+                )
+        told = [{"towards": side, **a, **b} for side in SIDES for a, b in zip(settings, tried[side], strict=True)]
+        return {side: settings[best[side]] for side in SIDES}, told
 
     def measure(self, rows: list[int], seed: int, steering: dict[str, Any]) -> dict[str, dict[str, float]]:
         """Metrics by method, with one choice of demonstrations."""
@@ -279,6 +284,24 @@ class _Job:
             steering[f"activation addition, to {side}"] = Steering(edits, positions="last_prompt")
             steering[f"task vector, to {side}"] = Steering(reconstruct=(number,), positions="last_prompt")
         return SaeForCausalLM.from_base(self.model.lm, saes=saes), steering
+
+
+def best_setting(tried: list[dict[str, float]], side: str, most: float) -> int:
+    """Which of the settings, weakest first, steers best to a side.
+
+    Of those that leave at most a share `most` of the questions without either answer, the one with the most answers of
+    that side; of equal ones the one that makes them the likelier, and then the first. If all leave more, the one that
+    leaves the fewest: to break answers is not to choose between them.
+    """
+    allowed = [n for n, metrics in enumerate(tried) if metrics["neither"] <= most]
+    if not allowed:
+        return min(range(len(tried)), key=lambda n: tried[n]["neither"])
+
+    def reached(n: int) -> tuple[float, float]:
+        memory = tried[n]["prefers_memory"]
+        return tried[n][f"em_{side}"], memory if side == "memory" else 1 - memory
+
+    return max(allowed, key=reached)
 
 
 def _parts(questions: Any, rest: list[int], s: dict[str, Any]) -> dict[str, list[int]]:

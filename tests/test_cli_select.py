@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import SaeForCausalLM, SparseAutoencoder, Steering
 from sae_transformers.cli import app
+from sae_transformers.cli_select_knowledge import best_setting
 from sae_transformers.create_training_data.knowledge_conflict import (
     STYLES,
     ConflictQuestion,
@@ -51,10 +52,11 @@ def answered(base: Any, questions: list[ConflictQuestion]) -> list[ConflictQuest
 
     The demonstrations are of other questions, so that no prompt changes by this.
     """
-    pool, _ = split_pool(questions, n_groups=20, seed=42)
+    pool, rest = split_pool(questions, n_groups=20, seed=42)
     shown = pool[:4]
     result = list(questions)
-    for number, row in enumerate(pool[4:]):
+    asked = [*enumerate(pool[4:]), *((4 * number, row) for number, row in enumerate(rest))]
+    for number, row in asked:
         told = []
         for style in STYLES:
             first = demonstrations(questions, shown, 1, seed=42 + number % 4)
@@ -148,6 +150,37 @@ def test_knowledge_from_likelihood_and_losses_at_two_layers(folder: Path, tmp_pa
     assert sum(found["facts"]["learnt from"].values()) == 48
     assert {tuple(row["saes"]) for row in found["tried"]} == {(0, 1), (1,)}
     assert all((tmp_path / f"features-{n}.safetensors").exists() for n in (0, 1))
+
+
+def setting(memory: float, neither: float, likelier: float = 0.0) -> dict[str, float]:
+    return {
+        "em_memory": memory,
+        "em_context": 1 - memory - neither,
+        "neither": neither,
+        "prefers_memory": likelier,
+    }
+
+
+def test_the_best_setting_does_not_break_answers() -> None:
+    """Found on SmolLM2: no setting made it remember, so the one that broke most answers was taken."""
+    broken, harmless, better = setting(0.0, 0.9, 0.8), setting(0.0, 0.5, 0.2), setting(0.2, 0.55, 0.1)
+    assert best_setting([harmless, broken], "memory", most=0.6) == 0
+    assert best_setting([harmless, broken], "memory", most=1.0) == 1  # the limit is what excludes it
+    assert best_setting([harmless, better, broken], "memory", most=0.6) == 1
+    assert best_setting([harmless, harmless], "memory", most=0.6) == 0  # the weaker of equals
+    assert best_setting([broken, setting(0.05, 0.8)], "memory", most=0.6) == 1  # all break: the fewest
+    assert best_setting([setting(0.3, 0.5), setting(0.1, 0.5)], "context", most=0.6) == 1
+
+
+def test_when_all_settings_break_answers_that_is_said(folder: Path, tmp_path: Path) -> None:
+    options = ["--baselines", "", "--proportion", 0.9, "--degree", "50,60", "--max-broken", 0]
+    result = knowledge(folder, tmp_path, *options, seeds=1)
+    assert result.exit_code == 0, result.output
+    tried = json.loads((tmp_path / "results.json").read_text())["tried"]
+    assert min(row["neither"] for row in tried if row["towards"] == "memory") > 0
+    assert "to memory: every setting leaves more dev questions without either answer than --max-broken 0" in (
+        result.output
+    )
 
 
 def test_a_stopped_run_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def answer_behaviours(
 def knowledge_metrics(after: Behaviours, before: Behaviours | None = None) -> dict[str, float]:
     """Shares of questions answered each way, and what became of those the unsteered model answered each way.
 
-    em_context, em_memory: EM_C and EM_M. With `before`, em_a_to_b is the share with behaviour b after steering among
+    em_context, em_memory: EM_C and EM_M; neither: answers that match neither, such as broken ones. With `before`, em_a_to_b is the share with behaviour b after steering among
     the questions with behaviour a before: EM_{C->M} and so on of SpARE (https://huggingface.co/papers/2410.15999,
     section 4). NaN where no question had behaviour a.
 
@@ -89,6 +89,7 @@ def knowledge_metrics(after: Behaviours, before: Behaviours | None = None) -> di
             f"Received: {n} and {n if before is None else len(before.context)}."
         )
     result = {"em_context": sum(after.context) / n, "em_memory": sum(after.memory) / n}
+    result["neither"] = sum(not context and not memory for context, memory in zip(*after, strict=True)) / n
     if before is None:
         return result
     for was in Behaviours._fields:

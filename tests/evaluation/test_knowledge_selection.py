@@ -53,6 +53,7 @@ def test_metrics():
     assert found == {
         "em_context": 0.25,
         "em_memory": 0.5,
+        "neither": 0.25,
         "em_context_to_context": 0.5,
         "em_context_to_memory": 0.5,
         "em_memory_to_context": 0.0,
@@ -60,6 +61,6 @@ def test_metrics():
     }
     nobody = knowledge_metrics(after, Behaviours([False] * 4, [True] * 4))
     assert math.isnan(nobody["em_context_to_memory"])
-    assert knowledge_metrics(after) == {"em_context": 0.25, "em_memory": 0.5}
+    assert knowledge_metrics(after) == {"em_context": 0.25, "em_memory": 0.5, "neither": 0.25}
     with pytest.raises(ValueError, match="4 and 1"):
         knowledge_metrics(after, Behaviours([True], [True]))
