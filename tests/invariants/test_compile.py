@@ -139,6 +139,7 @@ def test_positions_do_not_recompile_but_their_number_does():
 
 
 @torch._dynamo.config.patch(recompile_limit=16)  # there are more than the 8 that torch allows by default
+@pytest.mark.slow
 def test_another_structure_recompiles():
     counted = Counted(model_at())
     one = [FeatureEdit(feature=3, op="set", value=1.0)]

@@ -39,6 +39,7 @@ def _golden() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow  # pytest collects in a process of its own
 def test_the_tests_exist():
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", str(Path(__file__).parent)],
