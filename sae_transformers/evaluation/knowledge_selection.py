@@ -75,9 +75,9 @@ def answer_behaviours(
 def knowledge_metrics(after: Behaviours, before: Behaviours | None = None) -> dict[str, float]:
     """Shares of questions answered each way, and what became of those the unsteered model answered each way.
 
-    em_context, em_memory: EM_C and EM_M; neither: answers that match neither, such as broken ones. With `before`, em_a_to_b is the share with behaviour b after steering among
-    the questions with behaviour a before: EM_{C->M} and so on of SpARE (https://huggingface.co/papers/2410.15999,
-    section 4). NaN where no question had behaviour a.
+    em_context, em_memory: EM_C and EM_M; neither: answers that match neither, such as broken ones. With `before`,
+    em_a_to_b is the share with behaviour b after steering among the questions with behaviour a before: EM_{C->M} and
+    so on of SpARE (https://huggingface.co/papers/2410.15999, section 4). NaN where no question had behaviour a.
 
     Raises:
         ValueError: no question, or `before` has another number of them.
