@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo check fix test test-slow test-parity test-matrix build bench .venv
+.PHONY: help demo check fix test test-slow test-parity test-matrix build bench docs docs-serve .venv
 
 help:  ## show this list
 	@grep -hE '^[a-z.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
@@ -52,8 +52,9 @@ test: $(STAMP)  ## the fast tests, no network
 test-slow: $(STAMP)  ## the tests that take longer than ten seconds
 	$(BIN)/python $(PYTEST) -m "slow or hub"
 
-test-parity: $(STAMP)  ## our exports in the libraries they are for, which get an environment of their own
-	peers="$$($(BIN)/python benchmarks/peers.py)" && SAE_TRANSFORMERS_PEERS="$$peers" $(BIN)/python $(PYTEST) -m parity
+test-parity: $(STAMP)  ## our exports and SAEs in the libraries they are for, which get environments of their own
+	peers="$$($(BIN)/python benchmarks/peers.py)" && saebench="$$($(BIN)/python benchmarks/peers.py saebench)" && \
+	SAE_TRANSFORMERS_PEERS="$$peers" SAE_TRANSFORMERS_SAEBENCH="$$saebench" $(BIN)/python $(PYTEST) -m parity
 
 test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with both ends of the transformers range
 
@@ -77,3 +78,9 @@ build: $(STAMP)  ## the wheel and the source distribution, in dist/
 
 bench: $(STAMP)  ## run each benchmark in benchmarks/
 	for file in benchmarks/*.py; do test -e "$$file" || continue; echo "== $$file"; $(BIN)/python "$$file"; done
+
+docs: $(STAMP)  ## the documentation site, in site/; fetches nothing
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(STAMP)  ## the same at http://127.0.0.1:8000, rebuilt as you write
+	$(BIN)/python -m mkdocs serve

@@ -1,8 +1,9 @@
 """An environment of their own for the libraries that we are compared with: they pin other versions than we do.
 
-    python benchmarks/peers.py      makes it where there is none and prints its Python
+    python benchmarks/peers.py              makes it where there is none and prints its Python
+    python benchmarks/peers.py saebench     the same for SAEBench, which needs older versions than the others
 
-`make test-parity` and training.py use it.
+`make test-parity`, training.py and saebench.py use them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,25 +20,29 @@ import transformers
 
 FOLDER = Path("~/.cache/sae_transformers/benchmark-peers")
 VERSIONS = ("sae-lens==6.54.12", "eai-sparsify==1.3.3", "dictionary-learning==0.1.0")
+SAEBENCH_FOLDER = Path("~/.cache/sae_transformers/benchmark-saebench")
+SAEBENCH_VERSIONS = ("sae-bench==0.6.0", "sae-probes==0.4.2", "sae-lens==6.54.12")
 
 
-def make_environment(folder: Path, say: Callable[[str], object]) -> Path:
+def make_environment(folder: Path, say: Callable[[str], object], versions: Sequence[str] = VERSIONS) -> Path:
     """The Python of an environment with the other libraries and the same torch and transformers as here."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     same = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={transformers.__version__}"]
     stamp = folder / "installed.txt"
-    if not stamp.exists() or stamp.read_text().split() != [*same, *VERSIONS]:
-        say(f"Installing {', '.join(VERSIONS)} into {folder}, once ...")
+    if not stamp.exists() or stamp.read_text().split() != [*same, *versions]:
+        say(f"Installing {', '.join(versions)} into {folder}, once ...")
         if not python.exists():
             venv.create(folder, with_pip=True)
         pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check"]
-        for packages in (same[:1], [*same, *VERSIONS]):  # torch first: its build decides what the others get
+        for packages in (same[:1], [*same, *versions]):  # torch first: its build decides what the others get
             subprocess.run([*pip, "install", *packages], check=True)
-        # nnsight wants torchvision, which may be another build than torch and then breaks its import; nothing uses it.
+        # nnsight and SAEBench want torchvision, which may be another build than torch and then breaks its import;
+        # nothing uses it.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
-        stamp.write_text("\n".join([*same, *VERSIONS]))
+        stamp.write_text("\n".join([*same, *versions]))
     return python
 
 
 if __name__ == "__main__":
-    print(make_environment(FOLDER.expanduser(), lambda text: print(text, file=sys.stderr)))
+    chosen = (SAEBENCH_FOLDER, SAEBENCH_VERSIONS) if "saebench" in sys.argv[1:] else (FOLDER, VERSIONS)
+    print(make_environment(chosen[0].expanduser(), lambda text: print(text, file=sys.stderr), chosen[1]))

@@ -37,6 +37,7 @@ from sae_transformers.evaluation.detection import auroc, fit_linear_probe, laten
 from sae_transformers.evaluation.divergence import mean_first_divergent_token
 from sae_transformers.evaluation.generation import continuation_mask, continuation_perplexity, repetition
 from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
+from sae_transformers.evaluation.scar_protocol import FACTORS
 from sae_transformers.evaluation.toxicity import toxicity_scorer
 from sae_transformers.training.arguments import SaeTrainingArguments
 from sae_transformers.training.diffmean import fit_diffmean
@@ -45,7 +46,6 @@ from sae_transformers.training.shards import TensorTokens
 from sae_transformers.training.trainer import SaeTrainer
 
 CONCEPT, LATENT = "toxicity", 0
-FACTORS = (-100.0, -50.0, -1.0, 0.0, 1.0, 50.0, 100.0)  # SCAR's
 STRENGTHS = (0.05, 0.1, 0.14, 0.2, 0.28, 0.4, 0.8, 1.6, 3.2)  # in hidden norms, until the text gets too unlikely
 # The first token, whose hidden state is an outlier, is neither trained on nor replaced.
 AFTER_FIRST = [(1, None)]

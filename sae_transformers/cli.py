@@ -13,12 +13,16 @@ from .cli_align import register as register_align
 from .cli_annotate import register as register_annotate
 from .cli_classify import register as register_classify
 from .cli_concepts import register as register_concepts
+from .cli_dashboard import register as register_dashboard
+from .cli_evaluate import register as register_evaluate
 from .cli_features import register as register_features
+from .cli_publish import register as register_publish
 from .cli_select import register as register_select
+from .cli_serve import register as register_serve
 from .cli_spans import register as register_spans
 from .cli_steer import register as register_steer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown")
 
 
 @app.callback()
@@ -379,3 +383,7 @@ register_features(app)
 register_align(app)
 register_steer(app)
 register_concepts(app)
+register_evaluate(app)
+register_publish(app)
+register_serve(app)
+register_dashboard(app)

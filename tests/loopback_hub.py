@@ -4,7 +4,8 @@
         subprocess.run([sys.executable, "script.py"], env=hub.environment(tmp_path))
 
 `huggingface_hub` and `transformers` read HF_ENDPOINT when they are imported, so the client has to be another process.
-Every file is stored as a regular one: no LFS or Xet transfer is negotiated. Errors carry the Hub's X-Error-Code.
+Every file is stored as a regular one, unless `lfs_from` says from which size on a file goes by LFS; no Xet transfer is
+negotiated. `before` sees each request before it is answered and may hold it up. Errors carry the Hub's X-Error-Code.
 """
 
 import base64
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +30,12 @@ Files = dict[str, bytes]
 def blob_id(content: bytes) -> str:
     """The id that git gives this content; the Hub uses it as ETag of a regular file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def pointer_id(content: bytes) -> str:
+    """The id that git gives the pointer to a large file of this content."""
+    oid = hashlib.sha256(content).hexdigest()
+    return blob_id(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode())
 
 
 class HubError(Exception):
@@ -53,7 +60,10 @@ class Commit:
 
 @dataclass
 class Repo:
-    """Commits, and the branches and tags that name them."""
+    """Commits, and the branches and tags that name them.
+
+    requests: of pull requests, `refs/pr/N` -> commit. large: SHA-256 of the files that came by LFS.
+    """
 
     kind: str
     id: str
@@ -61,6 +71,11 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, str] = field(default_factory=dict)
+    large: set[str] = field(default_factory=set)
+
+    def is_large(self, content: bytes) -> bool:
+        return bool(self.large) and hashlib.sha256(content).hexdigest() in self.large
 
     def commit(self, branch: str, files: Files, title: str, message: str = "") -> Commit:
         parent = self.branches.get(branch)
@@ -74,7 +89,7 @@ class Repo:
 
     def resolve(self, revision: str) -> Commit:
         name = revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
-        commit_id = self.branches.get(name) or self.tags.get(name) or name
+        commit_id = self.branches.get(name) or self.tags.get(name) or self.requests.get(name) or name
         if commit_id not in self.commits:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return self.commits[commit_id]
@@ -98,7 +113,7 @@ class Repo:
         }  # fmt: skip
 
 
-def tree_entries(files: Files, folder: str, recursive: bool) -> list[dict[str, Any]]:
+def tree_entries(repo: Repo, files: Files, folder: str, recursive: bool) -> list[dict[str, Any]]:
     """Files and directories below `folder`, as `/tree` lists them."""
     prefix = f"{folder}/" if folder else ""
     entries: dict[str, dict[str, Any]] = {}
@@ -111,19 +126,26 @@ def tree_entries(files: Files, folder: str, recursive: bool) -> list[dict[str, A
             oid = hashlib.sha1(name.encode()).hexdigest()
             entries[name] = {"type": "directory", "path": name, "oid": oid, "size": 0}
         entries[path] = {"type": "file", "path": path, "oid": blob_id(content), "size": len(content)}
+        if repo.is_large(content):
+            lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            entries[path] |= {"oid": pointer_id(content), "lfs": lfs}
     if folder and not entries:
         raise HubError(404, "EntryNotFound", f"{folder} does not exist")
     return [entry for name, entry in entries.items() if recursive or "/" not in name.removeprefix(prefix)]
 
 
-def apply_operations(files: Files, operations: list[dict[str, Any]]) -> Files:
-    """The files after the operations of one commit."""
+def apply_operations(files: Files, operations: list[dict[str, Any]], objects: Files) -> Files:
+    """The files after the operations of one commit; `objects` are the large files that were sent, by SHA-256."""
     files = dict(files)
     for operation in operations:
         key, value = operation["key"], operation["value"]
         if key == "file":
             content = value["content"]
             files[value["path"]] = base64.b64decode(content) if value.get("encoding") == "base64" else content.encode()
+        elif key == "lfsFile":
+            if value["oid"] not in objects:
+                raise HubError(400, "BadRequest", f"{value['path']}: its LFS object was not sent")
+            files[value["path"]] = objects[value["oid"]]
         elif key == "deletedFile":
             if files.pop(value["path"], None) is None:
                 raise HubError(400, "BadRequest", f"cannot delete {value['path']}: it does not exist")
@@ -131,16 +153,25 @@ def apply_operations(files: Files, operations: list[dict[str, Any]]) -> Files:
             folder = value["path"].rstrip("/") + "/"
             files = {path: content for path, content in files.items() if not path.startswith(folder)}
         else:
-            raise HubError(400, "BadRequest", f"this server takes file, deletedFile, deletedFolder; received {key!r}")
+            raise HubError(
+                400, "BadRequest", f"this server takes file, lfsFile, deletedFile, deletedFolder; received {key!r}"
+            )
     return files
 
 
 class LoopbackHub:
-    """The server; `repos[kind, id]` holds what was pushed, `requests` what was asked, for tests to look at."""
+    """The server; `repos[kind, id]` holds what was pushed, `requests` what was asked, for tests to look at.
 
-    def __init__(self) -> None:
+    lfs_from: bytes from which a file goes by LFS; never by default. `objects`: those that were sent, by SHA-256.
+    before: called with method and path of each request, in the thread that will answer it.
+    """
+
+    def __init__(self, lfs_from: int | None = None) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[str] = []
+        self.lfs_from = lfs_from
+        self.objects: Files = {}
+        self.before: Callable[[str, str], object] = lambda method, path: None
         self.lock = threading.Lock()
         hub = self
 
@@ -187,13 +218,17 @@ class LoopbackHub:
         url = f"{self.url}/{prefix}{repo_id}"
         if (kind, repo_id) in self.repos:  # with `exist_ok` the client reads the address from the refusal
             raise HubError(409, "Conflict", f"You already created this repo: {repo_id}", url=url)
-        repo = self.repos[kind, repo_id] = Repo(kind, repo_id, bool(body.get("private")))
+        repo = self.repos[kind, repo_id] = Repo(
+            kind, repo_id, bool(body.get("private")) or body.get("visibility") == "private"
+        )
         repo.commit("main", {".gitattributes": b""}, "initial commit")
         return {"url": url, "name": repo_id, "id": repo_id}
 
 
 KINDS = "models|datasets|spaces"
 API_REPO = re.compile(rf"/api/(?P<kind>{KINDS})/(?P<id>[^/]+/[^/]+?)(?:/(?P<rest>.+))?")
+LFS_BATCH = re.compile(rf"/(?:(?P<kind>{KINDS})/)?(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+LFS_OBJECT = re.compile(r"/lfs/(?P<oid>[0-9a-f]{64})")
 RESOLVE = re.compile(rf"/(?:(?P<kind>{KINDS})/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -209,6 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._chunked_body() if "chunked" in self.headers.get("Transfer-Encoding", "") else b""
         body = body or self.rfile.read(length)
         self.hub.requests.append(f"{method} {self.path}")
+        self.hub.before(method, self.path)
         try:
             with self.hub.lock:
                 status, headers, content = self._route(method, body)
@@ -220,9 +256,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if method != "HEAD":
-            self.wfile.write(content)
+        try:
+            self.end_headers()
+            if method != "HEAD":
+                self.wfile.write(content)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client was killed
 
     def do_GET(self) -> None:
         self._answer("GET")
@@ -251,16 +290,35 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         if method in ("GET", "HEAD") and (match := RESOLVE.fullmatch(parts.path)):
             return self._file(match)
+        if match := LFS_BATCH.fullmatch(parts.path):
+            return 200, {"Content-Type": "application/json"}, json.dumps(self._lfs_batch(match, body)).encode()
+        if match := LFS_OBJECT.fullmatch(parts.path):
+            if method == "PUT":
+                if hashlib.sha256(body).hexdigest() != match["oid"]:
+                    raise HubError(400, "BadRequest", "the object was cut short")
+                self.hub.objects[match["oid"]] = body
+            return 200, {}, b""
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         answer = self._api(method, parts.path, query, body)
         return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 
+    def _lfs_batch(self, match: re.Match[str], body: bytes) -> dict[str, Any]:
+        self.hub.repo(match["kind"] or "models", unquote(match["id"]))
+        answers = []
+        for wanted in json.loads(body)["objects"]:
+            href = f"{self.hub.url}/lfs/{wanted['oid']}"
+            upload = {} if wanted["oid"] in self.hub.objects else {"actions": {"upload": {"href": href}}}
+            answers.append({"oid": wanted["oid"], "size": wanted["size"], **upload})
+        return {"transfer": "basic", "objects": answers}
+
     def _file(self, match: re.Match[str]) -> tuple[int, dict[str, str], bytes]:
-        commit = self.hub.repo(match["kind"] or "models", unquote(match["id"])).resolve(unquote(match["revision"]))
+        repo = self.hub.repo(match["kind"] or "models", unquote(match["id"]))
+        commit = repo.resolve(unquote(match["revision"]))
         path = unquote(match["path"])
         if path not in commit.files:
             raise HubError(404, "EntryNotFound", f"Entry not found: {path}")
-        content, etag = commit.files[path], blob_id(commit.files[path])
+        content = commit.files[path]
+        etag = hashlib.sha256(content).hexdigest() if repo.is_large(content) else blob_id(content)
         headers = {"X-Repo-Commit": commit.id, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         headers["Content-Type"] = "application/octet-stream"
         # The client resumes with "bytes=N-"; safetensors headers are read with "bytes=0-N".
@@ -274,6 +332,8 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, headers, content
 
     def _api(self, method: str, path: str, query: dict[str, str], body: bytes) -> Any:
+        if path in ("", "/"):
+            return {}  # the Hub's front page: asked whether anyone is there
         if path == "/api/whoami-v2":
             return {"type": "user", "id": USER, "name": USER, "fullname": USER, "email": "", "orgs": [], "auth": {}}
         if path == "/api/validate-yaml":
@@ -305,7 +365,9 @@ class _Handler(BaseHTTPRequestHandler):
     _get_revision = _get_info
 
     def _get_tree(self, repo: Repo, name: str, folder: str, query: dict[str, str], body: bytes) -> Any:
-        return tree_entries(repo.resolve(name).files, folder, query.get("recursive", "").lower() in ("true", "1"))
+        return tree_entries(
+            repo, repo.resolve(name).files, folder, query.get("recursive", "").lower() in ("true", "1")
+        )
 
     def _get_refs(self, repo: Repo, name: str, folder: str, query: dict[str, str], body: bytes) -> Any:
         def refs(names: dict[str, str], kind: str) -> list[dict[str, str]]:
@@ -325,7 +387,7 @@ class _Handler(BaseHTTPRequestHandler):
             paths = json.loads(body)["paths"]
         except ValueError:  # the client sends a form
             paths = parse_qs(body.decode()).get("paths", [])
-        everything = tree_entries(repo.resolve(name).files, "", recursive=True)
+        everything = tree_entries(repo, repo.resolve(name).files, "", recursive=True)
         return [entry for entry in everything if entry["path"] in paths]
 
     def _post_preupload(self, repo: Repo, name: str, folder: str, query: dict[str, str], body: bytes) -> Any:
@@ -333,23 +395,47 @@ class _Handler(BaseHTTPRequestHandler):
         files = []
         for entry in json.loads(body)["files"]:
             path = entry["path"]
-            oid = blob_id(held[path]) if path in held else None
-            files.append({"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": oid})
+            large = self.hub.lfs_from is not None and entry["size"] >= self.hub.lfs_from
+            oid = None
+            if path in held:
+                oid = hashlib.sha256(held[path]).hexdigest() if large else blob_id(held[path])
+            mode = "lfs" if large else "regular"
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return {"files": files}
 
     def _post_commit(self, repo: Repo, name: str, folder: str, query: dict[str, str], body: bytes) -> Any:
         operations = [json.loads(line) for line in body.splitlines() if line.strip()]
         header = operations.pop(0)["value"]
         held = repo.resolve(name)
-        if name not in repo.branches:
+        if name not in repo.branches and not query.get("create_pr"):
             raise HubError(400, "BadRequest", f"commits go to a branch; received: revision={name!r}")
         if header.get("parentCommit") not in (None, held.id):
             raise HubError(412, "PreconditionFailed", f"{name} is at {held.id}, not at {header['parentCommit']}")
-        files = apply_operations(held.files, operations)
-        commit = repo.commit(name, files, header["summary"], header.get("description", ""))
+        files = apply_operations(held.files, operations, self.hub.objects)
+        repo.large.update(one["value"]["oid"] for one in operations if one["key"] == "lfsFile")
         prefix = "" if repo.kind == "models" else f"{repo.kind}/"
-        url = f"{self.hub.url}/{prefix}{repo.id}/commit/{commit.id}"
-        return {"success": True, "commitOid": commit.id, "commitUrl": url, "hookOutput": ""}
+        address = f"{self.hub.url}/{prefix}{repo.id}"
+        answer: dict[str, Any] = {"success": True, "hookOutput": ""}
+        if query.get("create_pr"):
+            number = len(repo.requests) + 1
+            repo.branches["refs/pr/new"] = held.id
+            commit = repo.commit("refs/pr/new", files, header["summary"], header.get("description", ""))
+            repo.requests[f"refs/pr/{number}"] = repo.branches.pop("refs/pr/new")
+            answer["pullRequestUrl"] = f"{address}/discussions/{number}"
+        else:
+            commit = repo.commit(name, files, header["summary"], header.get("description", ""))
+        return {**answer, "commitOid": commit.id, "commitUrl": f"{address}/commit/{commit.id}"}
+
+    def _get_discussions(self, repo: Repo, name: str, folder: str, query: dict[str, str], body: bytes) -> Any:
+        found = [
+            {
+                "title": repo.commits[commit].title, "num": int(ref.rpartition("/")[2]), "author": {"name": USER},
+                "createdAt": DATE, "status": "open", "isPullRequest": True,
+                "repo": {"name": repo.id, "type": repo.kind.removesuffix("s")},
+            }
+            for ref, commit in repo.requests.items()
+        ]  # fmt: skip
+        return {"count": len(found), "start": 0, "discussions": found}
 
     def _post_tag(self, repo: Repo, name: str, folder: str, query: dict[str, str], body: bytes) -> Any:
         tag = json.loads(body)["tag"]

@@ -181,3 +181,9 @@ def test_help_names_every_option() -> None:
     assert result.exit_code == 0
     for option in ("--model", "--dataset", "--layer", "--out", "--small", "--seed"):
         assert option in result.output
+
+
+def test_defaults_in_words_are_in_the_help() -> None:
+    """Typer took `[default: ...]` for markup and showed nothing."""
+    result = CliRunner().invoke(app, ["quickstart", "--help"], env={"COLUMNS": "200"})
+    assert "[default: SmolLM2-135M-Instruct]" in result.output

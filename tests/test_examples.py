@@ -6,10 +6,12 @@ import importlib.util
 import json
 import math
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sae_transformers.training.head_settings import METHODS
@@ -136,3 +138,21 @@ def test_selfreg_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(len(rows) == 2 and all(map(math.isfinite, numbers(rows))) for rows in found["sweep"].values())
     assert any("1 named by the judge" in name for name in found["other_features"])
     assert WORDS[0] + " " not in text  # numbers, no texts
+
+
+@pytest.mark.slow
+def test_dashboard_screenshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("playwright")
+    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
+        pytest.skip("no Chromium")
+    asked = ["--out", str(tmp_path / "images"), "--features", "300", "--page", str(tmp_path / "page.html")]
+    monkeypatch.setattr(sys, "argv", ["dashboard_screenshots.py", *asked])
+    load("dashboard_screenshots").main()
+    brightness = {}
+    for theme in ("light", "dark"):
+        with image.open(tmp_path / "images" / f"dashboard-{theme}.png") as picture:
+            assert picture.size == (1360, 900)
+            brightness[theme] = np.asarray(picture.convert("L")).mean()
+    assert brightness["light"] > 200 and brightness["dark"] < 80
+    assert (tmp_path / "page.html").stat().st_size > 10_000

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"evaluation", "modeling"},
     "create_training_data": {"modeling"},
     "hub_cards": {"evaluation"},
+    "serving": {"modeling", "evaluation"},
     "quickstart": {"create_training_data", "evaluation", "modeling", "training"},  # uses every room; only cli uses it
 }
 TOP_FILES = {"__init__", "__main__", "cli"}  # these may import every folder, and so may cli_*.py

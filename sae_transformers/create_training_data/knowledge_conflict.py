@@ -38,9 +38,11 @@ class ConflictQuestion(NamedTuple):
     sub_answer: tuple[str, ...]
 
     def context(self, which: str) -> str:
+        """The context of one side: `org` as it was, `sub` with the answer exchanged."""
         return self.org_context if which == "org" else self.sub_context
 
     def answers(self, which: str) -> tuple[str, ...]:
+        """The answers that side's context supports."""
         return self.org_answer if which == "org" else self.sub_answer
 
 

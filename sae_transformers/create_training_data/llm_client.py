@@ -139,6 +139,7 @@ class LLMClient(Chat):
         return self.budget.estimate(self.missing(requests).values(), self.count, len(requests))
 
     def close(self) -> None:
+        """Close the connection and the cache's file; leaving a `with` block does it."""
         super().close()
         if self._made is not None:
             self._made.close()

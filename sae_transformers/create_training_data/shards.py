@@ -57,6 +57,7 @@ class Store:
         self.local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
+        """Where a file of that name lies."""
         return f"{self.root.rstrip('/')}/{name}"
 
     def shards(self) -> list[str]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .text_classifier import ClassifierScorer
+
 
 def unigram_log_probs(sequences: Sequence[Tensor], vocab_size: int) -> Tensor:
     """log p(token) with add-one smoothing, (vocab_size,) float64: log((count + 1) / (n + vocab_size)).
@@ -111,29 +113,20 @@ class AcceptabilityClassifier:
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name)
             model: Any = AutoModelForSequenceClassification.from_pretrained(name)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(f"{name!r} could not be read as a text classifier: {reason}") from error
-        self.name, self.model, self.rows_at_once = name, model.to(device).eval(), rows_at_once
-        self.label = _label_number(model.config, label)
+        self.name, self.model, self.label = name, model, _label_number(model.config, label)
+        self.probability = ClassifierScorer(
+            model, self.label, tokenizer=tokenizer, batch_size=rows_at_once, device=device
+        )
 
-    @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Tensor:
         """Probability of each text, (n,) float64; NaN of an empty one."""
-        found = torch.full((len(texts),), torch.nan, dtype=torch.float64)
-        judged = [i for i, text in enumerate(texts) if text.strip()]
-        limit = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512))
-        for start in range(0, len(judged), self.rows_at_once):
-            members = judged[start : start + self.rows_at_once]
-            batch = self.tokenizer(
-                [texts[i] for i in members], return_tensors="pt", padding=True, truncation=True, max_length=limit
-            ).to(self.model.device)
-            logits = self.model(**batch).logits.double()
-            odds = logits.softmax(-1)[:, self.label] if logits.shape[1] > 1 else logits[:, 0].sigmoid()
-            found[members] = odds.cpu()
-        return found
+        found = self.probability(texts)
+        return found.where(torch.tensor([bool(text.strip()) for text in texts], dtype=torch.bool), torch.nan)
 
 
 def _label_number(config: Any, label: str | int | None) -> int:

@@ -23,11 +23,13 @@ class Continuations(NamedTuple):
     texts: n of them, without the prompts and without special tokens.
     losses: (n,) float64, the negative log-likelihood of each one's tokens under the unsteered model, summed.
     tokens: (n,) int64, how many these are, the end of text included.
+    ids: of each one its token ids, the end of text included; none where texts were given and not generated.
     """
 
     texts: list[str]
     losses: Tensor
     tokens: Tensor
+    ids: Sequence[Sequence[int]] = ()
 
     @property
     def perplexity(self) -> float:
@@ -41,7 +43,8 @@ class Continuations(NamedTuple):
 
     def take(self, rows: Sequence[int]) -> Continuations:
         """Some of them, in this order."""
-        return Continuations([self.texts[row] for row in rows], self.losses[list(rows)], self.tokens[list(rows)])
+        ids = [self.ids[row] for row in rows] if self.ids else ()
+        return Continuations([self.texts[row] for row in rows], self.losses[list(rows)], self.tokens[list(rows)], ids)
 
 
 def chat_prompts(tokenizer: Any, instructions: Sequence[str]) -> list[str]:
@@ -108,6 +111,7 @@ def continue_prompts(
     ids = prompt_ids(model, tokenizer, prompts, new_tokens)
     order = sorted(range(n), key=lambda row: -len(ids[row]))
     texts, losses, tokens = [""] * n, torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.long)
+    made: list[list[int]] = [[] for _ in range(n)]
     for start in range(0, n, rows_at_once):
         rows = order[start : start + rows_at_once]
         given, mask = _left_padded([ids[row] for row in rows], tokenizer.pad_token_id or 0)
@@ -133,9 +137,11 @@ def continue_prompts(
         tokens[rows] = counted.sum(1).cpu()
         for row, text in zip(rows, tokenizer.batch_decode(found[:, length:], skip_special_tokens=True), strict=True):
             texts[row] = text
+        for row, new, keep in zip(rows, found[:, length:].cpu(), counted.cpu(), strict=True):
+            made[row] = new[keep].tolist()
         if report is not None:
             report(len(rows))
-    return Continuations(texts, losses, tokens)
+    return Continuations(texts, losses, tokens, made)
 
 
 @torch.no_grad()

@@ -128,6 +128,7 @@ class LinearProbe(NamedTuple):
     bias: Tensor
 
     def score(self, hidden: Tensor) -> Tensor:
+        """Log-odds of label 1, (n,), of hidden states (n, d)."""
         return hidden.float() @ self.weight + self.bias
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures, Steering
+
+ROWS = 256  # token distributions that are compared at a time
 
 
 def l0(latents: Tensor | SparseFeatures) -> float:
@@ -153,21 +155,41 @@ def ce_loss_recovered(
     Raises:
         ValueError: no token is predicted, an SAE writes elsewhere than it reads, or zeros at the sites change nothing.
     """
+    batches = list(batches)
+    losses = replaced_losses(model, batches, saes, site_means(model, batches, saes, skip_first), skip_first=skip_first)
+    tokens = int(losses.tokens.sum())
+    found = {f"ce_{name}": float(sums.sum()) / tokens for name, sums in losses.ce.items()}
+    for name, worst in (("recovered", "ce_zero"), ("recovered_from_mean", "ce_mean")):
+        lost = found[worst] - found["ce_base"]
+        if lost == 0:
+            raise ValueError(f"Replacing the sites of SAEs {list(saes)} changes nothing. Received: {found}.")
+        found[name] = (found[worst] - found["ce_sae"]) / lost
+    return {**found, "tokens": tokens}
+
+
+@torch.no_grad()
+def site_means(
+    model: Any, batches: Iterable[Mapping[str, Tensor]], saes: Sequence[int], skip_first: int = 1
+) -> list[Tensor]:
+    """Mean hidden state (d_in,) float64 that each of these SAEs reads, over all tokens but first ones; zeros if there
+    is none.
+
+    Raises:
+        ValueError: an SAE writes elsewhere than it reads.
+    """
     configs = [model.saes[number].config for number in saes]
     for config in configs:
         if config.read_at != config.write_at:
             raise ValueError(
                 f"Expected SAEs that write where they read. Received: {config.read_at} and {config.write_at}."
             )
-    batches = list(batches)
     means = [torch.zeros(config.d_out, dtype=torch.float64, device=model.device) for config in configs]
     count = 0
     for ids, mask in _on(model.device, batches):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         inputs = model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             steering=False,
             output_sae_inputs=True,
             stop_at_last_sae=True,
@@ -176,20 +198,87 @@ def ce_loss_recovered(
         count += int(kept.sum())
         for number, mean in zip(saes, means, strict=True):
             mean += inputs[number][kept].double().sum(0)
+    return [mean / max(count, 1) for mean in means]
+
+
+class ReplacedLosses(NamedTuple):
+    """Sums over the predicted tokens of n texts, in nats.
+
+    tokens: (n,) float64, how many these are. ce: `base`, `sae`, `zero`, `mean` -> (n,) float64, cross-entropy.
+    kl: `sae`, `zero`, `mean` -> (n,) float64, KL(base || with the replacement); empty if it was not asked for.
+    """
+
+    tokens: Tensor
+    ce: dict[str, Tensor]
+    kl: dict[str, Tensor]
+
+
+@torch.no_grad()
+def replaced_losses(
+    model: Any,
+    batches: Iterable[Mapping[str, Tensor]],
+    saes: Sequence[int],
+    means: Sequence[Tensor],
+    *,
+    skip_first: int = 1,
+    count_first: bool = True,
+    kl: bool = False,
+    report: Callable[[int], object] | None = None,
+) -> ReplacedLosses:
+    """What next-token predictions lose, text by text, with SAEs, zeros or means at the sites.
+
+    Args:
+        model: `SaeForCausalLM`.
+        batches: as for `ce_loss_recovered`; each row is a text.
+        saes: numbers of the SAEs that are in place together.
+        means: of `site_means`.
+        skip_first: first tokens of each text that stay as they are.
+        count_first: whether what these tokens predict counts too; nothing there can change.
+        kl: whether to compare the whole distributions.
+        report: called with the number of texts of each batch.
+
+    Raises:
+        ValueError: no token is predicted.
+    """
     steering = Steering(reconstruct=tuple(saes), positions=[(skip_first, None)])
-    found = {}
-    found["ce_base"], tokens = _cross_entropy(model, batches, False)
-    found["ce_sae"], _ = _cross_entropy(model, batches, steering)
-    with _constants(model, saes, [torch.zeros_like(mean) for mean in means]):
-        found["ce_zero"], _ = _cross_entropy(model, batches, steering)
-    with _constants(model, saes, [mean / max(count, 1) for mean in means]):
-        found["ce_mean"], _ = _cross_entropy(model, batches, steering)
-    for name, worst in (("recovered", "ce_zero"), ("recovered_from_mean", "ce_mean")):
-        lost = found[worst] - found["ce_base"]
-        if lost == 0:
-            raise ValueError(f"Replacing the sites of SAEs {list(saes)} changes nothing. Received: {found}.")
-        found[name] = (found[worst] - found["ce_sae"]) / lost
-    return {**found, "tokens": tokens}
+    kinds = {"sae": None, "zero": [torch.zeros_like(mean) for mean in means], "mean": list(means)}
+    tokens: list[Tensor] = []
+    ce: dict[str, list[Tensor]] = {name: [] for name in ("base", *kinds)}
+    divergence: dict[str, list[Tensor]] = {name: [] for name in kinds} if kl else {}
+    for ids, mask in _on(model.device, batches):
+        seen = mask.cumsum(-1)
+        counted = (mask[:, 1:] * mask[:, :-1]).bool()  # a first token has nothing to be predicted from
+        if not count_first:
+            counted &= seen[:, :-1] > skip_first
+        row, goal = counted.nonzero()[:, 0], ids[:, 1:][counted]
+
+        def log_probs(steering: Any, ids=ids, mask=mask, seen=seen, counted=counted) -> Tensor:
+            positions = (seen - 1).clamp(min=0)
+            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, steering=steering, use_cache=False)
+            return out.logits[:, :-1][counted].float().log_softmax(-1)  # (n_tokens, vocab)
+
+        def by_text(values: Tensor, row=row, ids=ids) -> Tensor:
+            return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, row.cpu(), values.double().cpu())
+
+        base = log_probs(False)
+        tokens.append(counted.sum(1).double().cpu())
+        ce["base"].append(by_text(-base.gather(-1, goal[:, None])[:, 0]))
+        for name, values in kinds.items():
+            with _constants(model, saes, values) if values is not None else nullcontext():
+                found = log_probs(steering)
+            ce[name].append(by_text(-found.gather(-1, goal[:, None])[:, 0]))
+            if kl:
+                pairs = zip(base.split(ROWS), found.split(ROWS), strict=True)
+                divergence[name].append(by_text(torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])))
+        if report is not None:
+            report(len(ids))
+    if not tokens or not float(torch.cat(tokens).sum()):
+        raise ValueError("Expected a text of two tokens or more. Received: no token to predict.")
+    return ReplacedLosses(
+        torch.cat(tokens),
+        {name: torch.cat(parts) for name, parts in ce.items()},
+        {name: torch.cat(parts) for name, parts in divergence.items()},
+    )
 
 
 @contextmanager
@@ -208,22 +297,6 @@ def _constants(model: Any, saes: Sequence[int], values: Sequence[Tensor]) -> Ite
     finally:
         for name, sae in originals.items():
             model.saes.add_module(name, sae)
-
-
-def _cross_entropy(model: Any, batches: Sequence[Mapping[str, Tensor]], steering: Any) -> tuple[float, int]:
-    """Mean over predicted tokens, in nats, and their number."""
-    total, tokens = 0.0, 0
-    for ids, mask in _on(model.device, batches):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, steering=steering, use_cache=False
-        ).logits[:, :-1]
-        counted = (mask[:, 1:] * mask[:, :-1]).bool()  # a first token has nothing to be predicted from
-        total += float(F.cross_entropy(logits[counted].float(), ids[:, 1:][counted], reduction="sum"))
-        tokens += int(counted.sum())
-    if not tokens:
-        raise ValueError("Expected a text of two tokens or more. Received: no token to predict.")
-    return total / tokens, tokens
 
 
 def _on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

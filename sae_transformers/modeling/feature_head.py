@@ -126,6 +126,7 @@ class FeatureHead(nn.Module):
         return pool(self._without_unintended(hidden, sae), counted, "mean")
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """Logits (batch, num_labels) of pooled hidden states (batch, d_in)."""
         x = self.dropout(pooled.to(self.linear.weight.dtype))
         if self.hidden is not None:
             x = torch.relu(self.hidden(x))

@@ -125,12 +125,12 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`.
 
-        Args:
-            steering: a `Steering`, or a list with one (or None) for each prompt; it repeats itself over beams and
-                return sequences. Without it: the generation config's `sae_steering` (JSON), an enclosing
-                `model.steered(...)`, the model's default. False: none. A cache that was made under other steering
-                holds that steering.
-            steering_mask: (batch, prompt length) bool, prompt tokens that may be steered.
+        Keyword Args:
+            steering (Steering | list | bool): a `Steering`, or a list with one (or None) for each prompt; it repeats
+                itself over beams and return sequences. Without it: the generation config's `sae_steering` (JSON), an
+                enclosing `model.steered(...)`, the model's default. False: none. A cache that was made under other
+                steering holds that steering.
+            steering_mask (Tensor): (batch, prompt length) bool, prompt tokens that may be steered.
         """
         steering = kwargs.pop("steering", None)
         if steering is None:

@@ -177,9 +177,9 @@ class RepositoryMixin(Base):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As `PreTrainedModel.from_pretrained`; an adapter-sized repository brings its base along.
 
-        Args:
-            base_model: for an adapter-sized repository, the base in place of the one it names: a path, an id or a
-                model.
+        Keyword Args:
+            base_model (str | PreTrainedModel): for an adapter-sized repository, the base in place of the one it
+                names: a path, an id or a model.
 
         Raises:
             ValueError: the base is not the one the SAEs were made for, or the checkpoint is damaged or not

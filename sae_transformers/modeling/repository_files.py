@@ -147,13 +147,14 @@ def stored_names(files: list[str]) -> set[str]:
     return names
 
 
-def read_adapter(name: str, hub: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an adapter-sized checkpoint, from one safetensors file or several."""
+def read_adapter(name: str, hub: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names start with `prefix`, which is cut off; from one safetensors file or
+    several."""
     weights: dict[str, Tensor] = {}
     for file in weight_files(name, hub):
         with plain_errors(file), safe_open(file, framework="pt") as tensors:
-            names = tensors.keys()
-            weights.update({name: tensors.get_tensor(name) for name in names})
+            names = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
+            weights.update({key[len(prefix) :]: tensors.get_tensor(key) for key in names})
     return weights
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from .configuration_sae import SparseAutoencoderConfig
+from .configuration_sae import SaeConfig, SparseAutoencoderConfig
 from .repository_files import HUB_OPTIONS, check_values, check_writable, read_adapter, write_whole
 
 FORMAT = "sae_transformers sparse autoencoder"
@@ -60,7 +60,7 @@ class SaeFilesMixin:
         check_values: bool = True,
         **options: Any,
     ) -> Any:
-        """Read an SAE: what `save_pretrained` wrote, or a checkpoint of another library.
+        """Read an SAE: what `save_pretrained` wrote, one of a model with SAEs, or a checkpoint of another library.
 
         Its tensors are mapped from the file where their layout allows, so that memory is taken as they are used. The
         formats of other libraries are listed in docs/checkpoints.md and need this library installed; code that came
@@ -68,8 +68,8 @@ class SaeFilesMixin:
 
         Args:
             name: a folder, a file, a Hub id, or a short name that `sae-transformers attach --list` shows.
-            sae_id: the SAE inside it, a folder or a file; `subfolder` is the same, and so is the rest of a Hub id
-                of more than two parts.
+            sae_id: the SAE inside it: a folder, a file, or its number in a model with several; `subfolder` is the
+                same, and so is what follows a Hub id's second part or a model's folder.
             dtype: of its parameters; as stored by default.
             check_values: look for NaN and infinite weights, which reads all of the file.
             options: `layer` and `site`, or `hook` (and `hook_out`), put the SAE at another place than its files say;
@@ -91,7 +91,9 @@ class SaeFilesMixin:
         given = {key: options[key] for key in GIVEN if key in options}
         name = _found(str(name), hub, given)
         values = _read_config(name, hub)
-        if values is None:
+        if values is None and (of_model := _read_from_model(name, hub)) is not None:
+            values, tensors = of_model
+        elif values is None:
             values, tensors = _read_foreign(name, hub, given)
         else:
             if unused := set(given) - {"base_model"}:
@@ -110,6 +112,9 @@ def _found(name: str, hub: dict[str, Any], given: dict[str, Any]) -> str:
     """The folder, file or Hub id behind a name; what it says about the SAE inside goes into `hub` and `given`."""
     if Path(name).exists():
         return name
+    if Path(name).name.isdigit() and (Path(name).parent / CONFIG_NAME).is_file():  # of a model with several
+        hub["subfolder"] = Path(name).name
+        return str(Path(name).parent)
     with contextlib.suppress(ModuleNotFoundError):  # code that came with a repository knows no releases
         releases = importlib.import_module(f"{CONVERSION}.releases")
         if (found := releases.find_sae(name)) is not None:
@@ -124,6 +129,16 @@ def _found(name: str, hub: dict[str, Any], given: dict[str, Any]) -> str:
 
 def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     """Our own config, None where the files are of another format."""
+    values = _read_json_config(name, hub)
+    if values is None or values.pop("format", None) != FORMAT:
+        return None
+    version = values.pop("version", None)
+    if version != 1:
+        raise ValueError(f"{name} has format version {version!r}; this release reads 1. Update sae-transformers.")
+    return values
+
+
+def _read_json_config(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     if Path(name).is_file():
         return None
     path = cached_file(name, CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
@@ -133,12 +148,27 @@ def _read_config(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
         values = json.loads(Path(str(path)).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}. Download or save it again.") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    return values if isinstance(values, dict) else None
+
+
+def _read_from_model(name: str, hub: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Config and tensors of an SAE of a model that this library saved; None where the files are something else."""
+    number = hub.get("subfolder") or ""
+    if number and not number.isdigit():
         return None
-    version = values.pop("version", None)
-    if version != 1:
-        raise ValueError(f"{name} has format version {version!r}; this release reads 1. Update sae-transformers.")
-    return values
+    whole = {key: value for key, value in hub.items() if key != "subfolder"}
+    values = _read_json_config(name, whole)
+    if values is None or values.get("model_type") != SaeConfig.model_type or not isinstance(values.get("saes"), list):
+        return None
+    n = len(values["saes"])
+    if int(number or 0) >= n or (not number and n > 1):
+        raise ValueError(
+            f"{name} is a model with {n} SAEs; name one by its number, 0 to {n - 1}. Received: sae_id={number!r}."
+            if n
+            else f"{name} is a model without SAEs."
+        )
+    prefix = f"saes.{int(number or 0)}."
+    return values["saes"][int(number or 0)], read_adapter(name, whole, prefix)
 
 
 def _read_foreign(name: str, hub: dict[str, Any], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

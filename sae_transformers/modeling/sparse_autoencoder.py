@@ -31,8 +31,8 @@ SPARSE_DECODE_BELOW = 0.02
 class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
     """A sparse autoencoder (or transcoder). `config` says which one; see `SparseAutoencoderConfig`.
 
-    Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, reconstruction (..., d_out), latents (...,
-        d_sae).
+    Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, its `reconstruction` (..., d_out) and its
+    `latents` (..., d_sae).
 
     All mathematics runs inside `forward`, public methods included, so that offloading and sharding hooks of the module
     see every use of its parameters.

@@ -51,8 +51,8 @@ class FeatureEdit:
     Args:
         sae: number of the SAE in the model.
         feature: index of the latent, or the name of a concept of that SAE.
-        op: `add` z+v, `scale` v*z, `set` v, `ablate` 0, `at_least` max(z, v), `at_most` min(z, v), `shrink` max(z-v,
-            0), `direction` (h + v*W_dec[i], nothing is encoded), or `scale_magnitude` (legacy, see `OPS`).
+        op: `add` z + v, `scale` v * z, `set` v, `ablate` 0, `at_least` max(z, v), `at_most` min(z, v), `shrink`
+            max(z - v, 0), `direction` (h + v * W_dec[i], nothing is encoded), or `scale_magnitude` (legacy, `OPS`).
         value: v; not given for `ablate`.
         unit: of `value`: `absolute` activation; `max`, multiples of the latent's typical maximum (`feature_max`);
             `norm`, multiples of the hidden state's norm (the value whose write into the stream has that norm).
@@ -198,15 +198,18 @@ class Steering:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Steering:
+        """What `to_dict` gave. Raises TypeError where it is no mapping, ValueError for fields that do not exist."""
         if not isinstance(values, Mapping):
             raise TypeError(f"Steering as JSON must be an object. Received: {values!r}.")
         return _from_mapping(cls, values)
 
     def to_json(self) -> str:
+        """`to_dict` as text; `from_json` gives an equal object back."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Steering:
+        """What `to_json` gave. Raises ValueError where the text is no JSON, and as `from_dict`."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

@@ -90,8 +90,8 @@ class Stage:
 class SaePlan:
     """What is done at one SAE.
 
-    read: (m,) latents that must be encoded, with their `stages`; `lookup` (d_sae,) is each latent's place in `read`,
-        or m.
+    read: (m,) latents that must be encoded, with their `stages`.
+    lookup: (d_sae,) each latent's place in `read`, or m.
     blind: (n,) latents that only receive an `add`: the change is known without encoding.
     direct: (q,) latents whose decoder row is added as it is, without denormalisation.
     edited: (R, m), 1 where the row edits the latent and 0 where only another row does.

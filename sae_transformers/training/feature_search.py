@@ -239,15 +239,12 @@ def search_features(
 ) -> FeatureSearch:
     """Rank latents for a concept.
 
-    selection:
-        `input`     by the statistic alone;
-        `output`    of the `pool` best by the statistic, by output score alone;
-        `combined`  of the `pool` best by the statistic, those with an output score of `least_output` or more first,
-                    as the paper leaves out low ones, each group by the mean of its ranks by both scores.
-
     Args:
         codes: (n, d_sae) of texts.
         labels: (n,), 0 or 1; both must occur.
+        selection: `input`, by the statistic alone; `output`, of the `pool` best by the statistic, by output score
+            alone; `combined`, of the `pool` best by the statistic, those with an output score of `least_output` or
+            more first, as the paper leaves out low ones, each group by the mean of its ranks by both scores.
         model, tokenizer: for output scores; needed unless `selection` is `input`.
         sae: number of the SAE in the model.
         pool: how many latents are ranked.

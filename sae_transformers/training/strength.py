@@ -12,24 +12,22 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..evaluation.continuations import Continuations, continue_prompts
 from ..evaluation.generation import repetition
+from ..evaluation.scorers import Scorer, checked_scores
 from ..modeling import FeatureEdit, Steering
 
 NORMS = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.6)  # of the hidden state
 FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 STRENGTHS: dict[str, tuple[float, ...]] = {"direction": NORMS, "set": NORMS, "at_least": NORMS, "scale": FACTORS}
 
-# Texts -> a number for each, higher for more of what is wanted; a tensor, an array or a list.
-Scorer = Callable[[Sequence[str]], Any]
 Ladder = Sequence[Steering]  # from weak to strong
 
 
@@ -230,21 +228,6 @@ def split_prompts(prompts: Sequence[str], report_share: float, seed: int) -> tup
         )
     held = set(random.Random(seed).sample(range(len(prompts)), n_report))
     return [p for i, p in enumerate(prompts) if i not in held], [prompts[i] for i in sorted(held)]
-
-
-def checked_scores(scorer: Scorer, texts: Sequence[str]) -> Tensor:
-    """A scorer's numbers for texts, (n,) float64.
-
-    Raises:
-        ValueError: another number of scores than texts, or one that is not finite.
-    """
-    scores = torch.as_tensor(scorer(list(texts)), dtype=torch.float64).detach().cpu()
-    if scores.shape != (len(texts),):
-        raise ValueError(f"A scorer gives one number for each of {len(texts)} texts. Received: {tuple(scores.shape)}.")
-    if not bool(torch.isfinite(scores).all()):
-        count = int((~torch.isfinite(scores)).sum())
-        raise ValueError(f"A scorer must give finite numbers. Received: {count} of {len(texts)} that are not.")
-    return scores
 
 
 class _Bench:

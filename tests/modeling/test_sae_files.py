@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_transformers import SparseAutoencoder
-from tests.tiny import WIDTH, tiny_sae
+from sae_transformers import SaeForCausalLM, SparseAutoencoder
+from tests.tiny import WIDTH, tiny_base, tiny_sae
 
 KINDS: dict[str, dict[str, Any]] = {
     "topk": {"k": 5, "normalization": "layer_norm", "layer": 1, "site": "mlp_out", "concepts": {"anger": 3}},
@@ -158,3 +158,33 @@ def test_a_failed_save_leaves_the_older_files_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         tiny_sae(seed=5).save_pretrained(tmp_path)
     assert torch.equal(SparseAutoencoder.from_pretrained(tmp_path).W_dec, older.W_dec)
+
+
+@pytest.mark.parametrize("scope", ["sae", "full"])
+def test_an_sae_of_a_model_is_read_alone(tmp_path, scope):
+    saes = [tiny_sae(seed=1, layer=0, site="resid_post", **KINDS["jumprelu"]), tiny_sae(seed=2, layer=1, k=7)]
+    tiny_base().save_pretrained(tmp_path / "base")
+    for name, of in (("two", saes), ("one", saes[1:])):
+        model = SaeForCausalLM.from_base(tmp_path / "base", saes=of, weights_scope=scope)
+        model.save_pretrained(tmp_path / name)
+    for number, sae in enumerate(saes):
+        for found in (
+            SparseAutoencoder.from_pretrained(tmp_path / "two", sae_id=str(number)),
+            SparseAutoencoder.from_pretrained(tmp_path / "two" / str(number)),
+        ):
+            assert found.config == sae.config
+            assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), sae.state_dict().values()))
+    alone = SparseAutoencoder.from_pretrained(tmp_path / "one", layer=0, site="mlp_out")
+    assert torch.equal(alone.W_enc, saes[1].W_enc) and (alone.config.layer, alone.config.site) == (0, "mlp_out")
+
+
+def test_which_sae_of_a_model_must_be_said(tmp_path):
+    tiny_base().save_pretrained(tmp_path / "base")
+    saes = [tiny_sae(seed=n, layer=n, site="resid_post") for n in (0, 1)]
+    SaeForCausalLM.from_base(tmp_path / "base", saes=saes).save_pretrained(tmp_path / "two")
+    SaeForCausalLM.from_base(tmp_path / "base").save_pretrained(tmp_path / "none")
+    for which in (None, "2"):
+        with pytest.raises(ValueError, match=f"2 SAEs; name one by its number, 0 to 1. Received: sae_id='{which or ''}'"):
+            SparseAutoencoder.from_pretrained(tmp_path / "two", sae_id=which)
+    with pytest.raises(ValueError, match="without SAEs"):
+        SparseAutoencoder.from_pretrained(tmp_path / "none")

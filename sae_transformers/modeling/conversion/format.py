@@ -38,7 +38,7 @@ Writer = Callable[[Any, Mapping[str, Tensor], Path], None]
 class Format(NamedTuple):
     """A foreign checkpoint format.
 
-    Args:
+    Attributes:
         name: as users know it.
         weights: pattern of its weight file's path, relative to the SAE's folder: `sae_weights\\.safetensors`.
         recognise: whether the files of one SAE are of this format; looks at names and configs, not at weights.

@@ -1,0 +1,214 @@
+"""The verb `evaluate`: suites of measurements, one after the other, into one results.json."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_annotate import Cache, KeyEnv
+from .cli_steer import LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn, _guarded
+
+if TYPE_CHECKING:
+    from .cli_evaluate_suites import Prepared
+    from .evaluation.results import Results
+
+SUITES = ("reconstruction", "detection", "steering", "fairness", "capability", "speed")
+RECORD = "results.json"
+QUIET = ("again", "out", "plots", "api_key_env", "cache")  # options that change no number
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A published model with SAEs, a folder or a Hub id; or a base, --sae.")],
+    suite: Annotated[
+        str | None, typer.Option(help=f"Comma-separated, of {', '.join(SUITES)}. [default: whose data is given]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of results.json; an interrupted run goes on.")] = Path(
+        "outputs/evaluation"
+    ),
+    again: Annotated[bool, typer.Option("--again", help="Also suites that are there, or another model.")] = False,
+    sae: Annotated[list[str] | None, typer.Option(help="An SAE for a base, as attach takes it. Repeatable.")] = None,
+    place: Place = None,
+    base: Annotated[str | None, typer.Option(help="In place of the base that a published model names.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the model.")] = None,
+    model_dtype: ModelDtype = "auto",
+    steering: Annotated[
+        Path | None, typer.Option(help="JSON, such as steering.json of steer, in place of the model's default.")
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(help="9, 1:9 (of SAE 1) or a concept's name. Repeatable. [default: the SAEs' concepts]"),
+    ] = None,
+    texts: Annotated[str | None, typer.Option(help="reconstruction: texts the SAE was not trained on.")] = None,
+    max_texts: Annotated[int, typer.Option(help="Of --texts; the first ones.")] = 500,
+    txt_rows: Annotated[str, typer.Option(help="A row of a .txt file: paragraph, line or file.")] = "paragraph",
+    labelled: Annotated[
+        str | None, typer.Option(help="detection, steering: rows with a text and a label, 1 where the concept is.")
+    ] = None,
+    max_labelled: Annotated[int, typer.Option(help="Of each label, drawn by --seed.")] = 500,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    seeds: Annotated[str, typer.Option(help="detection: of the splits, comma-separated.")] = "0,1,2",
+    ks: Annotated[str, typer.Option(help="detection: latents of the k-sparse probes.")] = "1,2,5,16",
+    choose_by: Annotated[str, typer.Option(help="detection: their choice, mean_difference or auroc.")] = (
+        "mean_difference"
+    ),
+    trees: Annotated[bool, typer.Option("--trees/--no-trees", help="detection: SCAR's decision trees.")] = True,
+    prompts: Annotated[Path | None, typer.Option(help="steering: one a line; half choose, half report.")] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="steering: sentiment, profanity, words (fitted to half of --labelled), classifier:ID#LABEL, "
+            "judge:CONCEPT, perspective. [default: words with --labelled, else sentiment]"
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Of judge:CONCEPT, a model's name at the server.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Its server, with OpenAI's interface.")] = None,
+    api_key_env: KeyEnv = "OPENAI_API_KEY",
+    cache: Cache = None,
+    more: Annotated[str, typer.Option(help="steering: an instruction for the concept, to compare with.")] = "",
+    less: Annotated[str, typer.Option(help="steering: an instruction against it.")] = "",
+    goals: Annotated[str, typer.Option(help="steering: raise, lower or both.")] = "raise,lower",
+    op: Annotated[str, typer.Option(help="steering: what is done to the feature, as steer takes it.")] = "direction",
+    strengths: Annotated[str | None, typer.Option(help="steering: comma-separated, in hidden norms.")] = None,
+    chat: Annotated[bool, typer.Option("--chat/--plain", help="steering: prompts in the chat template.")] = False,
+    generation_seeds: Annotated[int, typer.Option(help="steering: continuations of a prompt, each of a seed.")] = 1,
+    perplexity_limit: Annotated[float, typer.Option(help="steering: times the unsteered perplexity.")] = 1.6,
+    repetition_limit: Annotated[
+        float | None, typer.Option(help="steering: repeated trigrams that may be added. [default: any]")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(help="steering: of a continuation.")] = 40,
+    temperature: Annotated[float, typer.Option(help="steering: 0 is greedy.")] = 0.7,
+    samples: Annotated[int, typer.Option(help="steering: prompts whose continuations are kept as texts.")] = 0,
+    rows_at_once: Annotated[int, typer.Option(help="steering: continuations made together.")] = 32,
+    winobias: Annotated[
+        Path | None, typer.Option(help="fairness: folder of {pro,anti}_stereotyped_type{1,2}_test.txt.")
+    ] = None,
+    crows_pairs: Annotated[Path | None, typer.Option(help="fairness: CrowS-Pairs' csv file.")] = None,
+    max_pairs: Annotated[int | None, typer.Option(help="Of each set of pairs; the first ones.")] = None,
+    lambada: Annotated[Path | None, typer.Option(help="fairness, capability: .jsonl with a column text.")] = None,
+    original: Annotated[str | None, typer.Option(help="fairness: texts, ...")] = None,
+    swapped: Annotated[str | None, typer.Option(help="... and the same with an attribute swapped.")] = None,
+    max_swapped: Annotated[int, typer.Option(help="Of these pairs; the first ones.")] = 500,
+    swapped_column: Annotated[str, typer.Option(help="Of both.")] = "text",
+    mmlu: Annotated[Path | None, typer.Option(help="capability: MMLU's archive or folder.")] = None,
+    subjects: Annotated[str | None, typer.Option(help="Of MMLU, comma-separated. [default: all]")] = None,
+    shots: Annotated[int, typer.Option(help="Of MMLU.")] = 5,
+    limit: Annotated[int | None, typer.Option(help="Rows of LAMBADA and of each subject; the first ones.")] = None,
+    batch_size: Annotated[int, typer.Option(help="capability: rows of a forward pass.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(help="speed: of a prompt.")] = 128,
+    generated_tokens: Annotated[int, typer.Option(help="speed: after it.")] = 16,
+    repeats: Annotated[int, typer.Option(help="speed: of each call.")] = 5,
+    max_length: MaxLength = 256,
+    skip_first: Annotated[int, typer.Option(help="Tokens at the beginning of texts that do not count.")] = 1,
+    tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 1024,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap that gives the 95 % intervals.")] = 1000,
+    seed: Seed = 0,
+    plots: Annotated[bool, typer.Option("--plots", help="Pictures beside the record.")] = False,
+) -> None:
+    """Measure a model with SAEs: what they keep, detect and steer, and what it costs; into one JSON file."""
+    settings = dict(locals())
+    _guarded(_evaluate, settings)
+
+
+def _evaluate(s: dict[str, Any], console: Any) -> None:
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from .cli_evaluate_model import load_model, model_facts
+    from .cli_evaluate_show import draw_suite, show_suite
+    from .cli_evaluate_suites import chosen_suites, prepare
+    from .evaluation.results import Results, read_results, versions, write_results
+
+    names = chosen_suites(s, SUITES)
+    prepared = {name: prepare(name, s) for name in names}  # what is missing or wrong is told before anything runs
+    model, tokenizer = load_model(s)
+    facts = model_facts(s, model)
+    path = s["out"] / RECORD
+    record = read_results(path) if path.is_file() else None
+    if record is not None and record.model != facts and not s["again"]:
+        raise ValueError(
+            f"{path} is of another model, revision, steering or precision. Choose another --out, or start anew with "
+            f"--again. Received: {_difference(record.model, facts)}."
+        )
+    if record is None or record.model != facts:
+        record = Results(facts, "", _now(), versions=versions())
+    record, done = _continued(record, prepared, versions(), again=s["again"])
+    for name in names:
+        if name in done:
+            there = record.suites[name]
+            console.print(f"{name}: in {path} already (--again measures it anew)", markup=False)
+        else:
+            with tqdm(desc=name, unit="") as bar:
+                found = prepared[name].run(model, tokenizer, bar.update)
+            told = {"asked": prepared[name].asked, "command": _command(s)}
+            there = replace(found, settings={**found.settings, **told}, data=[*prepared[name].data, *found.data])
+            record = record.with_suite(there)
+            commands = dict.fromkeys(one.settings.get("command", "") for one in record.suites.values())
+            write_results(replace(record, command="\n".join(commands), created=_now()), path)
+        show_suite(there, console)
+        if s["plots"]:
+            drawn = draw_suite(there, s["out"])
+            missing = "No plot: matplotlib is not installed (sae-transformers[plots])."
+            console.print(f"{drawn}" if drawn else missing, markup=False)
+    console.print(f"{path}", markup=False)
+
+
+def _continued(
+    record: Results, prepared: Mapping[str, Prepared], installed: Mapping[str, str], *, again: bool
+) -> tuple[Results, set[str]]:
+    """The record to go on with, and the suites that need not be measured: same options, data and versions.
+
+    What other versions measured, and is not measured anew, says so.
+    """
+    from dataclasses import replace
+
+    if record.versions == installed:
+        done = {
+            name
+            for name, one in record.suites.items()
+            if name in prepared and not again and one.settings.get("asked") == prepared[name].asked
+            and list(one.data)[: len(prepared[name].data)] == prepared[name].data
+        }  # fmt: skip
+        return record, done
+    told = f"Measured with other versions: {dict(record.versions)}."
+    kept = {name: one for name, one in record.suites.items() if name not in prepared}
+    marked = {name: replace(one, notes=[*one.notes, told]) for name, one in kept.items()}
+    return replace(record, suites=marked, versions=installed), set()
+
+
+def _command(s: Mapping[str, Any]) -> str:
+    """The command with every option that differs from its default; those that change no number are left out."""
+    words = ["sae-transformers", "evaluate", str(s["model"])]
+    for name, parameter in inspect.signature(evaluate).parameters.items():
+        value = s[name]
+        if name == "model" or name in QUIET or value == parameter.default or value is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(option if value else {"chat": "--plain"}.get(name, f"--no-{name.replace('_', '-')}"))
+        else:
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                words += [option, str(one)]
+    return shlex.join(words)
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return ", ".join(f"another {name}" for name in names)
+
+
+def _now() -> str:
+    from datetime import datetime, timezone
+
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,287 @@
+"""The steering suite: what each way to bring a concept about gains and costs, over its strengths, beside no steering.
+
+    methods = {"latent 1311": latent_method(1311), "prompt": prompt_methods(prompts, "Write a happy story.")}
+    result = steering_suite(model, tokenizer, prompts, methods, get_scorer("sentiment"))
+
+`training.steering_baselines.steering_methods` makes the methods to compare, DiffMean among them, which is fitted to
+labelled texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .concept_steering import SteeringMethod
+from .intervals import percentiles, resample_counts
+from .results import Measurement, SuiteResult
+from .scorers import Scorer
+from .steering_sweep import UNSTEERED, Measures, Setting, Sweep, per_position, perplexity, settings_of
+
+GOALS = {"raise": 1.0, "lower": -1.0}
+INTERVAL = "bootstrap over prompts"
+LONGEST_STEERING = 2000  # characters of JSON that the record keeps; of a longer one, the hash
+
+
+def steering_suite(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    methods: Mapping[str, SteeringMethod | Sequence[SteeringMethod]],
+    scorer: Scorer,
+    *,
+    scorer_name: str = "",
+    goals: Sequence[str] = ("raise", "lower"),
+    chat: bool = False,
+    perplexity_limit: float = 1.6,
+    repetition_limit: float | None = None,
+    new_tokens: int = 40,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    generation_seeds: int = 1,
+    divergence: bool = True,
+    samples: int = 0,
+    rows_at_once: int = 32,
+    tokens_at_once: int = 512,
+    resamples: int = 2000,
+    facts: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    report: Callable[[int], object] | None = None,
+) -> SuiteResult:
+    """Measure every setting of every method; choose one a goal on half of the prompts, report it on the other half.
+
+    The choice is the setting with the highest mean score (the lowest, for goal `lower`) among those whose perplexity,
+    on the half that chooses, stays within the limit; the other half takes no part in it. Differences to no steering
+    are of the same prompts and the same random numbers, and so are their intervals.
+
+    Args:
+        model: a `SaeForCausalLM`; its default steering is not used.
+        tokenizer: of the base.
+        prompts: two or more texts; half of them, drawn by the seed, choose.
+        methods: name -> a `SteeringMethod`, or several whose settings are tried as one method's (an instruction for
+            the concept and one against it). Instructions stand in place of the prompts. `none` is always measured.
+        scorer: continuations -> a finite number each, see `scorers`.
+        scorer_name: for the record.
+        goals: `raise` and `lower` the score, one or both; each has a choice of its own.
+        chat: put prompts and instructions into the tokenizer's chat template, as a user's message.
+        perplexity_limit: perplexity of the continuations under the unsteered model, over that of unsteered ones.
+        repetition_limit: share of repeated word trigrams that may be added; None is any.
+        new_tokens, temperature, top_p, rows_at_once: of `continue_prompts`.
+        generation_seeds: how many continuations of a prompt, `seed`, `seed + 1`, ...; one without a temperature.
+        divergence: measure the first divergent token of greedy text, and KL to the unsteered model.
+        samples: prompts of the reporting half whose continuations, with and without steering, are kept as texts.
+        tokens_at_once: of a pass of the KL.
+        resamples: of the bootstrap.
+        facts: what the caller knows of the methods, such as texts that a direction was fitted to; into the settings.
+        seed: of the halves, the random numbers and the bootstrap.
+        report: called with rows that are done. In all there are (1 + settings) x prompts, `generation_seeds` times,
+            and with `divergence` as many again for KL and, with a temperature, for greedy text.
+
+    Returns:
+        Measurements on the reporting half, of `none` and of each `METHOD (GOAL)`:
+
+        concept_score, concept_score_change: mean over prompts, and its difference to no steering.
+        perplexity, perplexity_ratio: of the unsteered model on the continuations after the plain prompts.
+        repetition, repetition_change: share of word trigrams that repeat earlier ones.
+        first_divergent_token: of greedy text against the unsteered model's, mean over prompts; SCAR's FDT.
+        kl_prompt_nats: KL(unsteered || steered), mean over the positions that predict the prompts' tokens but the
+            first; not defined where another prompt is read.
+        kl_continuation_nats: the same over the unsteered model's own continuations (of the first seed), which all
+            methods read, each after its own prompt.
+
+        Curves `choosing` and `reporting` hold every setting on each half.
+
+    Raises:
+        ValueError: an option out of range, too few prompts, a method named `none` or without settings, another
+            number of instructions than prompts, a feature that the model does not have, or scores that are not
+            finite.
+    """
+    begin, n = time.perf_counter(), len(prompts)
+    if isinstance(prompts, str) or n < 2:
+        raise ValueError(f"Expected two prompts or more: half choose, half report. Received: {n}.")
+    if not goals or set(goals) - set(GOALS):
+        raise ValueError(f"`goals` must be of {', '.join(GOALS)}. Received: goals={goals!r}.")
+    several = generation_seeds > 1 and temperature == 0
+    if perplexity_limit <= 0 or generation_seeds < 1 or several or samples < 0 or min(tokens_at_once, resamples) < 1:
+        raise ValueError(
+            f"Expected perplexity_limit > 0, counts of 1 or more, and several seeds only with a temperature. "
+            f"Received: perplexity_limit={perplexity_limit!r}, generation_seeds={generation_seeds!r}, "
+            f"temperature={temperature!r}, samples={samples!r}, tokens_at_once={tokens_at_once!r}, "
+            f"resamples={resamples!r}."
+        )
+    settings = settings_of(methods, n)
+    order = random.Random(seed).sample(range(n), n)
+    halves = {"choosing": sorted(order[: n // 2]), "reporting": sorted(order[n // 2 :])}
+    sweep = Sweep(
+        model, tokenizer, prompts, settings, chat=chat, new_tokens=new_tokens, temperature=temperature, top_p=top_p,
+        seeds=range(seed, seed + generation_seeds), rows_at_once=rows_at_once, report=report,
+    )  # fmt: skip
+    measured = sweep.measure(scorer, divergence=divergence, tokens_at_once=tokens_at_once)
+    parts = {half: [one.take(rows) for one in measured] for half, rows in halves.items()}
+    allowed = within_budget(parts["choosing"], perplexity_limit, repetition_limit)
+    chosen = {
+        (name, goal): choose(settings, parts["choosing"], allowed, name, goal) for name in methods for goal in goals
+    }
+    described = Describe(parts["reporting"][0], generation_seeds, resamples, seed)
+    measurements = described.unsteered()
+    for (name, goal), place in chosen.items():
+        steered = None if place is None else parts["reporting"][place]
+        measurements += described.steered(
+            f"{name} ({goal})", steered, goal, "" if place is None else settings[place].name
+        )
+    curves = {
+        half: list(_curve(settings, found, allowed, chosen, Describe(found[0], 1, resamples, seed)))
+        for half, found in parts.items()
+    }
+    record = {
+        "prompts": n, "prompts_sha256": _hash(list(prompts)), "methods": [_recorded(one) for one in settings[1:]],
+        "scorer": scorer_name, "goals": list(goals), "chat": chat, "perplexity_limit": perplexity_limit,
+        "repetition_limit": repetition_limit, "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p,
+        "generation_seeds": generation_seeds, "divergence": divergence, "resamples": resamples, "seed": seed,
+        **(facts or {}),
+    }  # fmt: skip
+    notes = [
+        f"Settings were chosen on {len(halves['choosing'])} prompts and are reported on the other "
+        f"{len(halves['reporting'])}.",
+        "Perplexity is the unsteered model's, of the continuations after the plain prompts.",
+        "KL is KL(unsteered || steered), mean over tokens: those of the prompts, and those of the unsteered model's "
+        "continuations.",
+    ]
+    shown = [
+        {
+            "prompt": prompts[row], "method": name, "goal": goal, "setting": settings[place].name,
+            "unsteered": sweep.made[0][0].texts[row], "steered": sweep.made[0][place].texts[row],
+        }
+        for row in halves["reporting"][:samples] for (name, goal), place in chosen.items() if place is not None
+    ]  # fmt: skip
+    seconds = time.perf_counter() - begin
+    return SuiteResult("steering", record, measurements, curves=curves, samples=shown, notes=notes, seconds=seconds)
+
+
+def within_budget(
+    measured: Sequence[Measures], perplexity_limit: float, repetition_limit: float | None = None
+) -> list[bool]:
+    """Whether each setting stays within the limits; the first of them is no steering, which the limits refer to."""
+    of = [(perplexity(one.losses, one.tokens), float(one.repetition.mean())) for one in measured]
+    most = perplexity_limit * of[0][0], math.inf if repetition_limit is None else repetition_limit + of[0][1]
+    return [likely <= most[0] and repeated <= most[1] for likely, repeated in of]
+
+
+def choose(
+    settings: Sequence[Setting], measured: Sequence[Measures], allowed: Sequence[bool], method: str, goal: str
+) -> int | None:
+    """Place of the allowed setting of a method with the best mean score, the first of equals; None without any."""
+    places = [i for i, one in enumerate(settings) if one.method == method and allowed[i]]
+    return max(places, key=lambda i: GOALS[goal] * float(measured[i].score.mean()), default=None)
+
+
+class Describe:
+    """Numbers with their intervals, and differences to no steering on the same prompts, resampled alike."""
+
+    def __init__(self, unsteered: Measures, seeds: int, resamples: int, seed: int) -> None:
+        self.base, self.seeds = unsteered, seeds
+        n = len(unsteered.tokens)
+        self.once, self.draws = torch.ones(1, n, dtype=torch.float64), resample_counts(n, resamples, seed)
+
+    def unsteered(self) -> list[Measurement]:
+        found = self._of(UNSTEERED, self.base, None, "")
+        return [one for one in found if not one.metric.endswith(("_change", "_ratio"))]
+
+    def steered(self, method: str, measured: Measures | None, goal: str, setting: str) -> list[Measurement]:
+        """Of one method at its chosen setting; without one, measurements without a value say so."""
+        if measured is None:
+            note = "no setting stays within the budget"
+            return [Measurement(name, None, method, note=note) for name in ("concept_score", "concept_score_change")]
+        return self._of(method, measured, goal, f"setting {setting}")
+
+    def change(self, measured: Measures) -> tuple[float, float | None, float | None]:
+        """Of the concept's score: mean, low, high."""
+        change = measured.score.mean(1) - self.base.score.mean(1)
+        return float(change.mean()), *percentiles(_mean(self.draws, change))
+
+    def _of(self, method: str, found: Measures, goal: str | None, note: str) -> list[Measurement]:
+        base = self.base
+        better = {None: "", "raise": "higher", "lower": "lower"}[goal]
+        rows: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
+            ("concept_score", lambda draws: _mean(draws, found.score.mean(1)), better),
+            ("concept_score_change", lambda draws: _mean(draws, (found.score - base.score).mean(1)), better),
+            ("perplexity", lambda draws: _mean_loss(draws, found).exp(), "lower"),
+            ("perplexity_ratio", lambda draws: (_mean_loss(draws, found) - _mean_loss(draws, base)).exp(), "lower"),
+            ("repetition", lambda draws: _mean(draws, found.repetition), "lower"),
+            ("repetition_change", lambda draws: _mean(draws, found.repetition - base.repetition), "lower"),
+            ("first_divergent_token", lambda draws: _mean(draws, found.divergent), ""),
+            ("kl_prompt_nats", lambda draws: _per_position(draws, found.kl_prompt), "lower"),
+            ("kl_continuation_nats", lambda draws: _per_position(draws, found.kl_continuation), "lower"),
+        ]
+        made = []
+        for name, statistic, direction in rows:
+            value = float(statistic(self.once))
+            low, high = percentiles(statistic(self.draws))
+            seeds = 1 if name.startswith(("first", "kl")) else self.seeds
+            told = "not measured, or not defined" if math.isnan(value) else note
+            made.append(
+                Measurement(
+                    name, value, method, low, high, INTERVAL, found.tokens.numel(), seeds, better=direction, note=told
+                )
+            )
+        return made
+
+
+# -- statistics of draws (resamples, n): how often each prompt counts, (resamples,) ----------------------------------
+
+
+def _mean(draws: Tensor, values: Tensor) -> Tensor:
+    return draws @ values / draws.sum(1)
+
+
+def _mean_loss(draws: Tensor, found: Measures) -> Tensor:
+    """Nats a token."""
+    return ((draws @ found.losses) / (draws @ found.tokens)).clamp(max=700)
+
+
+def _per_position(draws: Tensor, sums: Tensor) -> Tensor:
+    total, count = (draws @ sums).T
+    return total / count  # 0 / 0, where no position was drawn, is nan and does not count
+
+
+def _curve(
+    settings: Sequence[Setting],
+    measured: Sequence[Measures],
+    allowed: Sequence[bool],
+    chosen: Mapping[tuple[str, str], int | None],
+    describe: Describe,
+) -> Iterator[dict[str, Any]]:
+    """A row a setting. score_by_seed: mean over prompts of each generation seed."""
+    for place, (setting, found, within) in enumerate(zip(settings, measured, allowed, strict=True)):
+        change, low, high = describe.change(found)
+        row = {
+            "method": setting.method, "setting": setting.name, "concept_score": float(found.score.mean()),
+            "concept_score_change": change, "concept_score_change_low": low, "concept_score_change_high": high,
+            "score_by_seed": found.score.mean(0).tolist(), "perplexity": perplexity(*found[1:3]),
+            "repetition": float(found.repetition.mean()), "first_divergent_token": float(found.divergent.mean()),
+            "kl_prompt_nats": per_position(found.kl_prompt),
+            "kl_continuation_nats": per_position(found.kl_continuation),
+        }  # fmt: skip
+        plain = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        goals = [goal for (_, goal), at in chosen.items() if at == place]
+        yield {**plain, "within_budget": within, "chosen_to": goals}
+
+
+def _recorded(one: Setting) -> dict[str, Any]:
+    steering = None if one.steering is None else one.steering.to_dict()
+    if steering is not None and len(json.dumps(steering)) > LONGEST_STEERING:
+        steering = {"sha256": _hash(steering)}
+    told = None if one.instructions is None else _hash(list(one.instructions))
+    return {"method": one.method, "setting": one.name, "steering": steering, "instructions_sha256": told}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""Texts in batches of like length, and what SAEs read and say of each text, without keeping their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .sparse_codes import SparseCodes, encode_texts, stack_rows
+
+
+class TextBatch(NamedTuple):
+    """texts: numbers of the texts. ids, mask: (batch, width) int64, padded on the right."""
+
+    texts: Tensor
+    ids: Tensor
+    mask: Tensor
+
+
+class TextCodes(NamedTuple):
+    """Of n texts at one SAE, mean over each one's tokens but the first ones.
+
+    hidden: (n, d_in) float32, of the hidden states. codes: (n, d_sae), of the latents. pre_acts: (n, m) float32, of
+    the pre-activations of m latents that were asked for.
+    """
+
+    hidden: Tensor
+    codes: SparseCodes
+    pre_acts: Tensor
+
+
+def text_ids(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int, least: int = 2
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of texts, cut, and the numbers of these texts; those of fewer than `least` tokens are left out.
+
+    Raises:
+        ValueError: fewer than two texts are long enough, or a length that the model does not have.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if max_length < least or (limit and max_length > limit):
+        raise ValueError(f"`max_length` must be from {least} to {limit}. Received: max_length={max_length!r}.")
+    if isinstance(texts, str):
+        raise TypeError("`texts` must be a list of texts. Received: one text.")
+    rows = tokenizer(list(texts), truncation=True, max_length=max_length, verbose=False)["input_ids"] if texts else []
+    kept = [i for i, row in enumerate(rows) if len(row) >= least]
+    if len(kept) < 2:
+        raise ValueError(
+            f"Expected two texts or more of {least} tokens or more. Received: {len(rows)} texts, {len(kept)} of them "
+            "so long."
+        )
+    return [rows[i] for i in kept], kept
+
+
+def batches_of(rows: Sequence[Sequence[int]], *, tokens_at_once: int) -> Iterator[TextBatch]:
+    """Batches of limited padded size, the longest texts first; a longer text is a batch of its own."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    start = 0
+    while start < len(order):
+        width = len(rows[order[start]])
+        members = order[start : start + max(1, tokens_at_once // width)]
+        start += len(members)
+        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in members])
+        lengths = torch.tensor([len(rows[i]) for i in members])
+        yield TextBatch(torch.tensor(members), ids, (torch.arange(width) < lengths[:, None]).long())
+
+
+@torch.no_grad()
+def encode_text_means(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    asked: Sequence[Sequence[int]] | None = None,
+    skip_first: int = 1,
+    tokens_at_once: int = 2048,
+    report: Callable[[int], object] | None = None,
+) -> list[TextCodes]:
+    """Mean hidden state and mean latents of each text, for each SAE of a model; no more than a batch is held.
+
+    Args:
+        model: a `SaeForCausalLM`; it runs without steering, up to its last SAE.
+        rows: token ids of n texts, more than `skip_first` each, as `text_ids` gives them.
+        asked: for each SAE the latents whose pre-activations are wanted too; none by default.
+        skip_first: tokens at the beginning that do not count: the first is an outlier that SAEs are seldom made for.
+        tokens_at_once: of a forward pass, padding counted.
+        report: called with the number of texts of each batch.
+    """
+    n, saes = len(rows), list(model.saes)
+    asked = [[]] * len(saes) if asked is None else asked
+    hidden = [torch.zeros(n, sae.config.d_in) for sae in saes]
+    pre_acts = [torch.zeros(n, len(latents)) for latents in asked]
+    parts: list[list[SparseCodes]] = [[] for _ in saes]
+    order = []
+    for batch in batches_of(rows, tokens_at_once=tokens_at_once):
+        inputs = model(
+            input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), steering=False,
+            output_sae_inputs=True, stop_at_last_sae=True,
+        ).sae_inputs  # fmt: skip
+        kept = batch.mask.bool() & (batch.mask.cumsum(-1) > skip_first)
+        line = kept.nonzero()[:, 0]  # of each token that counts, its text in the batch
+        counts = kept.sum(1, keepdim=True)
+        for number, sae in enumerate(saes):
+            states = inputs[number][kept.to(inputs[number].device)]
+            sums = torch.zeros(len(kept), states.shape[1]).index_add_(0, line, states.float().cpu())
+            hidden[number][batch.texts] = sums / counts
+            parts[number].append(encode_texts(sae, states, line, len(kept)))
+            if len(asked[number]):
+                latents = torch.tensor(list(asked[number]), device=sae.device)
+                found = sae.encode_pre_acts(states.to(device=sae.device, dtype=sae.dtype), latents).float().cpu()
+                sums = torch.zeros(len(kept), found.shape[1]).index_add_(0, line, found)
+                pre_acts[number][batch.texts] = sums / counts
+        order.append(batch.texts)
+        if report is not None:
+            report(len(batch.texts))
+    back = torch.cat(order).argsort()
+    codes = [stack_rows(some).take_rows(back) for some in parts]
+    return [TextCodes(*found) for found in zip(hidden, codes, pre_acts, strict=True)]

@@ -1,0 +1,214 @@
+"""The web application: routes, the key, errors in OpenAI's form, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from .bodies import Body, read_json
+from .completions import Completions
+from .detecting import Detector, list_features, read_detection
+from .engine import Engine
+from .errors import RequestError
+from .requests import Asked, Reader
+from .responses import Responses, read_response
+from .writing import Writing
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 8 * 2**20
+
+
+def build_app(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    max_concurrent: int = 32,
+    max_tokens: int = 512,
+    api_key: str | None = None,
+) -> FastAPI:
+    """A server of one model; its engine is `app.state.engine` and runs as long as the application does.
+
+    Args:
+        model: a `SaeForCausalLM` in eval mode.
+        tokenizer: the model's.
+        name: of the model, as requests tell it. aliases: other names for it.
+        max_concurrent: answers that are written together; the others wait.
+        max_tokens: of an answer, where a request does not say.
+        api_key: that requests to /v1 must bring as a bearer token; None asks for none.
+
+    Raises:
+        ValueError: `max_concurrent` or `max_tokens` is below 1.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"`max_tokens` must be at least 1. Received: max_tokens={max_tokens!r}.")
+    engine = Engine(model, tokenizer, max_concurrent)
+    reader = Reader(model, tokenizer, (name, *aliases), max_tokens)
+    detector = Detector(model, tokenizer, name)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(engine.stop)
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.engine = engine
+    if api_key is not None:
+        app.add_middleware(KeyCheck, key=api_key)
+
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> JSONResponse:
+        headers = {"Retry-After": "1"} if error.status in (429, 503) else None
+        return JSONResponse(error.body(), error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def not_there(request: Request, error: HTTPException) -> JSONResponse:
+        told = RequestError(f"{error.detail}: {request.method} {request.url.path}", status=error.status_code)
+        return JSONResponse(told.body(), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(RequestError("The server failed; its log says why.", status=500).body(), 500)
+
+    async def written(request: Request, read: Callable[[Body], Asked], form: Completions | Responses) -> Response:
+        """Read a request, write its answers and give them in the endpoint's form."""
+        body = await read_body(request)
+        writing = Writing(await run_in_threadpool(read, body), engine, tokenizer)
+        if writing.asked.stream:
+            return Events(form.stream(writing), writing)
+        try:
+            return JSONResponse(await unless_gone(request, form.whole(writing)))
+        finally:
+            writing.close()
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await written(request, reader.chat, Completions(name, chat=True))
+
+    @app.post("/v1/completions")
+    async def completion(request: Request) -> Response:
+        return await written(request, reader.completion, Completions(name, chat=False))
+
+    @app.post("/v1/responses")
+    async def response(request: Request) -> Response:
+        return await written(request, lambda body: read_response(reader, body), Responses(name))
+
+    @app.post("/v1/detect")
+    async def detect(request: Request) -> Response:
+        body = await read_body(request)
+        asked = await run_in_threadpool(read_detection, reader, body)
+        given_up = threading.Event()
+        try:
+            return JSONResponse(await unless_gone(request, run_in_threadpool(detector.detect, asked, given_up)))
+        finally:
+            given_up.set()
+
+    @app.get("/v1/features")
+    async def features() -> dict[str, Any]:
+        return list_features(model)
+
+    entry = {"id": name, "object": "model", "created": 0, "owned_by": "sae-transformers"}
+    entry["steering"] = reader.default_steering.to_dict() if reader.default_steering else None
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [entry]}
+
+    @app.get("/v1/models/{asked:path}")
+    async def one_model(asked: str) -> dict[str, Any]:
+        reader.check_model(Body({"model": asked}))
+        return entry
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        alive = engine.is_alive
+        counts = {"running": len(engine.running), "waiting": len(engine.waiting)}
+        return JSONResponse({"status": "ok" if alive else "stopped", **counts}, 200 if alive else 503)
+
+    return app
+
+
+class Events(StreamingResponse):
+    """Server-sent events of answers, which end when the client goes away, however early."""
+
+    def __init__(self, events: AsyncIterator[str], writing: Writing) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._writing = writing
+
+    async def __call__(self, *call: Any) -> None:
+        try:
+            await super().__call__(*call)
+        finally:
+            self._writing.close()
+
+
+class KeyCheck:
+    """Lets requests to /v1 pass only with the key. It is compared in constant time and never told."""
+
+    def __init__(self, app: Any, key: str) -> None:
+        self.app, self._key = app, key.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            kind, _, key = given.partition(b" ")
+            if not hmac.compare_digest(key.strip(), self._key) or kind.lower() != b"bearer":
+                told = RequestError("Give the server's key as a bearer token.", code="invalid_api_key", status=401)
+                await JSONResponse(told.body(), 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+async def read_body(request: Request) -> Body:
+    """The JSON object of a request.
+
+    Raises:
+        RequestError: another content type (which a page in a browser could send unasked), too long, or not an object.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError("The body must be JSON, with the header `Content-Type: application/json`.")
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > MAX_BODY_BYTES:
+            raise RequestError(f"The body is longer than {MAX_BODY_BYTES} bytes.", code="body_too_long", status=413)
+    return Body(read_json(bytes(raw)))
+
+
+async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """The result of `work`; given up as soon as the client closes its connection.
+
+    Raises:
+        RequestError: the client is gone. Nobody reads it.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RequestError("The client closed the connection.", code="client_gone", status=499)
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

@@ -1,0 +1,130 @@
+"""The endpoints about features: what there is, and how strongly one answers to texts."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .bodies import Body, wrong
+from .requests import Reader
+
+TEXTS_AT_ONCE, MAX_TEXTS = 16, 2048
+POOLINGS = ("mean", "max", "last")
+
+
+@dataclass(frozen=True)
+class Detecting:
+    """A request to detect. ids: token ids of each text."""
+
+    ids: tuple[tuple[int, ...], ...]
+    sae: int
+    feature: int | str
+    pooling: str
+    pre_activations: bool
+    skip_first: int
+    per_token: bool
+
+
+def read_detection(reader: Reader, body: Body) -> Detecting:
+    reader.check_model(body)
+    texts = body.take("input")
+    texts = [texts] if isinstance(texts, str) else texts
+    if (
+        not isinstance(texts, list)
+        or not texts
+        or len(texts) > MAX_TEXTS
+        or not all(isinstance(t, str) for t in texts)
+    ):
+        raise wrong("input", f"must be a text or a list of up to {MAX_TEXTS}", texts)
+    saes = reader.model.config.sae_configs
+    if not saes:
+        raise wrong("model", "has no SAE, so no features", reader.names[0])
+    sae = body.whole("sae", 0, 0, len(saes) - 1)
+    feature = body.take("feature")
+    if isinstance(feature, bool) or not isinstance(feature, (int, str)):
+        raise wrong("feature", "must be the number of a latent or the name of a concept", feature)
+    try:
+        saes[sae].resolve_feature(feature)
+    except (ValueError, IndexError, TypeError) as error:
+        raise wrong("feature", f"is not there. {error}", feature) from error
+    pooling = body.text("pooling", "mean")
+    if pooling not in POOLINGS:
+        raise wrong("pooling", f"must be one of {', '.join(POOLINGS)}", pooling)
+    pre_activations = body.truth("pre_activations", False)
+    skip_first = body.whole("skip_first", 1)
+    per_token = body.truth("per_token", False)
+    body.ignore("user")
+    body.end()
+    ids = [reader.encode(text, f"input[{place}]") for place, text in enumerate(texts)]
+    for place, row in enumerate(ids):
+        if not skip_first < len(row) <= reader.context:
+            raise wrong(f"input[{place}]", f"must have {skip_first + 1} to {reader.context} tokens", len(row))
+    return Detecting(tuple(map(tuple, ids)), sae, feature, pooling, pre_activations, skip_first, per_token)
+
+
+class Detector:
+    """Scores texts by features of a model, unsteered whatever its default; one request at a time."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self._one = threading.Lock()
+
+    @torch.no_grad()
+    def detect(self, asked: Detecting, given_up: threading.Event | None = None) -> dict[str, Any]:
+        """The answer to a request. given_up: set from outside when nobody waits for it any more."""
+        order = sorted(range(len(asked.ids)), key=lambda row: len(asked.ids[row]))
+        found: dict[int, dict[str, Any]] = {}
+        with self._one, self.model.steered(None):
+            for start in range(0, len(order), TEXTS_AT_ONCE):
+                if given_up is not None and given_up.is_set():
+                    break
+                rows = order[start : start + TEXTS_AT_ONCE]
+                for row, entry in zip(rows, self._scores(asked, [asked.ids[row] for row in rows]), strict=True):
+                    found[row] = {"object": "detection", "index": row, **entry}
+        total = sum(len(row) for row in asked.ids)
+        return {
+            "object": "list",
+            "model": self.name,
+            "sae": asked.sae,
+            "feature": self.model.config.sae_configs[asked.sae].resolve_feature(asked.feature),
+            "pooling": asked.pooling,
+            "data": [found[row] for row in sorted(found)],
+            "usage": {"prompt_tokens": total, "total_tokens": total},
+        }
+
+    def _scores(self, asked: Detecting, ids: list[tuple[int, ...]]) -> list[dict[str, Any]]:
+        width = max(len(row) for row in ids)
+        batch = {
+            "input_ids": torch.tensor([[*row, *[0] * (width - len(row))] for row in ids]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+        }
+        result = self.model.detect(
+            batch, feature=asked.feature, sae=asked.sae, pooling=asked.pooling,
+            pre_activations=asked.pre_activations, skip_first=asked.skip_first,
+        )  # fmt: skip
+        entries: list[dict[str, Any]] = [{"score": score} for score in result.per_text.tolist()]
+        if asked.per_token:
+            for entry, row, values in zip(entries, ids, result.per_token.tolist(), strict=True):
+                entry["tokens"] = [self.tokenizer.decode([token]) for token in row]
+                entry["values"] = values[: len(row)]
+        return entries
+
+
+def list_features(model: Any) -> dict[str, Any]:
+    """The model's SAEs, with the concepts that have names."""
+    data = [
+        {
+            "object": "sae",
+            "sae": number,
+            "place": config.read_at,
+            "n_features": config.d_sae,
+            "activation": config.activation,
+            "concepts": dict(config.concepts),
+            "feature_names": dict(config.feature_names),
+        }
+        for number, config in enumerate(model.config.sae_configs)
+    ]
+    return {"object": "list", "data": data}

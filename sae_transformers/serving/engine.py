@@ -1,0 +1,234 @@
+"""The thread that writes all answers: requests join and leave one running batch between two tokens."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling import Steering
+from .answer_text import StopTexts, TokensToText
+from .errors import RequestError
+from .running_batch import RunningBatch
+from .sampling import Sampling, TokenChoice, stop_tokens
+
+logger = logging.getLogger(__name__)
+
+PROMPT_TOKENS_AT_ONCE = 4096  # of prompts that are read together, padding included
+MAX_WAITING = 1024
+
+Report = Callable[["Answer", str, "str | None"], object]
+
+
+class Answer:
+    """A text that is being written.
+
+    Args:
+        prompt: token ids, one at least.
+        report: called in the engine's thread with the answer, the next piece of text and, at its end, why it ended:
+            `stop`, `length` or `error`.
+        number: of the answers to one request.
+
+    `tokens` are those written so far, `error` what went wrong.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        steering: Steering,
+        sampling: Sampling,
+        tokenizer: Any,
+        report: Report,
+        number: int = 0,
+    ) -> None:
+        self.prompt, self.steering, self.sampling, self.number = list(prompt), steering, sampling, number
+        self.choice = TokenChoice(sampling, prompt, number)
+        self.tokens: list[int] = []
+        self.cancelled = False
+        self.error: RequestError | None = None
+        self._report = report
+        self._text = TokensToText(tokenizer)
+        self._stop = StopTexts(sampling.stop)
+
+    def cancel(self) -> None:
+        """No more is wanted: the engine drops the answer before the next token."""
+        self.cancelled = True
+
+    def take(self, token: int, ends: frozenset[int]) -> bool:
+        """Add a token and report the text that it makes certain; whether the answer ended."""
+        self.tokens.append(token)
+        reason = "stop" if token in ends else None
+        piece = self._stop.push("" if reason else self._text.push(token))
+        if reason is None and not self._stop.found and len(self.tokens) >= self.sampling.max_tokens:
+            reason = "length"
+        if self._stop.found:
+            reason = "stop"
+        elif reason is not None:
+            piece += self._stop.push(self._text.finish()) + self._stop.finish()
+            reason = "stop" if self._stop.found else reason
+        if piece or reason:
+            self._report(self, piece, reason)
+        return reason is not None
+
+    def fail(self, error: RequestError) -> None:
+        self.error = error
+        self._report(self, "", "error")
+
+
+class Engine:
+    """Writes answers with one model.
+
+    Args:
+        model: a `SaeForCausalLM` in eval mode.
+        tokenizer: the model's.
+        max_concurrent: answers that are written together; the others wait.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_concurrent: int = 32) -> None:
+        if max_concurrent < 1:
+            raise ValueError(f"`max_concurrent` must be at least 1. Received: max_concurrent={max_concurrent!r}.")
+        self.batch = RunningBatch(model)
+        self.max_concurrent = max_concurrent
+        self.ends = stop_tokens(model.generation_config, tokenizer)
+        self.waiting: deque[Answer] = deque()
+        self.running: list[Answer] = []
+        self.steps = 0  # forward passes so far
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop_soon(self) -> None:
+        """End after the token that is being written; takes no lock, so that a signal's handler may call it."""
+        self._stopping = True
+
+    def stop(self) -> None:
+        """Give up all answers and end the thread."""
+        self.stop_soon()
+        with self._changed:
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, answers: Sequence[Answer]) -> None:
+        """Write these as soon as there is room.
+
+        Raises:
+            RequestError: too many wait already, or the engine has ended.
+        """
+        with self._changed:
+            if self._stopping or not self.is_alive:
+                raise RequestError("The server is stopping.", code="stopping", status=503)
+            if self.waiting and len(self.waiting) + len(answers) > MAX_WAITING:
+                raise RequestError(f"{len(self.waiting)} answers wait already.", code="queue_full", status=429)
+            self.waiting.extend(answers)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self.waiting or self.running or self._stopping):
+                    self._changed.wait()
+                if self._stopping:
+                    left, self.waiting = [*self.running, *self.waiting], deque()
+                    break
+                self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
+            self._guarded(self._step, self.running)
+            with self._changed:
+                joining = self._joining()
+            if joining:
+                self._guarded(lambda joining=joining: self._join(joining), joining)
+        self.running = []
+        self.batch.clear()
+        for answer in left:
+            answer.fail(RequestError("The server is stopping.", code="stopping", status=503))
+
+    def _joining(self) -> list[Answer]:
+        """The first of those that wait, as many as there is room for; one that does not fit waits for an empty
+        batch, and those behind it wait with it."""
+        first = list(itertools.islice(self.waiting, self.max_concurrent - len(self.running)))
+        widths = itertools.accumulate((len(answer.prompt) for answer in first), max)
+        room = sum(width * count <= PROMPT_TOKENS_AT_ONCE for count, width in enumerate(widths, 1))
+        first = first[: max(1, room) if self.batch.joins else 1]
+        if not self.batch.fits([answer.steering for answer in first]):
+            ends = range(1, len(first) + 1)
+            fitting = itertools.takewhile(lambda end: self.batch.fits([a.steering for a in first[:end]]), ends)
+            first = first[: max(fitting, default=0)]
+            if not first and not self.running:  # not even alone
+                self.waiting.popleft().fail(RequestError("The steering does not fit the model.", "steering"))
+        for _ in first:
+            self.waiting.popleft()
+        return first
+
+    def _guarded(self, action: Callable[[], None], answers: list[Answer]) -> None:
+        """Run one pass; if it fails, so do the answers it was for: all of the batch, if that is no longer whole."""
+        try:
+            action()
+        except Exception as error:
+            told = _told(error)
+            failed = list(answers)
+            if len(self.batch) != len(self.running) or any(answer in self.running for answer in answers):
+                failed = [*self.running, *(answer for answer in answers if answer not in self.running)]
+                self.running = []
+                self.batch.clear()
+            for answer in failed:
+                answer.fail(told)
+
+    def _step(self) -> None:
+        self._keep([row for row, answer in enumerate(self.running) if not answer.cancelled])
+        if self.running:
+            self.steps += 1
+            logits = self.batch.step([answer.tokens[-1] for answer in self.running])
+            self._take(logits, self.running, first=0)
+
+    def _join(self, joining: list[Answer]) -> None:
+        self.steps += 1
+        logits = self.batch.join([a.prompt for a in joining], [a.steering for a in joining])
+        first = len(self.running)
+        self.running.extend(joining)
+        self._take(logits, joining, first)
+
+    def _take(self, logits: Tensor, answers: list[Answer], first: int) -> None:
+        """Choose a token for each of `answers`, which are the rows of the batch from `first` on."""
+        best = logits.argmax(-1).tolist()
+        broken = (~(logits < torch.inf)).any(-1).tolist()  # NaN too
+        ended = set()
+        for row, answer in enumerate(answers):
+            if broken[row]:
+                told = f"The logits are not finite. Received: steering={answer.steering.to_json()[:300]}."
+                answer.fail(RequestError(f"Is the steering too strong? {told}", "steering", "not_finite"))
+                ended.add(first + row)
+                continue
+            try:
+                token = best[row] if answer.choice.is_plain else answer.choice.choose(logits[row], answer.tokens)
+                if answer.take(token, self.ends):
+                    ended.add(first + row)
+            except Exception as error:  # of this answer's settings or text: the others go on
+                answer.fail(_told(error))
+                ended.add(first + row)
+        self._keep([row for row in range(len(self.running)) if row not in ended])
+
+    def _keep(self, rows: list[int]) -> None:
+        if len(rows) < len(self.running):
+            self.running = [self.running[row] for row in rows]
+            self.batch.keep(rows)
+
+
+def _told(error: Exception) -> RequestError:
+    """What a client is told of a failure, which the log has in full."""
+    logger.error("An answer failed", exc_info=error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return RequestError("There is not enough memory for this request now.", code="out_of_memory", status=503)
+    return RequestError("The model failed on this request.", code="model_failed", status=500)

@@ -1,0 +1,155 @@
+"""Texts that are being written together: one cache, one row a text, each with a steering of its own.
+
+Rows join and leave between two tokens. All are aligned at the right, so a row that joins, and a batch that is shorter
+than it, are padded on the left; the mask hides the padding, positions count from a row's first real token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..modeling import Steering
+from ..modeling.steering_plan import BoundSteering
+
+JOINABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")  # the layers of a cache that `_joined` understands
+
+
+class RunningBatch:
+    """The state of a model that writes several texts.
+
+    Args:
+        model: a `SaeForCausalLM` in eval mode.
+
+    Between calls with n rows and L columns: `mask` is (n, L) int64, 0 at padding; `places` (n, 3) int64 as
+    `steering_rows_for` makes them: row of the steering's tables, first real column, end of the prompt.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.device = model.get_input_embeddings().weight.device
+        # Whether rows can join others: always, but for models whose cache is more than keys and values.
+        self.joins = all(type(layer).__name__ in JOINABLE for layer in self._empty_cache().layers)
+        self.clear()
+
+    def _empty_cache(self) -> Any:
+        return DynamicCache(config=self.model.config.get_text_config(decoder=True))
+
+    def clear(self) -> None:
+        """Forget all rows, and what they hold in memory."""
+        self.cache: Any = None
+        self.mask = torch.zeros(0, 0, dtype=torch.long, device=self.device)
+        self.places = torch.zeros(0, 3, dtype=torch.long, device=self.device)
+        self.steerings: list[Steering] = []  # different ones; `places[:, 0]` are indices of it
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def fits(self, steerings: Sequence[Steering]) -> bool:
+        """Whether rows of these steerings can be in one batch with those that are there."""
+        if len(self) and not self.joins:
+            return False
+        together = list(dict.fromkeys([*self.steerings, *steerings]))
+        try:
+            self.model.prepare_steering(together)
+        except (ValueError, RuntimeError):  # each was checked alone: they cannot be combined, as two re-weightings
+            return False
+        return True
+
+    @torch.no_grad()
+    def join(self, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]) -> Tensor:
+        """Read prompts, one new row each, after the rows that are there.
+
+        Returns:
+            logits, (n_new, vocabulary) float32, of each prompt's next token.
+        """
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
+        first = torch.tensor([width - len(prompt) for prompt in prompts], device=self.device)
+        mask = (torch.arange(width, device=self.device) >= first[:, None]).long()
+        known = list(dict.fromkeys([*self.steerings, *steerings]))
+        table = torch.tensor([known.index(steering) for steering in steerings], device=self.device)
+        places = torch.stack([table, first, torch.full_like(first, width)], dim=-1)
+        cache = self._empty_cache()
+        logits = self._run(ids, mask, cache, known, places)
+        if self.cache is None:
+            self.cache, self.mask, self.places = cache, mask, places
+            self.steerings = known
+            return logits
+        try:
+            shifts = [max(0, width - self.mask.shape[1]), max(0, self.mask.shape[1] - width)]
+            self.cache = _joined(self.cache, cache)
+            self.mask = torch.cat([F.pad(m, (by, 0)) for m, by in zip((self.mask, mask), shifts, strict=True)])
+            moved = [p + p.new_tensor([0, by, by]) for p, by in zip((self.places, places), shifts, strict=True)]
+            self.places = torch.cat(moved)
+        except BaseException:  # out of memory half way: what is left fits nothing
+            self.clear()
+            raise
+        self.steerings = known
+        return logits
+
+    @torch.no_grad()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to each row; logits (n, vocabulary) float32 of the next ones."""
+        ids = torch.tensor(tokens, device=self.device)[:, None]
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        return self._run(ids, self.mask, self.cache, self.steerings, self.places)
+
+    def _run(self, ids: Tensor, mask: Tensor, cache: Any, steerings: list[Steering], places: Tensor) -> Tensor:
+        options: dict[str, Any] = {"steering": False}
+        if any(steerings):
+            plan = self.model.prepare_steering(steerings)
+            options = {"steering": BoundSteering(plan, int(places[:, 2].max())), "steering_rows": places}
+        if "position_ids" in self.model._base_arguments:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            options["position_ids"] = positions[:, -ids.shape[1] :]
+        output = self.model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
+        )
+        return output.logits[:, -1].float()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows at once, and the columns that none of the kept ones uses."""
+        if not rows:
+            return self.clear()
+        index = torch.tensor(rows, device=self.device)
+        self.mask, self.places = self.mask[index], self.places[index]
+        unused = int(self.mask.argmax(-1).min()) if self.joins else 0
+        self.mask, self.places = self.mask[:, unused:], self.places - self.places.new_tensor([0, unused, unused])
+        for layer in self.cache.layers:
+            layer.batch_select_indices(index)
+            if unused and layer.is_initialized:
+                _drop_columns(layer, unused)
+        used = sorted(set(self.places[:, 0].tolist()))
+        self.steerings = [self.steerings[number] for number in used]
+        self.places[:, 0] = torch.tensor([used.index(n) for n in self.places[:, 0].tolist()], device=self.device)
+        return None
+
+
+def _joined(cache: Any, other: Any) -> Any:
+    """One cache of the rows of both. Layers are (rows, heads, columns, d), the last columns of all rows aligned."""
+    for layer, added in zip(cache.layers, other.layers, strict=True):
+        if not added.is_initialized:
+            continue
+        width = max(layer.keys.shape[-2], added.keys.shape[-2])
+        for name in ("keys", "values"):
+            parts = [F.pad(t, (0, 0, width - t.shape[-2], 0)) for t in (getattr(layer, name), getattr(added, name))]
+            setattr(layer, name, torch.cat(parts))
+        if hasattr(layer, "cumulative_length"):  # a sliding window keeps the last of so many columns
+            layer.cumulative_length = max(layer.cumulative_length, added.cumulative_length)
+    return cache
+
+
+def _drop_columns(layer: Any, count: int) -> None:
+    """Forget the first `count` columns that the layer has seen."""
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length -= count
+        stays = min(layer.cumulative_length, layer.keys.shape[-2])
+    else:
+        stays = layer.keys.shape[-2] - count
+    layer.keys, layer.values = layer.keys[..., -stays:, :].clone(), layer.values[..., -stays:, :].clone()

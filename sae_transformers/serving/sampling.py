@@ -1,0 +1,138 @@
+"""How the next token is chosen from logits: what a request asks for, else what the model's repository publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+# Settings of a published generation config that change what `generate` returns and are not known here.
+NOT_APPLIED = (
+    "bad_words_ids", "begin_suppress_tokens", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff",
+    "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "guidance_scale", "min_length",
+    "min_new_tokens", "no_repeat_ngram_size", "num_beams", "penalty_alpha", "sequence_bias", "suppress_tokens",
+    "top_h", "typical_p", "watermarking_config",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one request.
+
+    max_tokens: of an answer. temperature: 0 is greedy. top_k, top_p, min_p, repetition_penalty: as in transformers;
+    0, 1, 0 and 1 do nothing. presence_penalty, frequency_penalty: as OpenAI defines them, taken from the logits of
+    tokens that the answer holds, once or for each time. logit_bias: token id -> added to its logit. seed: of the
+    random choices; None for another one each time. stop: texts that end the answer and are not part of it.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+def published_sampling(config: GenerationConfig, max_tokens: int) -> Sampling:
+    """What a model's own generation config asks for, where a request says nothing."""
+
+    def value(name: str, neutral: float) -> Any:
+        found = getattr(config, name, None)
+        return neutral if found is None else found
+
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=value("temperature", 1.0) if config.do_sample else 0.0,
+        top_k=value("top_k", 0),
+        top_p=value("top_p", 1.0),
+        min_p=value("min_p", 0.0),
+        repetition_penalty=value("repetition_penalty", 1.0),
+    )
+
+
+def settings_not_applied(config: GenerationConfig) -> list[str]:
+    """Names of published settings that change what `generate` returns, and that the server does not know."""
+    return [name for name in NOT_APPLIED if getattr(config, name, None) not in (None, False, 0, 1, 1.0, [], {}, ())]
+
+
+def stop_tokens(config: GenerationConfig, tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that end an answer."""
+    found = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, (list, tuple)) else [found])
+
+
+class TokenChoice:
+    """Chooses the tokens of one text; random numbers are its own, so they depend on no other text of the batch.
+
+    Args:
+        number: of the answer, where a request asks for several.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], number: int = 0) -> None:
+        self.sampling = sampling
+        self.prompt = list(prompt)
+        self.random = torch.Generator()
+        if sampling.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed((sampling.seed + number) % 2**63)
+        penalty, warpers = sampling.repetition_penalty, []
+        if sampling.temperature > 0:
+            warpers = [
+                TemperatureLogitsWarper(sampling.temperature) if sampling.temperature != 1 else None,
+                TopKLogitsWarper(sampling.top_k) if sampling.top_k else None,
+                TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None,
+                MinPLogitsWarper(sampling.min_p) if sampling.min_p else None,
+            ]
+        processors = [RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None, *warpers]
+        self.processors = LogitsProcessorList(p for p in processors if p is not None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the most likely token is chosen, whatever came before."""
+        s = self.sampling
+        return s.temperature == 0 and not (
+            self.processors or s.presence_penalty or s.frequency_penalty or s.logit_bias
+        )
+
+    def choose(self, logits: Tensor, written: Sequence[int]) -> int:
+        """The next token.
+
+        Args:
+            logits: (vocabulary,) float32.
+            written: the answer's tokens so far.
+        """
+        s = self.sampling
+        scores = logits.clone()
+        if s.logit_bias:
+            index = torch.tensor(list(s.logit_bias), device=scores.device)
+            scores.index_add_(0, index, torch.tensor(list(s.logit_bias.values()), device=scores.device))
+        if written and (s.presence_penalty or s.frequency_penalty):
+            tokens, counts = torch.tensor(written, device=scores.device).unique(return_counts=True)
+            scores.index_add_(0, tokens, -s.presence_penalty - s.frequency_penalty * counts.to(scores))
+        if self.processors:
+            ids = torch.tensor([[*self.prompt, *written]], device=scores.device)
+            scores = self.processors(ids, scores[None])[0]  # pyright: ignore[reportArgumentType]
+        if s.temperature == 0:
+            return int(scores.argmax())
+        probabilities = scores.softmax(-1).cpu()  # random numbers are drawn on the CPU: the same on every device
+        return int(torch.multinomial(probabilities, 1, generator=self.random))

@@ -1,0 +1,101 @@
+"""Texts that join and leave a running batch are those that `generate` writes alone."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from sae_transformers import FeatureEdit, FeatureReweighting, Steering
+from sae_transformers.serving.running_batch import RunningBatch
+from tests.serving.running import STEERINGS
+from tests.tiny import ARCHITECTURES, prompt, tiny_model
+
+FAST = ("gemma2", "gpt2")  # sliding windows and rotary, learnt positions
+
+
+def jobs(seed: int = 0) -> list[tuple[list[int], Steering, int, int]]:
+    """Prompts, steerings, tokens to write and steps to wait before."""
+    draw = random.Random(seed)
+    return [
+        (prompt(1, draw.randint(1, 22), seed=i)[0].tolist(), STEERINGS[i % 6], draw.randint(1, 12), draw.randint(0, 9))
+        for i in range(9)
+    ]  # fmt: skip
+
+
+def alone(model: Any, ids: list[int], steering: Steering, count: int) -> list[int]:
+    rows = torch.tensor([ids])
+    options = {"attention_mask": torch.ones_like(rows), "max_new_tokens": count, "do_sample": False}
+    return model.generate(rows, steering=steering if steering else False, **options)[0, len(ids) :].tolist()
+
+
+def together(model: Any, todo: list[tuple[list[int], Steering, int, int]]) -> list[list[int]]:
+    batch, written = RunningBatch(model), [[] for _ in todo]
+    waiting, rows, now = list(range(len(todo))), [], 0
+    while waiting or rows:
+        logits = batch.step([written[i][-1] for i in rows]) if rows else torch.zeros(0, 0)
+        new = [i for i in waiting if todo[i][3] <= now]
+        parts = list(logits)
+        if new:
+            assert batch.fits([todo[i][1] for i in new])
+            parts += list(batch.join([todo[i][0] for i in new], [todo[i][1] for i in new]))
+        waiting, rows, now = [i for i in waiting if i not in new], rows + new, now + 1
+        for i, row in zip(rows, parts, strict=True):
+            written[i].append(int(row.argmax()))
+        keep = [place for place, i in enumerate(rows) if len(written[i]) < todo[i][2]]
+        rows = [rows[place] for place in keep]
+        batch.keep(keep)
+        assert len(batch) == len(rows)
+        if rows:  # nothing is held that no row needs
+            assert batch.mask.shape[1] == max(len(todo[i][0]) + len(written[i]) - 1 for i in rows)
+            assert set(batch.steerings) == {todo[i][1] for i in rows}
+            assert int(batch.mask[:, 0].max()) == 1
+    assert batch.cache is None
+    return written
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
+def test_texts_of_a_batch_are_those_written_alone(architecture: str) -> None:
+    model = tiny_model(architecture, concepts={"sea": 9}).eval()
+    model.generation_config.eos_token_id = None
+    todo = jobs()
+    expected = [alone(model, ids, steering, count) for ids, steering, count, _ in todo]
+    assert len({tuple(e) for e in expected}) > 5
+    assert together(model, todo) == expected
+
+
+def test_steerings_that_exclude_each_other_do_not_fit() -> None:
+    model = tiny_model().eval()
+    batch = RunningBatch(model)
+    one, other = (Steering([FeatureReweighting(scores=[1.0] * 64, mode=mode)]) for mode in ("swap", "weight"))
+    batch.join([[5, 6]], [one])
+    assert not batch.fits([other]) and batch.fits([one]) and batch.fits(STEERINGS[:1])
+    assert not RunningBatch(model).fits([one, other])
+    batch.keep([])
+    assert batch.fits([other]) and not len(batch)
+
+
+def test_equal_steerings_are_one_row_of_tables() -> None:
+    model = tiny_model().eval()
+    batch = RunningBatch(model)
+    twice = [Steering([FeatureEdit(feature=3, op="add", value=6.0)]) for _ in range(2)]
+    batch.join([[5, 6], [7]], [*twice])
+    assert batch.steerings == twice[:1] and batch.places[:, 0].tolist() == [0, 0]
+
+
+def test_a_batch_that_breaks_while_rows_join_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = RunningBatch(tiny_model().eval())
+    batch.join([[5, 6]], [Steering()])
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("sae_transformers.serving.running_batch._joined", broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        batch.join([[7]], [Steering()])
+    assert batch.cache is None and not len(batch)

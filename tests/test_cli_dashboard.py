@@ -1,0 +1,234 @@
+"""The verbs `dashboard` and `space`, from files to files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner, Result
+
+from sae_transformers.cli import app
+from sae_transformers.cli_dashboard import feature_list, short_name
+from sae_transformers.cli_space import named_feature
+from sae_transformers.create_training_data.annotation_tables import AnnotationRow, write_annotations
+from sae_transformers.evaluation.results import Measurement, Results, SuiteResult, write_results
+from tests.create_training_data.words import word_texts, word_tokenizer
+from tests.hub_cards.test_dashboard import read
+from tests.tiny import tiny_base, tiny_model, tiny_sae
+
+D_SAE = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, an SAE, a text, and what feature-table, spans, judge and evaluate make of them."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    word_tokenizer().save_pretrained(folder / "base")
+    tiny_base(vocab_size=94).save_pretrained(folder / "base")
+    sae = tiny_sae(layer=1, k=4, concepts={"sea": 9}, feature_names={"3": "sky", "x": "none"})
+    sae.save_pretrained(folder / "sae")
+    tiny_sae(layer=1, d_sae=32).save_pretrained(folder / "other")
+    (folder / "text.txt").write_text("\n\n".join(word_texts(40)), encoding="utf-8")
+    (folder / "longer.txt").write_text("\n\n".join(word_texts(41)), encoding="utf-8")
+    common = ["--sae", folder / "sae", "--max-length", 64]
+    spans = ["--window", 4, "--top-n", 2, "--activation", "own"]
+    invoke("feature-table", folder / "base", *common, "--out", folder / "table", "--top-k", 3, "--coherence", "none")
+    invoke("spans", folder / "base", folder / "text.txt", *common, "--out", folder / "spans", *spans)
+    rows = [
+        AnnotationRow(0, "Span 1: w1", "Some words.", "yes", "yes|||They fit."),
+        AnnotationRow(1, "Span 1: w2", "Other words.", "-", "maybe|||Not sure.|||no|||Never."),
+        AnnotationRow(2, "", "Cannot Tell.", "-", "-"),
+        AnnotationRow(3, "Span 1: w3", "Cannot tell.", "-", "no|||Nothing to tell."),
+    ]
+    write_annotations(rows, folder / "judged.tsv")
+    sample = {
+        "method": "latent 5",
+        "goal": "raise",
+        "setting": "+0.2",
+        "prompt": "w1",
+        "steered": "s",
+        "unsteered": "u",
+    }
+    measured = [Measurement("auroc", 0.75, "latent 9", data="reviews"), Measurement("l0", 4.0)]
+    for name, suite in (
+        ("a", SuiteResult("detection", {}, measured)),
+        ("b", SuiteResult("steering", {}, [], samples=[sample])),
+    ):
+        write_results(Results({}, "evaluate", "", {suite.name: suite}), folder / f"{name}.json")
+    (folder / "prompts.txt").write_text("w1 w2\n\nw3\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("COLUMNS", "200")
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+def invoke(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def columns(index: dict[str, Any]) -> dict[str, list[Any]]:
+    return {column["name"]: column["values"] for column in index["columns"]}
+
+
+def test_everything_at_once(folder: Path, tmp_path: Path) -> None:
+    given = ["--table", folder / "table", "--spans", folder / "spans", "--annotations", folder / "judged.tsv"]
+    given += [
+        "--results",
+        folder / "a.json",
+        "--results",
+        folder / "b.json",
+        "--sae",
+        folder / "sae",
+        "--neighbours",
+        3,
+    ]
+    given += ["--texts", folder / "text.txt", "--after", 1, "--max-tokens", 10_000]
+    steer = ["--steer", "7", "--prompts", folder / "prompts.txt", "--strengths", "-0.5,0.5", "--new-tokens", 3]
+    saved = tmp_path / "samples.json"
+    out = tmp_path / "page" / "dashboard.html"
+    result = invoke("dashboard", *given, *steer, "--save-samples", saved, "--out", out)
+    assert f"{out}: 64 features, 0." in result.stdout
+    index, details, _ = read(out)
+    tokens = sum(len(text.split()) - 1 for text in word_texts(40))
+    facts = dict(index["facts"])
+    assert facts["Base model"] == "base" and facts["SAE"] == "sae" and facts["Activation"] == "topk, k = 4"
+    assert f"text.txt, {tokens} tokens" in facts["Text"] and str(tmp_path.parent) not in out.read_text()
+    assert index["feature"] == list(range(D_SAE)) and (index["name"][9], index["name"][3]) == ("sea", "sky")
+    assert index["explanation"][:4] == ["Some words.", "Other words.", "", "Cannot tell."]
+    assert index["label"][:4] == ["intended", "unintended", "", ""]
+    assert columns(index)["AUROC, reviews"] == [0.75 if f == 9 else None for f in range(D_SAE)]
+    assert index["results"] == [["detection", "l0", "", 4.0, None, None, None]]
+    assert index["activation"] == "the SAE's own activation"
+    assert [row for row in details[1]["judgements"]] == [["maybe", "Not sure."], ["no", "Never."]]
+    frequency = columns(index)["Firing frequency"]
+    for feature, one in enumerate(details):
+        active = sum(one["histogram"][1]) if "histogram" in one else 0
+        assert frequency[feature] == pytest.approx(active / tokens, rel=1e-3)
+        assert [latent for latent, _ in one["neighbours"]] != [] and feature not in dict(one["neighbours"])
+        for score, _, pieces, values, peak in one.get("spans", ()):
+            assert values[peak] == pytest.approx(score, rel=6e-3) and len(pieces) == len(values) <= 5
+            assert columns(index)["Largest activation"][feature] >= score * 0.99
+    assert [row[2] for row in details[7]["samples"]] == ["direction −0.5 norm"] * 2 + [""] * 2 + [
+        "direction +0.5 norm"
+    ] * 2
+    assert {row[0] for row in details[7]["samples"]} == {"w1 w2", "w3"} and details[5]["samples"][-1][:3] == [
+        "w1",
+        "s",
+        "+0.2",
+    ]
+    again = tmp_path / "again.html"
+    invoke(
+        "dashboard", "--table", folder / "table", "--samples", saved, "--features", "7,3-4", "--plain", "--out", again
+    )
+    index, some, _ = read(again)
+    assert index["feature"] == [7, 3, 4] and some[0]["samples"] == details[7]["samples"]
+
+
+def test_spans_alone_have_no_colours(folder: Path, tmp_path: Path) -> None:
+    invoke("dashboard", "--spans", folder / "spans", "--title", "mine", "--out", tmp_path / "a.html")
+    index, details, _ = read(tmp_path / "a.html")
+    assert index["title"] == "mine" and index["tokens"] == [] and list(columns(index)) == ["Largest activation"]
+    score, text, pieces, values, peak = details[0]["spans"][0]
+    assert len(pieces) == 1 and values == [] and peak == -1 and score > 0 and isinstance(text, int)
+
+
+def test_texts_alone_give_histograms(folder: Path, tmp_path: Path) -> None:
+    given = ["--model", folder / "base", "--sae", folder / "sae", "--texts", folder / "text.txt", "--max-length", 64]
+    invoke("dashboard", *given, "--out", tmp_path / "a.html")
+    index, details, _ = read(tmp_path / "a.html")
+    assert len(details) == D_SAE and any("histogram" in one for one in details) and index["dead"].count(0) > 8
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "Expected features"),
+        (["--table", "{}/table", "--features", "3,x"], "'x'"),
+        (["--table", "{}/table", "--features", "9-3"], "'9-3'"),
+        (["--table", "{}/table", "--features", "64"], "64 features, numbered from 0. Received: 64"),
+        (["--table", "{}/nowhere"], "nowhere"),
+        (["--table", "{}/table", "--sae", "{}/other"], "64 and 32 features"),
+        (["--spans", "{}/spans", "--texts", "{}/text.txt"], "--model and --sae"),
+        (["--table", "{}/table", "--steer", "3"], "--prompts"),
+        (["--table", "{}/table", "--spans", "{}/spans", "--texts", "{}/longer.txt"], "files was"),
+        (["--table", "{}/table", "--spans", "{}/table", "--texts", "{}/text.txt"], "index.json"),
+        (["--table", "{}/table", "--samples", "{}/prompts.txt"], "prompts.txt"),
+        (["--table", "{}/table", "--samples", "{}/a.json"], "a list of objects"),
+        (["--table", "{}/table", "--results", "{}/prompts.txt"], "prompts.txt"),
+        (["--table", "{}/table", "--annotations", "{}/judged.tsv", "--judgement", "1"], "judgement(s)"),
+        (["--table", "{}/table", "--steer", "3", "--prompts", "{}/prompts.txt", "--strengths", "0"], "other than 0"),
+    ],
+)
+def test_mistakes_end_as_one_line(folder: Path, tmp_path: Path, given: list[str], told: str) -> None:
+    arguments = [part.replace("{}", str(folder)) for part in given]
+    result = invoke("dashboard", *arguments, "--out", tmp_path / "a.html", code=2)
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ") and told in line, line
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_features() -> None:
+    assert feature_list("7, 3-5,4,3") == [7, 3, 4, 5]
+    assert named_feature("joy = of = life=1:17") == ("joy = of = life", (1, 17)) and named_feature("a=3") == (
+        "a",
+        (0, 3),
+    )
+    for wrong in ("a", "=3", "a=", "a=x:3", "a=-1"):
+        with pytest.raises(ValueError, match="Received"):
+            named_feature(wrong)
+    assert short_name("/home/me/sae") == "sae" and short_name("org/sae") == "org/sae"
+    assert short_name("../shared/text.txt") == "text.txt"
+
+
+def test_space(tmp_path: Path) -> None:
+    model = tiny_model(concepts={"sea": 9})
+    model.config.base_model_name_or_path = "tester/base"
+    model.save_pretrained(tmp_path / "model")
+    result = invoke("space", tmp_path / "model", "--out", tmp_path / "space", "--feature", "joy=17")
+    assert "app.py" in result.stdout
+    text = (tmp_path / "space" / "app.py").read_text()
+    assert "'sea': (0, 9)" in text and "'joy': (0, 17)" in text
+    wrong = invoke("space", tmp_path / "model", "--out", tmp_path / "other", "--feature", "joy=99", code=2)
+    assert "'joy' at 0:99" in wrong.stderr and not (tmp_path / "other").exists()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert "'gpt2'" in invoke("space", tmp_path / "model", "--out", tmp_path / "other", code=2).stderr
+
+
+def test_samples_share_their_random_numbers(folder: Path) -> None:
+    from sae_transformers import SaeForCausalLM
+    from sae_transformers.evaluation.steering_samples import steering_samples
+
+    base, sae = tiny_base(vocab_size=94), tiny_sae(layer=1, k=4)
+    model: Any = SaeForCausalLM.from_base(base, saes=[sae]).eval()
+    rows = steering_samples(
+        model,
+        word_tokenizer(),
+        ["w1 w2", "w3"],
+        [5, 6],
+        [1e-9, 3.0],
+        new_tokens=5,
+        temperature=1.0,
+        seed=2,
+        rows_at_once=3,
+    )
+    assert [(row["feature"], row["strength"], row["prompt"]) for row in rows] == [
+        (None, 0.0, "w1 w2"), (None, 0.0, "w3"),
+        *((f, v, p) for f in (5, 6) for v in (1e-9, 3.0) for p in ("w1 w2", "w3")),
+    ]  # fmt: skip
+    by = {(row["feature"], row["strength"], row["prompt"]): row for row in rows}
+    for prompt in ("w1 w2", "w3"):
+        assert by[5, 1e-9, prompt]["text"] == by[None, 0.0, prompt]["text"] != by[5, 3.0, prompt]["text"]
+        assert torch.isfinite(torch.tensor([row["perplexity"] for row in rows])).all()
