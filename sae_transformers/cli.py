@@ -22,7 +22,10 @@ from .cli_serve import register as register_serve
 from .cli_spans import register as register_spans
 from .cli_steer import register as register_steer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown")
+# Markdown: in the other forms typer takes `[default: ...]` for markup and shows nothing.
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown"
+)
 
 
 @app.callback()
