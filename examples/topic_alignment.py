@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from sae_transformers.cli_align import align_topic
+from sae_transformers.cli.align import align_topic
 from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.shards import Store
 

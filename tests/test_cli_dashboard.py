@@ -12,8 +12,8 @@ import transformers
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
-from sae_transformers.cli_dashboard import feature_list, short_name
-from sae_transformers.cli_space import named_feature
+from sae_transformers.cli.dashboard import feature_list, short_name
+from sae_transformers.cli.space import named_feature
 from sae_transformers.create_training_data.annotation_tables import AnnotationRow, write_annotations
 from sae_transformers.evaluation.results import Measurement, Results, SuiteResult, write_results
 from tests.create_training_data.words import word_texts, word_tokenizer

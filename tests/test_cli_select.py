@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import SaeForCausalLM, SparseAutoencoder, Steering
 from sae_transformers.cli import app
-from sae_transformers.cli_select_knowledge import best_setting
+from sae_transformers.cli.select_knowledge import best_setting
 from sae_transformers.create_training_data.knowledge_conflict import (
     STYLES,
     ConflictQuestion,

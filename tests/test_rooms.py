@@ -24,15 +24,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving": {"modeling", "evaluation"},
     "quickstart": {"create_training_data", "evaluation", "modeling", "training"},  # uses every room; only cli uses it
 }
-TOP_FILES = {"__init__", "__main__", "cli"}  # these may import every folder, and so may cli_*.py
+TOP_FILES = {"__init__", "__main__"}  # these may import every folder
+MAY_IMPORT["cli"] = set(MAY_IMPORT)  # the command line; no folder uses it
 MODELING_NEEDS = {"torch", "transformers", "safetensors", "huggingface_hub", "accelerate", *sys.stdlib_module_names}
 MODELING_MAY_TRY = {"peft"}  # inside `try:` only: the user's machine may not have it
 CONVERSION = "conversion"  # modeling/conversion is not published, so it may be a folder
 TEACH = "(see CONTRIBUTING.md)"
-
-
-def is_top_file(name: str) -> bool:
-    return name in TOP_FILES or name.startswith("cli_")
 
 
 def source_files() -> list[Path]:
@@ -82,8 +79,7 @@ def import_problems(path: str, source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.level:
             target = relative_target(node, tuple(folders))[0]
             if room is None:
-                reached = {target} if is_top_file(target) else set()
-                allowed = set(MAY_IMPORT) | TOP_FILES | reached if is_top_file(name) else set()
+                allowed = set(MAY_IMPORT) | TOP_FILES if name in TOP_FILES else set()
             else:
                 allowed = MAY_IMPORT.get(room, set()) | {room}
             if target not in allowed:
@@ -111,8 +107,8 @@ def text_problems(path: str, source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assert):
             problems.append(f"{path}:{node.lineno}: `python -O` removes assert; raise an exception")
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and path != "cli.py":
-            problems.append(f"{path}:{node.lineno}: only cli.py prints; return the value")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            problems.append(f"{path}:{node.lineno}: nothing here prints; return the value")
     if path.startswith("modeling/"):
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             # The copier searches the text for lines that start with `from .`, in docstrings and other strings too.
@@ -159,12 +155,12 @@ BROKEN_IMPORTS = {
     "cards import modeling": ("hub_cards/a.py", "from ..modeling import f", "may import"),
     "cards import the package": ("hub_cards/a.py", "from .. import modeling", "may import"),
     "a folder imports the command line": ("training/a.py", "from ..cli import app", "may import"),
-    "a folder imports a verb": ("training/a.py", "from ..cli_spans import register", "may import"),
+    "a folder imports a verb": ("training/a.py", "from ..cli.spans import register", "may import"),
     "another top file": ("helpers.py", "from .modeling import f", "may import"),
     "absolute": ("training/a.py", "from sae_transformers.modeling import f", "are relative"),
-    "absolute module": ("cli.py", "import sae_transformers.modeling", "are relative"),
+    "absolute module": ("cli/a.py", "import sae_transformers.modeling", "are relative"),
     "two levels up": ("modeling/conversion/a.py", "from ...modeling import f", "one level up"),
-    "out of the package": ("cli.py", "from ..x import f", "one level up"),
+    "out of the package": ("__main__.py", "from ..x import f", "one level up"),
     "module from the folder": ("modeling/a.py", "from . import act", "only `from .name import x`"),
     "subfolder": ("modeling/a.py", "from .conversion.act import f", "only `from .name import x`"),
     "subfolder by its name": ("modeling/a.py", "from .conversion import f", "is not published"),
@@ -202,9 +198,9 @@ GOOD_IMPORTS = [
     ),
     ("create_training_data/a.py", "from ..modeling import f"),
     ("hub_cards/a.py", "from ..evaluation.results import f"),
-    ("cli.py", "def verb():\n    from .training import f\n    from .create_training_data.text import g"),
-    ("cli.py", "from .cli_spans import register"),
-    ("cli_spans.py", "def verb():\n    from .cli import f\n    from .create_training_data.text import g"),
+    ("cli/a.py", "def verb():\n    from ..training import f\n    from ..create_training_data.text import g"),
+    ("cli/__init__.py", "from . import spans, steer"),
+    ("cli/spans.py", "from .errors import guarded"),
     ("__init__.py", "if TYPE_CHECKING:\n    from .modeling import f"),
     ("__main__.py", "from .cli import app"),
 ]
@@ -220,7 +216,7 @@ def test_a_good_import_passes(path: str, source: str) -> None:
     [
         ("training/a.py", "x = 1\n" * (MAX_LINES + 1), f"Received: {MAX_LINES + 1}"),
         ("training/a.py", "def f(x):\n    assert x", "training/a.py:2"),
-        ("evaluation/a.py", "print(1)", "only cli.py prints"),
+        ("evaluation/a.py", "print(1)", "nothing here prints"),
         ("modeling/a.py", '"""Text.\n\nfrom .nowhere import g\n"""', "modeling/a.py:3"),
         ("modeling/a.py", 'def f():\n    """\n    from .nowhere import g\n    """', "modeling/a.py:3"),
         ("modeling/a.py", '"""from .nowhere import g"""', "modeling/a.py:1"),
@@ -232,10 +228,9 @@ def test_a_broken_text_is_found(path: str, source: str, expected: str) -> None:
 
 def test_a_good_text_passes() -> None:
     assert text_problems("training/a.py", "x = 1\n" * MAX_LINES) == []
-    assert text_problems("cli.py", "print(1)") == []
     assert text_problems("modeling/a.py", '"""Text: from .act import f."""\nfrom .act import f\n') == []
 
 
 def test_a_broken_tree_is_found() -> None:
     assert len(tree_problems(["modeling/core/a.py", "utils/a.py"])) == 2
-    assert tree_problems(["cli.py", "modeling/a.py", "modeling/conversion/a.py", "training/plans/a.py"]) == []
+    assert tree_problems(["cli/a.py", "modeling/a.py", "modeling/conversion/a.py", "training/plans/a.py"]) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.cli_publish import _first_card
+from sae_transformers.cli.publish import _first_card
 from sae_transformers.hub_cards.card_file import card_name, is_ours, marked, renamed, write_card
 from sae_transformers.modeling.repository_files import CARD
 

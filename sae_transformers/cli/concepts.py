@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_annotate import (
+from .annotate import open_client
+from .errors import guarded
+from .options import (
     BaseUrl,
     BatchSize,
     Cache,
@@ -21,10 +23,9 @@ from .cli_annotate import (
     Model,
     PriceIn,
     PriceOut,
+    Seed,
     Timeout,
-    _client,
 )
-from .cli_steer import Seed, _guarded
 
 
 def register(app: typer.Typer) -> None:
@@ -64,18 +65,18 @@ def concept_set(
 ) -> None:
     """Have a chat model write texts with and without concepts, to find features and to measure detectors by."""
     settings = dict(locals())
-    _guarded(_concept_set, settings)
+    guarded(_concept_set, settings)
 
 
 def _concept_set(s: dict[str, Any], console: Any) -> None:
-    from .create_training_data.concept_making import (
+    from ..create_training_data.concept_making import (
         ConceptRecipe,
         ask_instructions,
         expected_requests,
         instructions_wanted,
         make_concept_sets,
     )
-    from .create_training_data.concept_sets import write_concept_sets
+    from ..create_training_data.concept_sets import write_concept_sets
 
     names = (
         "positives",
@@ -91,7 +92,7 @@ def _concept_set(s: dict[str, Any], console: Any) -> None:
     recipe = ConceptRecipe(**{name: s[name] for name in names})
     concepts = [line.strip() for line in s["concepts"].read_text(encoding="utf-8").splitlines() if line.strip()]
     wanted = instructions_wanted(recipe)
-    with _client({**s, "submit": False, "batch_file": None, "batch_results": None}) as client:
+    with open_client({**s, "submit": False, "batch_file": None, "batch_results": None}) as client:
         if s["instructions"] is not None:
             asked = [line for line in s["instructions"].read_text(encoding="utf-8").splitlines() if line.strip()]
         elif s["dry_run"]:

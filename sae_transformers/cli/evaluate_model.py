@@ -16,22 +16,22 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
         ValueError: the model has no SAE, or a feature, steering or length does not fit it.
         OSError: it cannot be found.
     """
-    from .cli import _load_base, _load_sae
-    from .cli_evaluate_suites import parse_feature
-    from .cli_steer import _check_length
-    from .modeling import SaeForCausalLM
+    from ..modeling import SaeForCausalLM
+    from .evaluate_suites import parse_feature
+    from .loading import load_base, load_sae
+    from .steer import check_length
 
     model: Any
     if s["sae"]:
         if s["base"] is not None:
             raise ValueError(f"With --sae the model is the base. Received: --base {s['base']!r} too.")
-        saes = [_load_sae(name, s["place"]) for name in s["sae"]]
-        loaded, tokenizer, name = _load_base(s["model"], s["revision"], s["model_dtype"])
+        saes = [load_sae(name, s["place"]) for name in s["sae"]]
+        loaded, tokenizer, name = load_base(s["model"], s["revision"], s["model_dtype"])
         model = SaeForCausalLM.from_base(loaded, saes=saes).eval()
         model.config.base_model_name_or_path = name
     else:
         model, tokenizer = _published(s)
-    _check_length(model.lm, s["max_length"])
+    check_length(model.lm, s["max_length"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -51,8 +51,8 @@ def _published(s: Mapping[str, Any]) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from .create_training_data.base_model import find_base_model
-    from .modeling import SaeForCausalLM
+    from ..create_training_data.base_model import find_base_model
+    from ..modeling import SaeForCausalLM
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -97,7 +97,7 @@ def _tokenizer(sources: list[str], options: Mapping[str, Any]) -> Any:
 
 
 def _steering(path: Path) -> Any:
-    from .modeling import Steering
+    from ..modeling import Steering
 
     try:
         told = json.loads(path.read_text(encoding="utf-8"))

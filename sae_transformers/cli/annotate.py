@@ -11,40 +11,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from .create_training_data.annotation_tables import AnnotationRow
-    from .create_training_data.annotation_tasks import Task
-    from .create_training_data.llm_requests import ChatRequest
+from .options import (
+    BaseUrl,
+    BatchFile,
+    BatchResults,
+    BatchSize,
+    Cache,
+    Concurrency,
+    DryRun,
+    Extra,
+    First,
+    KeyEnv,
+    LocalModel,
+    MaxAttempts,
+    MaxCost,
+    MaxTokens,
+    MaxTokensTotal,
+    Model,
+    Out,
+    PriceIn,
+    PriceOut,
+    Structured,
+    Submit,
+    Table,
+    Timeout,
+)
 
-Table = Annotated[Path, typer.Argument(help="Features: .tsv or .parquet with FeatureID and Words, or spans' folder.")]
-Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
-Model = Annotated[str | None, typer.Option(help="Name of the model at the server.")]
-BaseUrl = Annotated[str | None, typer.Option(help="A server with OpenAI's interface. [default: OpenAI]")]
-LocalModel = Annotated[str | None, typer.Option(help="Instead of a server: a model's folder or Hub id, run here.")]
-KeyEnv = Annotated[str, typer.Option(help="Environment variable of the key, which is sent to the server.")]
-Concurrency = Annotated[int, typer.Option(help="Requests at a time.")]
-MaxTokensTotal = Annotated[int | None, typer.Option(help="Tokens that this run may use, of prompts and answers.")]
-MaxCost = Annotated[float | None, typer.Option(help="Money that this run may use, in the unit of the prices.")]
-PriceIn = Annotated[float | None, typer.Option(help="Of 1,000,000 tokens of prompts.")]
-PriceOut = Annotated[float | None, typer.Option(help="Of 1,000,000 tokens of answers.")]
-MaxAttempts = Annotated[int, typer.Option(help="Of a request.")]
-Timeout = Annotated[float, typer.Option(help="Seconds of an attempt.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder of the answers, from which an interrupted run goes on.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Of an answer; more for models that think first.")]
-Extra = Annotated[str, typer.Option(help="JSON: further fields of each request.")]
-Structured = Annotated[
-    bool, typer.Option("--structured/--plain", help="Ask for JSON; a server that rejects this is asked for text.")
-]
-BatchSize = Annotated[int, typer.Option(help="Of --local-model.")]
-First = Annotated[int | None, typer.Option(help="Use the first features only.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the estimate and end.")]
-BatchFile = Annotated[
-    Path | None, typer.Option(help="Write the requests for OpenAI's Batch API, and end. With --submit: send them.")
-]
-Submit = Annotated[bool, typer.Option("--submit", help="Upload --batch-file and start the batch.")]
-BatchResults = Annotated[
-    list[str] | None, typer.Option(help="Results of a batch, a file or the batch's id, to begin with. Repeatable.")
-]
+if TYPE_CHECKING:
+    from ..create_training_data.annotation_tables import AnnotationRow
+    from ..create_training_data.annotation_tasks import Task
+    from ..create_training_data.llm_requests import ChatRequest
 
 SERVER_ONLY = ("model", "base_url", "max_tokens_total", "max_cost", "batch_file", "batch_results")
 
@@ -86,8 +82,8 @@ def explain(
     settings = dict(locals())
 
     def steps(rows: list[AnnotationRow], client: Any) -> tuple[Any, Any]:
-        from .create_training_data import annotate
-        from .create_training_data.annotation_tasks import load_task
+        from ..create_training_data import annotate
+        from ..create_training_data.annotation_tasks import load_task
 
         asking = _adapted(annotate.explaining(task), max_tokens, extra)
         checking = _adapted(load_task("verify"), max_tokens, extra) if check else None
@@ -134,15 +130,15 @@ def judge(
     settings = dict(locals())
 
     def steps(rows: list[AnnotationRow], client: Any) -> tuple[Any, Any]:
-        from .create_training_data import annotate
-        from .create_training_data.annotation_tasks import load_task
+        from ..create_training_data import annotate
+        from ..create_training_data.annotation_tasks import load_task
 
         asking = _adapted(load_task(task), max_tokens, extra)
         requests = annotate.ask(rows, asking, structured).requests
         return requests, lambda: annotate.judge(rows, client, asking, structured=structured)
 
-    from .create_training_data.annotation_tasks import load_task
-    from .create_training_data.answers import NOT_JUDGED
+    from ..create_training_data.annotation_tasks import load_task
+    from ..create_training_data.answers import NOT_JUDGED
 
     try:
         labels = (*load_task(task).labels, NOT_JUDGED)
@@ -152,7 +148,7 @@ def judge(
 
 
 def _first_labels(row: AnnotationRow) -> str:
-    from .create_training_data.answers import task_labels
+    from ..create_training_data.answers import task_labels
 
     return ", ".join(task_labels(row.task))
 
@@ -171,16 +167,16 @@ def _run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
     from rich.console import Console
 
-    from .cli import _fail
-    from .create_training_data.annotation_tables import read_annotations, write_annotations
-    from .create_training_data.llm_client import ServiceRefused
+    from ..create_training_data.annotation_tables import read_annotations, write_annotations
+    from ..create_training_data.llm_client import ServiceRefused
+    from .errors import fail
 
     console = Console(soft_wrap=True, highlight=False)
     out: Path = settings["out"]
     base = out.with_suffix("") if out.suffix in (".tsv", ".parquet") else out
     try:
         rows = read_annotations(settings["features"])[: settings["first"]]
-        with _client(settings) as client:
+        with open_client(settings) as client:
             for source in settings["batch_results"] or ():
                 status, answers, failures = client.read_batch_results(source)
                 console.print(f"Batch {source}: {status}, {answers:,} answers, {len(failures):,} failures")
@@ -197,9 +193,9 @@ def _run(
             account = client.account
         files = [write_annotations(rows, f"{base}{ending}", columns) for ending in (".tsv", ".parquet")]
     except ServiceRefused as error:
-        _fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
+        fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
     except (ValueError, OSError, ImportError, TypeError) as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     counts = Counter(label(row) for row in rows)
     cost = "" if account.cost is None else f", cost {account.cost:,.4f}"
     presumed = f" and up to {account.presumed_tokens:,} that were not reported" if account.presumed_tokens else ""
@@ -215,16 +211,16 @@ def _run(
     failures = Counter(row.failure for row in rows if row.failure)
     if failures:
         reason, count = failures.most_common(1)[0]
-        _fail(
+        fail(
             f"{sum(failures.values()):,} of {len(rows):,} features have no answer, {count:,} of them because: {reason}"
             ". The same command asks for these only.",
             code=1,
         )
 
 
-def _client(settings: dict[str, Any]) -> Any:
+def open_client(settings: dict[str, Any]) -> Any:
     """The model that answers; with commands for a server's batches only where there is a server."""
-    from .create_training_data.packages import cache_folder
+    from ..create_training_data.packages import cache_folder
 
     cache = settings["cache"] or cache_folder() / "answers"
     prices = (settings["price_in"], settings["price_out"])
@@ -233,7 +229,7 @@ def _client(settings: dict[str, Any]) -> Any:
     if settings["submit"] and settings["batch_file"] is None:
         raise ValueError("--submit needs --batch-file, the file to send.")
     if settings["local_model"] is not None:
-        from .create_training_data.local_chat import LocalChat
+        from ..create_training_data.local_chat import LocalChat
 
         given = [name for name in SERVER_ONLY if settings[name]]
         if given:
@@ -241,7 +237,7 @@ def _client(settings: dict[str, Any]) -> Any:
         return LocalChat(settings["local_model"], batch_size=settings["batch_size"], cache=cache)
     if settings["model"] is None:
         raise ValueError("Which model? Give --model, its name at the server; or --local-model, to run one here.")
-    from .create_training_data.llm_client import LLMClient
+    from ..create_training_data.llm_client import LLMClient
 
     names = ("base_url", "api_key_env", "concurrency", "max_tokens_total", "max_cost", "timeout", "max_attempts")
     chosen = {name: settings[name] for name in names}

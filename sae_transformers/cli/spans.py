@@ -62,10 +62,11 @@ def spans(
     from rich.console import Console
     from rich.table import Table
 
-    from .cli import _fail, _load_base, _load_sae
-    from .create_training_data.shards import rank_and_world
-    from .create_training_data.spans import SpanSettings, collect_spans
-    from .create_training_data.text import open_text
+    from ..create_training_data.shards import rank_and_world
+    from ..create_training_data.spans import SpanSettings, collect_spans
+    from ..create_training_data.text import open_text
+    from .errors import fail
+    from .loading import load_base, load_sae
 
     try:
         if template_file is not None:
@@ -89,13 +90,13 @@ def spans(
         source = open_text(text, column=column, split=split, subset=subset, streaming=streaming, txt_rows=txt_rows)
         if max_rows is not None:
             source = source.first(max_rows)
-        autoencoder = _load_sae(sae, place)
-        base, tokenizer, _ = _load_base(model, revision, model_dtype)
+        autoencoder = load_sae(sae, place)
+        base, tokenizer, _ = load_base(model, revision, model_dtype)
         found = collect_spans(base, tokenizer, autoencoder.to(base.device), source, settings, out=out, progress=True)
     except torch.OutOfMemoryError as error:
-        _fail(f"{error} Try a smaller --tokens-at-once or --rows-per-block.", code=1)
+        fail(f"{error} Try a smaller --tokens-at-once or --rows-per-block.", code=1)
     except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     if not found.complete:
         rank, _ = rank_and_world()
         Console().print(f"process {rank}: its part of {out} is done; others are still at work")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation.results import DataFile, SuiteResult
+    from ..evaluation.results import DataFile, SuiteResult
 
 Report = Callable[[int], object]
 
@@ -94,7 +94,7 @@ def _asked(s: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def _file(source: str | Path, rows: Any, n: int) -> DataFile:
     """Name and hash of a file; of a folder, a glob or a Hub data set the hash of what was read."""
-    from .evaluation.results import DataFile, data_file
+    from ..evaluation.results import DataFile, data_file
 
     if Path(source).is_file():
         return data_file(source, rows=n)
@@ -106,8 +106,8 @@ def _file(source: str | Path, rows: Any, n: int) -> DataFile:
 
 
 def _reconstruction(s: dict[str, Any]) -> Prepared:
-    from .create_training_data.text import open_text
-    from .evaluation.suite_reconstruction import reconstruction_suite
+    from ..create_training_data.text import open_text
+    from ..evaluation.suite_reconstruction import reconstruction_suite
 
     if s["max_texts"] < 2:
         raise ValueError(f"--max-texts must be 2 or more. Received: {s['max_texts']}.")
@@ -129,7 +129,7 @@ def _reconstruction(s: dict[str, Any]) -> Prepared:
 
 
 def _detection(s: dict[str, Any]) -> Prepared:
-    from .evaluation.suite_detection import detection_suite
+    from ..evaluation.suite_detection import detection_suite
 
     texts, labels, files = _labelled(s)
     same = {name: s[name] for name in ("max_length", "skip_first", "tokens_at_once", "resamples", "seed", "choose_by")}
@@ -146,7 +146,7 @@ def _detection(s: dict[str, Any]) -> Prepared:
 
 def _labelled(s: dict[str, Any]) -> tuple[list[str], list[int], list[DataFile]]:
     """At most `--max-labelled` texts of each label, drawn by the seed, in the order of the rows."""
-    from .create_training_data.labelled_text import load_labelled_text
+    from ..create_training_data.labelled_text import load_labelled_text
 
     if s["max_labelled"] < 1:
         raise ValueError(f"--max-labelled must be 1 or more. Received: {s['max_labelled']}.")
@@ -161,10 +161,10 @@ def _labelled(s: dict[str, Any]) -> tuple[list[str], list[int], list[DataFile]]:
 
 
 def _steering(s: dict[str, Any]) -> Prepared:
-    from .cli_steer import _halves
-    from .evaluation.steering_methods import STRENGTHS, latent_method
-    from .evaluation.suite_steering import steering_suite
-    from .training.steering_baselines import steering_methods
+    from ..evaluation.steering_methods import STRENGTHS, latent_method
+    from ..evaluation.suite_steering import steering_suite
+    from ..training.steering_baselines import steering_methods
+    from .steer import halves
 
     lines = s["prompts"].read_text(encoding="utf-8").splitlines()
     prompts = [line for line in lines if line.strip()]
@@ -172,7 +172,7 @@ def _steering(s: dict[str, Any]) -> Prepared:
     if s["labelled"] is not None:  # one half makes DiffMean's direction, the other the scorer
         texts, labels, more = _labelled(s)
         files += more
-        sides = _halves(texts, labels, s["seed"])[1:]
+        sides = halves(texts, labels, s["seed"])[1:]
         fitting, scoring = (_sides(texts, labels, rows) for rows in sides)
     name = s["scorer"] or ("words" if scoring else "sentiment")
     scorer = _scorer(s, name, scoring)
@@ -225,13 +225,13 @@ def _sides(texts: Sequence[str], labels: Sequence[int], rows: Sequence[int]) -> 
 
 
 def _scorer(s: Mapping[str, Any], name: str, labelled: Any) -> Any:
-    from .evaluation.scorers import get_scorer
+    from ..evaluation.scorers import get_scorer
 
     asking: Any = None
     if name.startswith("judge:"):
-        from .create_training_data.llm_client import LLMClient
-        from .create_training_data.llm_requests import ChatRequest
-        from .create_training_data.packages import cache_folder
+        from ..create_training_data.llm_client import LLMClient
+        from ..create_training_data.llm_requests import ChatRequest
+        from ..create_training_data.packages import cache_folder
 
         if s["judge_model"] is None:
             raise ValueError("--scorer judge:CONCEPT needs --judge-model, a model's name at the server.")
@@ -248,10 +248,10 @@ def _scorer(s: Mapping[str, Any], name: str, labelled: Any) -> Any:
 
 
 def _fairness(s: dict[str, Any]) -> Prepared:
-    from .create_training_data.classification_data import read_texts_of
-    from .evaluation.bias import read_crows_pairs, read_winobias
-    from .evaluation.results import data_file
-    from .evaluation.suite_fairness import fairness_suite
+    from ..create_training_data.classification_data import read_texts_of
+    from ..evaluation.bias import read_crows_pairs, read_winobias
+    from ..evaluation.results import data_file
+    from ..evaluation.suite_fairness import fairness_suite
 
     pairs: dict[str, Any] = {}
     files: list[DataFile] = []
@@ -299,9 +299,9 @@ def _fairness(s: dict[str, Any]) -> Prepared:
 
 
 def _capability(s: dict[str, Any]) -> Prepared:
-    from .evaluation.capability_tasks import read_lambada, read_mmlu, require_lm_eval
-    from .evaluation.results import data_file
-    from .evaluation.suite_capability import capability_suite
+    from ..evaluation.capability_tasks import read_lambada, read_mmlu, require_lm_eval
+    from ..evaluation.results import data_file
+    from ..evaluation.suite_capability import capability_suite
 
     require_lm_eval()
     files: list[DataFile] = []
@@ -330,7 +330,7 @@ def _capability(s: dict[str, Any]) -> Prepared:
 def _speed(s: dict[str, Any]) -> Prepared:
     import torch
 
-    from .evaluation.suite_speed import speed_suite
+    from ..evaluation.suite_speed import speed_suite
 
     same = {"prompt_tokens": s["prompt_tokens"], "new_tokens": s["generated_tokens"], "repeats": s["repeats"]}
     same = {**same, "seed": s["seed"]}

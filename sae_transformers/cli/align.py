@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .cli_steer import _guarded
+from .errors import guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .create_training_data.text_states import TextStates
-    from .evaluation.topic_alignment import TextEvidence, TopicUncertainty, UncertaintyThreshold
-    from .evaluation.topic_generation import TopicComparison
-    from .training.topic_scores import TopicScores
+    from ..create_training_data.text_states import TextStates
+    from ..evaluation.topic_alignment import TextEvidence, TopicUncertainty, UncertaintyThreshold
+    from ..evaluation.topic_generation import TopicComparison
+    from ..training.topic_scores import TopicScores
 
 
 def register(app: typer.Typer) -> None:
@@ -83,25 +83,25 @@ def align_topic(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 4096,
 ) -> None:
     """Steer towards the topic of some texts, and say how far to trust it."""
-    _guarded(_align, dict(locals()))
+    guarded(_align, dict(locals()))
 
 
 def _align(s: dict[str, Any], console: Any) -> None:
-    from .cli import _load_base, _load_sae
-    from .create_training_data.hidden_states import HiddenStateReader
-    from .create_training_data.sentence_embeddings import SentenceEmbedder
-    from .create_training_data.text_states import read_text_states, read_texts
-    from .evaluation.topic_alignment import topic_uncertainty
-    from .modeling import SaeForCausalLM
-    from .training.topic_scores import SUMMARIES, read_topic_scores, topic_distances, topic_scores
+    from ..create_training_data.hidden_states import HiddenStateReader
+    from ..create_training_data.sentence_embeddings import SentenceEmbedder
+    from ..create_training_data.text_states import read_text_states, read_texts
+    from ..evaluation.topic_alignment import topic_uncertainty
+    from ..modeling import SaeForCausalLM
+    from ..training.topic_scores import SUMMARIES, read_topic_scores, topic_distances, topic_scores
+    from .loading import load_base, load_sae
 
     variants = [_variant(s, name) for name in dict.fromkeys([s["method"], *s["compare"].split(",")]) if name]
     if s["summary"] not in SUMMARIES:
         raise ValueError(f"--summary must be one of {', '.join(SUMMARIES)}. Received: {s['summary']!r}.")
     texts = {part: read_texts(s[part], s[f"{part}_column"]) for part in ("reference", "topic")}
     test = read_texts(s["topic_test"], s["topic_test_column"]) if s["topic_test"] else texts["topic"]
-    sae = _load_sae(s["sae"], s["place"])
-    base, tokenizer, name = _load_base(s["model"], None, s["model_dtype"])
+    sae = load_sae(s["sae"], s["place"])
+    base, tokenizer, name = load_base(s["model"], None, s["model_dtype"])
     model: Any = SaeForCausalLM.from_base(base, saes=[sae.to(base.device)]).eval()
     limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if s["max_length"] < 2 or (limit and s["max_length"] > limit):
@@ -174,9 +174,9 @@ def _write(
     samples: list[dict[str, str]] | None,
 ) -> list[Path]:
     """The files of a run."""
-    from .create_training_data.shards import Store
-    from .evaluation.topic_alignment import feature_kinds, topic_selectivity
-    from .training.topic_scores import write_topic_scores
+    from ..create_training_data.shards import Store
+    from ..evaluation.topic_alignment import feature_kinds, topic_selectivity
+    from ..training.topic_scores import write_topic_scores
 
     selectivity = topic_selectivity(evidence["topic"].summaries, evidence["reference"].summaries)
     columns = {
@@ -194,8 +194,8 @@ def _write(
 
 
 def _evidence(sae: Any, states: TextStates, embeddings: Tensor, summary: str, centre: Tensor) -> TextEvidence:
-    from .evaluation.topic_alignment import TextEvidence, reconstruction_sums
-    from .training.topic_scores import prompt_summaries
+    from ..evaluation.topic_alignment import TextEvidence, reconstruction_sums
+    from ..training.topic_scores import prompt_summaries
 
     told = (states.hidden, states.text_index, len(states.texts))
     sums = reconstruction_sums(sae, *told, centre)
@@ -203,8 +203,8 @@ def _evidence(sae: Any, states: TextStates, embeddings: Tensor, summary: str, ce
 
 
 def _threshold(reference: TextEvidence, topic_size: int, quantile: float, console: Any) -> UncertaintyThreshold | None:
-    from .evaluation.topic_alignment import calibrate_threshold
-    from .training.topic_scores import topic_distances, topic_scores
+    from ..evaluation.topic_alignment import calibrate_threshold
+    from ..training.topic_scores import topic_distances, topic_scores
 
     def score(summaries: Any, distances: Tensor) -> Tensor:
         return topic_scores(summaries, distances).scores
@@ -241,7 +241,7 @@ class _Variant(NamedTuple):
 
 def _variant(s: dict[str, Any], name: str) -> _Variant:
     """`swap`, or with settings that differ from the command's: `swap:replace`, `swap:4`, `swap:keep:4`."""
-    from .training.topic_scores import METHODS
+    from ..training.topic_scores import METHODS
 
     method, *parts = name.split(":")
     keep, strength = s["keep_error"], s["strength"]
@@ -258,7 +258,7 @@ def _variant(s: dict[str, Any], name: str) -> _Variant:
 
 
 def _steering(s: dict[str, Any], variant: _Variant, scores: Tensor) -> Any:
-    from .training.topic_scores import AFTER_FIRST, topic_steering
+    from ..training.topic_scores import AFTER_FIRST, topic_steering
 
     return topic_steering(
         variant.method,
@@ -276,9 +276,9 @@ def _steering(s: dict[str, Any], variant: _Variant, scores: Tensor) -> Any:
 def _comparison(
     s: dict[str, Any], model: Any, tokenizer: Any, embedder: Any, reference: TextStates, test: list[str]
 ) -> TopicComparison:
-    from .create_training_data.text_states import read_texts
-    from .evaluation.acceptability import AcceptabilityClassifier, SlorScorer, unigram_log_probs
-    from .evaluation.topic_generation import TopicComparison
+    from ..create_training_data.text_states import read_texts
+    from ..evaluation.acceptability import AcceptabilityClassifier, SlorScorer, unigram_log_probs
+    from ..evaluation.topic_generation import TopicComparison
 
     if s["prompts"] is not None:
         prompts = read_texts(s["prompts"], s["prompts_column"])[: s["prompt_count"]]
@@ -315,8 +315,8 @@ def _measure(
 ) -> None:
     from tqdm import tqdm
 
-    from .evaluation.topic_generation import UNSTEERED
-    from .training.topic_lora import tune_on_texts
+    from ..evaluation.topic_generation import UNSTEERED
+    from ..training.topic_lora import tune_on_texts
 
     names = [name for name in steerings if name != UNSTEERED]
     with tqdm(total=len(names) + 2 + (s["lora_epochs"] > 0), desc="continuations", disable=None) as bar:

@@ -30,13 +30,13 @@ def space(
 ) -> None:
     """Write the folder of a Gradio Space that detects and steers with a published model; push --space uploads it."""
     settings = dict(locals())
-    from .cli_steer import _guarded
+    from .errors import guarded
 
-    _guarded(_space, settings)
+    guarded(_space, settings)
 
 
 def _space(s: dict[str, Any], console: Any) -> None:
-    from .hub_cards.space import write_space
+    from ..hub_cards.space import write_space
 
     features = dict(named_feature(text) for text in s["feature"] or ())
     files = write_space(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .errors import guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,16 +61,7 @@ def reduce_bias(
     seed: Annotated[int, typer.Option(help="Of the random features and the intervals.")] = 0,
 ) -> None:
     """Find features that go with gender, take them out in growing number, and measure bias and what it costs."""
-    settings = dict(locals())
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
-    from rich.console import Console
-
-    from .cli import _fail
-
-    try:
-        _reduce_bias(settings, Console(soft_wrap=True, highlight=False, width=160))
-    except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
+    guarded(_reduce_bias, dict(locals()), width=160)
 
 
 def _reduce_bias(s: dict[str, Any], console: Any) -> None:
@@ -77,10 +69,10 @@ def _reduce_bias(s: dict[str, Any], console: Any) -> None:
 
     import torch
 
-    from .cli import _load_base, _load_sae
-    from .create_training_data.shards import Store
-    from .modeling import SaeForCausalLM
-    from .training.bias_reduction import OPS, reducing, sweep
+    from ..create_training_data.shards import Store
+    from ..modeling import SaeForCausalLM
+    from ..training.bias_reduction import OPS, reducing, sweep
+    from .loading import load_base, load_sae
 
     start = time.perf_counter()
     counts = _numbers("--counts", s["counts"])
@@ -89,8 +81,8 @@ def _reduce_bias(s: dict[str, Any], console: Any) -> None:
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}. Received: {value!r}.")
     parts = _read_parts(s)
-    sae = _load_sae(s["sae"], s["place"])
-    base, tokenizer, name = _load_base(s["model"], None, s["model_dtype"])
+    sae = load_sae(s["sae"], s["place"])
+    base, tokenizer, name = load_base(s["model"], None, s["model_dtype"])
     model = SaeForCausalLM.from_base(base, saes=[sae]).eval()
     sae = model.saes[0]
     ranked, activity = _find(s, model, tokenizer, console)
@@ -139,8 +131,8 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _read_parts(s: dict[str, Any]) -> dict[str, Any]:
     """Name -> pairs, or last-word texts; those that choose end in `choose`."""
-    from .create_training_data.classification_data import read_texts_of
-    from .evaluation.bias import read_crows_pairs, read_winobias
+    from ..create_training_data.classification_data import read_texts_of
+    from ..evaluation.bias import read_crows_pairs, read_winobias
 
     limit, parts = s["max_pairs"], {}
     for part, name, most in (("dev", "choose", s["max_choose"] or limit), ("test", "test", limit)):
@@ -162,11 +154,11 @@ def _find(s: dict[str, Any], model: Any, tokenizer: Any, console: Any) -> tuple[
     """Features that go with gender, the strongest first, and the mean activation of each latent on the text."""
     import torch
 
-    from .create_training_data.gendered_texts import both_versions
-    from .create_training_data.swaps import read_word_pairs
-    from .create_training_data.text import open_text
-    from .evaluation.sparse_codes import encode_texts
-    from .training.bias_reduction import GENDERED_PAIRS, rank_by_swaps, rank_by_tokens
+    from ..create_training_data.gendered_texts import both_versions
+    from ..create_training_data.swaps import read_word_pairs
+    from ..create_training_data.text import open_text
+    from ..evaluation.sparse_codes import encode_texts
+    from ..training.bias_reduction import GENDERED_PAIRS, rank_by_swaps, rank_by_tokens
 
     pairs = read_word_pairs(s["words"] or GENDERED_PAIRS)
     rows = []
@@ -211,7 +203,7 @@ def _states(model: Any, ids: list[Tensor], tokens_at_once: int) -> tuple[Tensor,
     each (n,) and its id (n,)."""
     import torch
 
-    from .create_training_data.hidden_states import HiddenStateReader
+    from ..create_training_data.hidden_states import HiddenStateReader
 
     place = model.saes[0].config.read_at
     keep = [torch.arange(1, len(row)) for row in ids]
@@ -240,7 +232,7 @@ class _Measure:
     def __call__(self, steering: Any) -> dict[str, Any]:
         import time
 
-        from .evaluation.bias import score_last_words, score_pairs
+        from ..evaluation.bias import score_last_words, score_pairs
 
         start = time.perf_counter()
         options = {"steering": steering or False, "tokens_at_once": self.tokens_at_once}
@@ -257,7 +249,7 @@ class _Measure:
         return found
 
     def summary(self, run: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-        from .evaluation.bias import last_word_summary, preference, preference_change
+        from ..evaluation.bias import last_word_summary, preference, preference_change
 
         told: dict[str, Any] = {}
         for name, scores in run.items():

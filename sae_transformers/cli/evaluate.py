@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_annotate import Cache, KeyEnv
-from .cli_steer import LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn, _guarded
+from .errors import guarded
+from .options import Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn
 
 if TYPE_CHECKING:
-    from .cli_evaluate_suites import Prepared
-    from .evaluation.results import Results
+    from ..evaluation.results import Results
+    from .evaluate_suites import Prepared
 
 SUITES = ("reconstruction", "detection", "steering", "fairness", "capability", "speed")
 RECORD = "results.json"
@@ -117,7 +117,7 @@ def evaluate(
 ) -> None:
     """Measure a model with SAEs: what they keep, detect and steer, and what it costs; into one JSON file."""
     settings = dict(locals())
-    _guarded(_evaluate, settings)
+    guarded(_evaluate, settings)
 
 
 def _evaluate(s: dict[str, Any], console: Any) -> None:
@@ -125,10 +125,10 @@ def _evaluate(s: dict[str, Any], console: Any) -> None:
 
     from tqdm import tqdm
 
-    from .cli_evaluate_model import load_model, model_facts
-    from .cli_evaluate_show import draw_suite, show_suite
-    from .cli_evaluate_suites import chosen_suites, prepare
-    from .evaluation.results import Results, read_results, versions, write_results
+    from ..evaluation.results import Results, read_results, versions, write_results
+    from .evaluate_model import load_model, model_facts
+    from .evaluate_show import draw_suite, show_suite
+    from .evaluate_suites import chosen_suites, prepare
 
     names = chosen_suites(s, SUITES)
     prepared = {name: prepare(name, s) for name in names}  # what is missing or wrong is told before anything runs

@@ -1,4 +1,4 @@
-"""The verbs `feature-table`, `steer-feature` and `ask-features`; `reduce-bias` is in cli_bias."""
+"""The verbs `feature-table`, `steer-feature` and `ask-features`; `reduce-bias` is in bias.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_annotate as annotation
-from .cli_bias import register as register_bias
+from . import options
+from .annotate import open_client
+from .bias import register as register_bias
+from .errors import guarded
 
 PlaceOption = Annotated[str | None, typer.Option(help="Of an SAE that does not say where it reads.")]
 DtypeOption = Annotated[str, typer.Option(help="auto: float32 on a CPU, else as published.")]
@@ -57,16 +59,7 @@ def feature_table(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass over --text.")] = 4096,
 ) -> None:
     """What each feature writes: statistics of its logit weights, top and bottom tokens, frequency, contexts."""
-    settings = dict(locals())
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
-    from rich.console import Console
-
-    from .cli import _fail
-
-    try:
-        _feature_table(settings, Console(soft_wrap=True, highlight=False))
-    except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
+    guarded(_feature_table, dict(locals()))
 
 
 def _feature_table(s: dict[str, Any], console: Any) -> None:
@@ -75,19 +68,19 @@ def _feature_table(s: dict[str, Any], console: Any) -> None:
 
     from tqdm import tqdm
 
-    from .cli import _load_base, _load_sae
-    from .create_training_data.annotation_tables import write_annotations
-    from .create_training_data.feature_questions import annotation_rows
-    from .create_training_data.span_files import read_spans
-    from .evaluation.coherence import KINDS, read_vectors, token_coherence, word_coherence
-    from .evaluation.feature_table import count_firing, feature_table, firing_frequency
-    from .evaluation.feature_table_files import write_feature_table
+    from ..create_training_data.annotation_tables import write_annotations
+    from ..create_training_data.feature_questions import annotation_rows
+    from ..create_training_data.span_files import read_spans
+    from ..evaluation.coherence import KINDS, read_vectors, token_coherence, word_coherence
+    from ..evaluation.feature_table import count_firing, feature_table, firing_frequency
+    from ..evaluation.feature_table_files import write_feature_table
+    from .loading import load_base, load_sae
 
     if s["coherence"] not in (*KINDS, "none") and not Path(s["coherence"]).is_file():
         raise ValueError(f"--coherence must be input, output, none or a file. Received: {s['coherence']!r}.")
     found_spans = None if s["spans"] is None else read_spans(s["spans"])
-    sae = _load_sae(s["sae"], s["place"])
-    base, tokenizer, name = _load_base(s["model"], s["revision"], s["model_dtype"])
+    sae = load_sae(s["sae"], s["place"])
+    base, tokenizer, name = load_base(s["model"], s["revision"], s["model_dtype"])
     sae = sae.to(base.device)
     limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if s["text"] is not None and limit and s["max_length"] > limit:
@@ -138,8 +131,8 @@ def _hidden_states(s: dict[str, Any], base: Any, tokenizer: Any, sae: Any) -> It
     import torch
     from tqdm import tqdm
 
-    from .create_training_data.hidden_states import HiddenStateReader
-    from .create_training_data.text import open_text
+    from ..create_training_data.hidden_states import HiddenStateReader
+    from ..create_training_data.text import open_text
 
     reader = HiddenStateReader(base, [sae.config.read_at])
     source = open_text(s["text"], column=s["column"], txt_rows=s["txt_rows"])
@@ -211,15 +204,16 @@ def steer_feature(
     from rich.console import Console
     from rich.table import Table
 
-    from .cli import _fail, _load_base, _load_sae
-    from .evaluation.feature_steering import check_layer, side_by_side, vector_steering
-    from .modeling import SaeForCausalLM
+    from ..evaluation.feature_steering import check_layer, side_by_side, vector_steering
+    from ..modeling import SaeForCausalLM
+    from .errors import fail
+    from .loading import load_base, load_sae
 
     try:
-        autoencoder = _load_sae(sae, place)
+        autoencoder = load_sae(sae, place)
         check_layer(autoencoder.config, layer)
         steering = vector_steering(feature, coefficient, unit=unit, legacy=legacy)
-        base, tokenizer, _ = _load_base(model, None, model_dtype)
+        base, tokenizer, _ = load_base(model, None, model_dtype)
         found = side_by_side(
             SaeForCausalLM.from_base(base, saes=[autoencoder]).eval(),
             tokenizer,
@@ -234,7 +228,7 @@ def steer_feature(
             chat=chat,
         )
     except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     table = Table(f"feature {feature}, {coefficient:g} {unit}", "unsteered", show_lines=True)
     for steered, unsteered in zip(*found, strict=True):
         table.add_row(steered.replace("[", r"\["), unsteered.replace("[", r"\["))
@@ -242,26 +236,26 @@ def steer_feature(
 
 
 def ask_features(
-    features: annotation.Table,
+    features: options.Table,
     question: Annotated[str, typer.Option(help="Answered for each feature, e.g. 'Does it concern gender?'.")],
     out: Annotated[Path, typer.Option(help="The .csv file to write: feature, answer, reason, failure.")],
     answers: Annotated[str, typer.Option(help="The answers to choose from.")] = "yes,maybe,no",
-    model: annotation.Model = None,
-    base_url: annotation.BaseUrl = None,
-    local_model: annotation.LocalModel = None,
+    model: options.Model = None,
+    base_url: options.BaseUrl = None,
+    local_model: options.LocalModel = None,
     at_once: Annotated[int, typer.Option(help="Features of a request; small models need 1.")] = 20,
-    api_key_env: annotation.KeyEnv = "OPENAI_API_KEY",
-    concurrency: annotation.Concurrency = 8,
-    max_tokens_total: annotation.MaxTokensTotal = None,
-    max_cost: annotation.MaxCost = None,
-    price_in: annotation.PriceIn = None,
-    price_out: annotation.PriceOut = None,
-    max_attempts: annotation.MaxAttempts = 6,
-    timeout: annotation.Timeout = 120.0,
-    cache: annotation.Cache = None,
-    batch_size: annotation.BatchSize = 8,
-    first: annotation.First = None,
-    dry_run: annotation.DryRun = False,
+    api_key_env: options.KeyEnv = "OPENAI_API_KEY",
+    concurrency: options.Concurrency = 8,
+    max_tokens_total: options.MaxTokensTotal = None,
+    max_cost: options.MaxCost = None,
+    price_in: options.PriceIn = None,
+    price_out: options.PriceOut = None,
+    max_attempts: options.MaxAttempts = 6,
+    timeout: options.Timeout = 120.0,
+    cache: options.Cache = None,
+    batch_size: options.BatchSize = 8,
+    first: options.First = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Ask a language model one question about each feature of a table, many features to a request."""
     settings = {**locals(), "submit": False, "batch_file": None, "batch_results": None}
@@ -269,17 +263,17 @@ def ask_features(
 
     from rich.console import Console
 
-    from .cli import _fail
-    from .create_training_data.annotation_tables import read_annotations
-    from .create_training_data.feature_questions import ask_about_features, question_requests, write_answers
-    from .create_training_data.llm_client import ServiceRefused
+    from ..create_training_data.annotation_tables import read_annotations
+    from ..create_training_data.feature_questions import ask_about_features, question_requests, write_answers
+    from ..create_training_data.llm_client import ServiceRefused
+    from .errors import fail
 
     console = Console(soft_wrap=True, highlight=False)
     labels = tuple(label.strip() for label in answers.split(","))
     size = 1 if local_model is not None else at_once
     try:
         rows = read_annotations(features)[:first]
-        with annotation._client(settings) as client:
+        with open_client(settings) as client:
             requests = question_requests(question, rows, labels, at_once=size)
             console.print(f"{client.model}: {client.estimate(requests)}", markup=False)
             if dry_run:
@@ -287,13 +281,13 @@ def ask_features(
             found = ask_about_features(question, rows, client, labels, at_once=size)
         write_answers(found, out)
     except ServiceRefused as error:
-        _fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
+        fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
     except (ValueError, OSError, ImportError, TypeError) as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     counts = Counter(row.answer or "no answer" for row in found)
     console.print(", ".join(f"{name}: {count:,}" for name, count in counts.most_common()), markup=False)
     positive = [row.feature for row in found if row.answer == labels[0]]
     console.print(f"{labels[0]}: features {', '.join(map(str, positive[:50])) or 'none'}", markup=False)
     console.print(str(out), markup=False)
     if failures := [row.failure for row in found if row.failure]:
-        _fail(f"{len(failures):,} of {len(found):,} features have no answer, one because: {failures[0]}", code=1)
+        fail(f"{len(failures):,} of {len(found):,} features have no answer, one because: {failures[0]}", code=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_annotate import Cache, KeyEnv
+from .errors import guarded
+from .options import Base, Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn
 
 if TYPE_CHECKING:
-    from .training.strength import Calibration, Scorer
-
-Base = Annotated[str, typer.Argument(help="Base model: a folder or a Hub id.")]
-TextColumn = Annotated[str, typer.Option(help="Of the text.")]
-LabelColumn = Annotated[str, typer.Option(help="Of the label, 0 or 1.")]
-MaxLength = Annotated[int, typer.Option(help="Tokens; longer texts are cut.")]
-Place = Annotated[str | None, typer.Option(help="Of an SAE that does not say where it reads.")]
-ModelDtype = Annotated[str, typer.Option(help="auto: float32 on a CPU, else as published.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+    from ..training.strength import Calibration, Scorer
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +43,7 @@ def detect(
 ) -> None:
     """Score texts by one feature; with labels, say how well it tells them apart."""
     settings = dict(locals())
-    _guarded(_detect, settings)
+    guarded(_detect, settings)
 
 
 def _detect(s: dict[str, Any], console: Any) -> None:
@@ -60,12 +52,12 @@ def _detect(s: dict[str, Any], console: Any) -> None:
     import torch
     from tqdm import tqdm
 
-    from .cli import _load_base, _load_sae
-    from .create_training_data.shards import Store
-    from .create_training_data.text import LABEL_NAMES, open_text
-    from .evaluation.detection import auroc
-    from .modeling import SaeForCausalLM
-    from .training.feature_search import held_out_f1
+    from ..create_training_data.shards import Store
+    from ..create_training_data.text import LABEL_NAMES, open_text
+    from ..evaluation.detection import auroc
+    from ..modeling import SaeForCausalLM
+    from ..training.feature_search import held_out_f1
+    from .loading import load_base, load_sae
 
     rows = list(open_text(s["texts"]).rows())
     if not rows or any(row.get(s["text_column"]) is None for row in rows):
@@ -73,11 +65,11 @@ def _detect(s: dict[str, Any], console: Any) -> None:
         raise ValueError(f"Every row needs a column {s['text_column']!r}. Received: columns {known}.")
     texts = [str(row[s["text_column"]]) for row in rows]
     labels = [LABEL_NAMES.get(str(row.get(s["label_column"])).strip().lower()) for row in rows]
-    sae = _load_sae(s["sae"], s["place"])
+    sae = load_sae(s["sae"], s["place"])
     feature = int(s["feature"]) if s["feature"].isdecimal() else s["feature"]
     sae.config.resolve_feature(feature)
-    base, tokenizer, _ = _load_base(s["model"], None, s["model_dtype"])
-    _check_length(base, s["max_length"])
+    base, tokenizer, _ = load_base(s["model"], None, s["model_dtype"])
+    check_length(base, s["max_length"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -175,26 +167,26 @@ def steer(
 ) -> None:
     """Find features by labelled texts, choose op and strength by generating, and save the steered model."""
     settings = dict(locals())
-    _guarded(_steer, settings)
+    guarded(_steer, settings)
 
 
 def _steer(s: dict[str, Any], console: Any) -> None:
-    from .cli import _load_base, _load_sae
-    from .create_training_data.concept_sets import read_concept_sets
-    from .create_training_data.shards import Store
-    from .evaluation.continuations import chat_prompts, prompt_ids
-    from .modeling import SaeForCausalLM
-    from .training.feature_search import best_of, search_features
-    from .training.strength import calibrate, ladders_of
+    from ..create_training_data.concept_sets import read_concept_sets
+    from ..create_training_data.shards import Store
+    from ..evaluation.continuations import chat_prompts, prompt_ids
+    from ..modeling import SaeForCausalLM
+    from ..training.feature_search import best_of, search_features
+    from ..training.strength import calibrate, ladders_of
+    from .loading import load_base, load_sae
 
     sets = read_concept_sets(s["labelled"], text_column=s["text_column"], label_column=s["label_column"])
     if not 0 <= s["concept"] < len(sets):
         raise ValueError(f"--concept must be in [0, {len(sets)}). Received: {s['concept']}.")
     examples, labels = sets[s["concept"]].labelled()
     prompts = [line for line in s["prompts"].read_text(encoding="utf-8").splitlines() if line.strip()]
-    saes = [_load_sae(name, s["place"]) for name in s["sae"]]
-    base, tokenizer, name = _load_base(s["model"], None, s["model_dtype"])
-    _check_length(base, s["max_length"])
+    saes = [load_sae(name, s["place"]) for name in s["sae"]]
+    base, tokenizer, name = load_base(s["model"], None, s["model_dtype"])
+    check_length(base, s["max_length"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -205,7 +197,7 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     values = None if s["strengths"] is None else [float(value) for value in s["strengths"].split(",")]
     strengths = None if values is None else dict.fromkeys(ops, values)
     ladders_of([(0, 0)], ops, strengths=strengths)
-    texts, searching, scoring = _halves([example.text for example in examples], labels, s["seed"])
+    texts, searching, scoring = halves([example.text for example in examples], labels, s["seed"])
     scorer = _scorer(s, [texts[i] for i in scoring], [labels[i] for i in scoring], sets[s["concept"]].concept)
     codes = _codes(model, tokenizer, [texts[i] for i in searching], s["max_length"])
     searches = [
@@ -243,22 +235,7 @@ def _steer(s: dict[str, Any], console: Any) -> None:
 # -- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _guarded(action: Any, settings: dict[str, Any]) -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
-    from rich.console import Console
-
-    from .cli import _fail
-    from .create_training_data.llm_client import ServiceRefused
-
-    try:
-        action(settings, Console(soft_wrap=True, highlight=False))
-    except ServiceRefused as error:
-        _fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
-    except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
-
-
-def _check_length(base: Any, max_length: int) -> None:
+def check_length(base: Any, max_length: int) -> None:
     limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if max_length < 2 or (limit and max_length > limit):
         raise ValueError(f"--max-length must be from 2 to {limit} for this model. Received: {max_length}.")
@@ -270,7 +247,7 @@ def _tensor(values: Sequence[float]) -> Any:
     return torch.tensor(values)
 
 
-def _halves(texts: list[str], labels: list[int], seed: int) -> tuple[list[str], list[int], list[int]]:
+def halves(texts: list[str], labels: list[int], seed: int) -> tuple[list[str], list[int], list[int]]:
     """The texts, and the numbers of those that search and those that a scorer is fitted to, of both labels alike."""
     import random
 
@@ -290,8 +267,8 @@ def _codes(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) ->
     import torch
     from tqdm import tqdm
 
-    from .create_training_data.hidden_states import HiddenStateReader, kept_positions
-    from .evaluation.sparse_codes import encode_texts
+    from ..create_training_data.hidden_states import HiddenStateReader, kept_positions
+    from ..evaluation.sparse_codes import encode_texts
 
     ids = [torch.tensor(row) for row in tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]]
     keep = [kept_positions(row) for row in ids]
@@ -311,26 +288,26 @@ def _scorer(s: dict[str, Any], texts: list[str], labels: list[int], concept: str
     """Texts -> scores, higher for what is wanted."""
     sign = -1.0 if s["lower"] else 1.0
     if s["scorer"] == "words":
-        from .evaluation.concept_steering import word_scorer
+        from ..evaluation.concept_steering import word_scorer
 
         sides = [[text for text, label in zip(texts, labels, strict=True) if label == value] for value in (1, 0)]
         words = word_scorer(*sides, seed=s["seed"])
         return lambda found: sign * words(found)
     if s["scorer"] == "vader":
-        from .evaluation.sentiment import vader_scorer
+        from ..evaluation.sentiment import vader_scorer
 
         sentiment = vader_scorer()
         return lambda found: [sign * sentiment(text) for text in found]
     if s["scorer"] == "toxicity":
-        from .evaluation.toxicity import toxicity_scorer
+        from ..evaluation.toxicity import toxicity_scorer
 
         toxicity = toxicity_scorer()
         return lambda found: sign * toxicity(found)
     if s["scorer"] != "judge":
         raise ValueError(f"--scorer must be words, vader, toxicity or judge. Received: {s['scorer']!r}.")
-    from .create_training_data.concept_making import rate_answers
-    from .create_training_data.llm_client import LLMClient
-    from .create_training_data.packages import cache_folder
+    from ..create_training_data.concept_making import rate_answers
+    from ..create_training_data.llm_client import LLMClient
+    from ..create_training_data.packages import cache_folder
 
     if s["judge_model"] is None:
         raise ValueError("--scorer judge needs --judge-model, a model's name at the server.")

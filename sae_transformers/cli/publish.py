@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_steer import _guarded
+from .errors import guarded
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def _first_card() -> str:
     """The template of `save_pretrained`'s card. Read, not imported: these verbs do not wait for torch."""
     import ast
 
-    source = Path(__file__).parent / "modeling" / "repository_files.py"
+    source = Path(__file__).parents[1] / "modeling" / "repository_files.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CARD":
             return ast.literal_eval(node.value)
@@ -49,14 +49,14 @@ def card(
     force: Annotated[bool, typer.Option("--force", help="Replace a README.md that was edited by hand.")] = False,
 ) -> None:
     """Write README.md from what is known of a model or a data set; what is not known is said to be so."""
-    _guarded(_card, dict(locals()))
+    guarded(_card, dict(locals()))
 
 
 def _card(s: dict[str, Any], console: Any) -> None:
     from dataclasses import replace
 
-    from .hub_cards.card_file import write_card
-    from .hub_cards.facts import read_author_facts
+    from ..hub_cards.card_file import write_card
+    from ..hub_cards.facts import read_author_facts
 
     author = read_author_facts(s["facts"])
     given = {"repo_id": s["repo_id"], "base": s["base"]}
@@ -74,11 +74,11 @@ def _card(s: dict[str, Any], console: Any) -> None:
 
 def _rendered(s: dict[str, Any], author: Any) -> tuple[str, list[str], list[str]]:
     """The card's text, what it does not know, and cards that it may replace."""
-    from .evaluation.results import read_results
-    from .hub_cards.dataset_card import dataset_card, is_dataset, read_dataset
-    from .hub_cards.facts import read_annotations, read_model
-    from .hub_cards.metric_card import is_metric, metric_card, read_metric
-    from .hub_cards.model_card import model_card
+    from ..evaluation.results import read_results
+    from ..hub_cards.dataset_card import dataset_card, is_dataset, read_dataset
+    from ..hub_cards.facts import read_annotations, read_model
+    from ..hub_cards.metric_card import is_metric, metric_card, read_metric
+    from ..hub_cards.model_card import model_card
 
     folder, kind = s["folder"], s["kind"]
     if not folder.is_dir():
@@ -139,15 +139,15 @@ def push(
     ] = True,
 ) -> None:
     """Publish model, code, card and dashboard in one commit, after checks; then load them back."""
-    _guarded(_push, dict(locals()))
+    guarded(_push, dict(locals()))
 
 
 def _push(s: dict[str, Any], console: Any) -> None:
     import contextlib
 
-    from .cli import _fail
-    from .hub_cards.publish import has_first_card, prepared
-    from .hub_cards.verification import NotAsPushed
+    from ..hub_cards.publish import has_first_card, prepared
+    from ..hub_cards.verification import NotAsPushed
+    from .errors import fail
 
     options = {"exclude": s["exclude"] or (), "allow_paths": s["allow_paths"], "first_cards": [_first_card()]}
     if s["local_base"] is not None and not (s["local_base"] / "config.json").is_file():
@@ -171,15 +171,15 @@ def _push(s: dict[str, Any], console: Any) -> None:
             for publication in publications:
                 _push_one(publication, s, console)
         except NotAsPushed as error:
-            _fail(str(error), code=1)
+            fail(str(error), code=1)
 
 
 def _push_one(publication: Any, s: dict[str, Any], console: Any) -> None:
     from huggingface_hub import HfApi
 
-    from .hub_cards.publish import difference, plain_errors
-    from .hub_cards.publish import push as push_files
-    from .hub_cards.verification import verify
+    from ..hub_cards.publish import difference, plain_errors
+    from ..hub_cards.publish import push as push_files
+    from ..hub_cards.verification import verify
 
     api = HfApi()
     size = f"{len(publication.files):,} files, {publication.size / 1e6:,.1f} MB"

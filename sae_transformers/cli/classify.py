@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .errors import guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,31 +72,22 @@ def classify(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 4096,
 ) -> None:
     """Compare classifiers that may and may not use some features, and save the one to publish."""
-    settings = dict(locals())
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
-    from rich.console import Console
-
-    from .cli import _fail
-
-    try:
-        _classify(settings, Console(soft_wrap=True))
-    except (ValueError, OSError, TypeError, ImportError) as error:
-        _fail(str(error), code=2)
+    guarded(_classify, dict(locals()))
 
 
 def _classify(s: dict[str, Any], console: Any) -> None:
     from dataclasses import replace
 
-    from .cli import _load_base, _load_sae
-    from .create_training_data.classification_data import read_classification, read_texts_of
-    from .create_training_data.shards import Store
-    from .create_training_data.swaps import read_word_pairs, swapped_pairs
-    from .create_training_data.templates import templated_ids
-    from .evaluation.plots import plot_methods
-    from .modeling import SaeForSequenceClassification
-    from .modeling.feature_head import FeatureHead, FeatureHeadConfig
-    from .training.classifier import Comparison, put_head, read_texts, score_texts, tune_base
-    from .training.head_settings import METHODS, HeadSettings
+    from ..create_training_data.classification_data import read_classification, read_texts_of
+    from ..create_training_data.shards import Store
+    from ..create_training_data.swaps import read_word_pairs, swapped_pairs
+    from ..create_training_data.templates import templated_ids
+    from ..evaluation.plots import plot_methods
+    from ..modeling import SaeForSequenceClassification
+    from ..modeling.feature_head import FeatureHead, FeatureHeadConfig
+    from ..training.classifier import Comparison, put_head, read_texts, score_texts, tune_base
+    from ..training.head_settings import METHODS, HeadSettings
+    from .loading import load_base, load_sae
 
     if (s["original"] is None) != (s["swapped"] is None) or (s["original"] and s["swap_words"]):
         raise ValueError("Give --original with --swapped, or --swap-words. Received: something else.")
@@ -117,8 +109,8 @@ def _classify(s: dict[str, Any], console: Any) -> None:
         prompt_column=s["prompt_column"],
     )
     console.print(data.describe(), markup=False)
-    sae = _load_sae(s["sae"], s["place"])
-    base, tokenizer, name = _load_base(
+    sae = load_sae(s["sae"], s["place"])
+    base, tokenizer, name = load_base(
         s["model"], None, s["model_dtype"], head="AutoModelForSequenceClassification", **data.base_options()
     )
     limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -193,7 +185,7 @@ class _Reading:
     """Hidden states of tokens at the SAE's place, as the classifier's pooling counts them."""
 
     def __init__(self, base: Any, sae: Any, pooling: str, tokens_at_once: int) -> None:
-        from .create_training_data.hidden_states import HiddenStateReader
+        from ..create_training_data.hidden_states import HiddenStateReader
 
         self.place, self.sae, self.pooling, self.max_norm = sae.config.read_at, sae.to(base.device), pooling, None
         self.reader, self.tokens_at_once = HiddenStateReader(base, [self.place]), tokens_at_once
@@ -221,8 +213,8 @@ def _unintended(s: dict[str, Any], reading: _Reading, ids: dict[str, list[Tensor
     """The features that are given or found. What finds them, half of the swaps, is taken out of `ids`."""
     import torch
 
-    from .create_training_data.annotation_tables import read_unintended
-    from .training.unintended import counterfactual_features, read_feature_table
+    from ..create_training_data.annotation_tables import read_unintended
+    from ..training.unintended import counterfactual_features, read_feature_table
 
     if s["unintended"] is not None:
         table: Path = s["unintended"]
@@ -251,7 +243,7 @@ def _unintended(s: dict[str, Any], reading: _Reading, ids: dict[str, list[Tensor
 def _show(rows: dict[str, list[dict[str, float]]], console: Any, where: str) -> None:
     from rich.table import Table
 
-    from .evaluation.classification import paired_t_test, summary
+    from ..evaluation.classification import paired_t_test, summary
 
     some = next(iter(rows.values()))
     names = [name for name in COLUMNS if name in some[0]]

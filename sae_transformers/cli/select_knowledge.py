@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .cli_select import BASELINES, INSTRUCTIONS, SIDES, _last_states, _loaded, _save
+from .select import BASELINES, INSTRUCTIONS, SIDES, _last_states, _loaded, _save
 
 STYLE_OF = {"context": "sub_sub", "memory": "sub_org"}  # demonstrations that show the behaviour
 FEW = 20  # prompts of a behaviour, under which `--grouping auto` asks which answer is likelier
@@ -20,7 +20,7 @@ COLUMNS = ("em_context", "em_memory", "neither", "em_context_to_memory", "em_mem
 
 def run(s: dict[str, Any], console: Any) -> None:
     """Run the verb with its settings."""
-    from .create_training_data.knowledge_conflict import read_conflicts, split_pool
+    from ..create_training_data.knowledge_conflict import read_conflicts, split_pool
 
     if s["scoring"] not in ("exact", "in_context"):
         raise ValueError(f"`scoring` must be exact or in_context. Received: scoring={s['scoring']!r}.")
@@ -74,8 +74,8 @@ class _Job:
     """
 
     def __init__(self, s: dict[str, Any], model: Any, tokenizer: Any, questions: Any, pool: list[int], console: Any):
-        from .create_training_data.blocks import weights_digest
-        from .create_training_data.shards import Store
+        from ..create_training_data.blocks import weights_digest
+        from ..create_training_data.shards import Store
 
         self.s, self.model, self.tokenizer, self.questions = s, model, tokenizer, questions
         n_shown = VARIANTS * s["shots"]
@@ -88,13 +88,13 @@ class _Job:
 
     def prompts(self, rows: list[int], seed: int, style: str = "org_org", **options: Any) -> list[str]:
         """Prompts with the same demonstrations for all rows."""
-        from .create_training_data.knowledge_conflict import conflict_prompt, demonstrations
+        from ..create_training_data.knowledge_conflict import conflict_prompt, demonstrations
 
         shown = [self.questions[i] for i in demonstrations(self.questions, self.shown, self.s["shots"], seed=seed)]
         return [conflict_prompt(self.questions[row], shown, style, **options) for row in rows]
 
     def behaviours(self, rows: list[int], answers: list[str]) -> Any:
-        from .evaluation.knowledge_selection import answer_behaviours
+        from ..evaluation.knowledge_selection import answer_behaviours
 
         found = [self.questions[row] for row in rows]
         contexts = [one.sub_context for one in found] if self.s["scoring"] == "in_context" else None
@@ -102,7 +102,7 @@ class _Job:
         return answer_behaviours(answers, *accepted, contexts)
 
     def answer(self, prompts: list[str], **options: Any) -> list[str]:
-        from .evaluation.short_answers import short_answers
+        from ..evaluation.short_answers import short_answers
 
         options["max_new_tokens"] = self.s["max_new_tokens"]
         return self._done_once("answers", short_answers, prompts, **options)
@@ -130,9 +130,9 @@ class _Job:
 
     def fit(self) -> None:
         """Group the pool's prompts by what the model answers, and learn from both groups' last hidden states."""
-        from .create_training_data.knowledge_conflict import STYLES
-        from .evaluation.sparse_codes import encode_texts
-        from .training.functional_features import functional_features
+        from ..create_training_data.knowledge_conflict import STYLES
+        from ..evaluation.sparse_codes import encode_texts
+        from ..training.functional_features import functional_features
 
         prompts, rows, answers = [], [], []
         for style, variant in itertools.product(STYLES, range(VARIANTS)):
@@ -175,15 +175,15 @@ class _Job:
 
     def prefers_memory(self, rows: list[int], prompts: list[str], **options: Any) -> list[bool]:
         """Whether a remembered answer is likelier than the context's, of each its first, per token."""
-        from .evaluation.short_answers import answer_log_likelihoods
+        from ..evaluation.short_answers import answer_log_likelihoods
 
         pairs = [[self.questions[row].org_answer[0], self.questions[row].sub_answer[0]] for row in rows]
         likely = self._done_once("likelihoods", answer_log_likelihoods, prompts, pairs, **options)
         return [memory > context for memory, context in likely]
 
     def _weights(self, group: list[int], prompts: list[str], rows: list[int], side: int) -> Any:
-        from .evaluation.short_answers import text_losses
-        from .training.functional_features import loss_weights
+        from ..evaluation.short_answers import text_losses
+        from ..training.functional_features import loss_weights
 
         if self.s["weighting"] == "mean":
             return None
@@ -194,7 +194,7 @@ class _Job:
         return loss_weights(*losses)
 
     def steering(self, side: str, *, proportion: float, degree: float, saes: tuple[int, ...]) -> Any:
-        from .training.functional_features import functional_steering, select_features
+        from ..training.functional_features import functional_steering, select_features
 
         given = {"proportion": proportion, "legacy": self.s["legacy"]}
         layers = [(n, self.features[n], *select_features(self.features[n], **given)) for n in saes]
@@ -204,7 +204,7 @@ class _Job:
         self, rows: list[int], proportions: list[float], degrees: list[float]
     ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
         """Towards each side the setting that `best_setting` takes, and all that were tried."""
-        from .evaluation.knowledge_selection import knowledge_metrics
+        from ..evaluation.knowledge_selection import knowledge_metrics
 
         known = {str(n): n for n in range(len(self.model.saes))}
         named = [one.split("+") for one in self.s["layers"].split(",") if one] or [list(known)]
@@ -238,8 +238,8 @@ class _Job:
 
     def measure(self, rows: list[int], seed: int, steering: dict[str, Any]) -> dict[str, dict[str, float]]:
         """Metrics by method, with one choice of demonstrations."""
-        from .create_training_data.blocks import weights_digest
-        from .evaluation.knowledge_selection import knowledge_metrics
+        from ..create_training_data.blocks import weights_digest
+        from ..evaluation.knowledge_selection import knowledge_metrics
 
         prompts = self.prompts(rows, seed)
         plain = self.behaviours(rows, self.answer(prompts))
@@ -272,8 +272,8 @@ class _Job:
 
     def _vectors(self) -> tuple[Any, dict[str, Any]]:
         """A model with activation addition and task vectors at the first SAE's place, and the steering of each."""
-        from .modeling import FeatureEdit, SaeForCausalLM, Steering
-        from .training.state_vectors import constant_sae, direction_sae
+        from ..modeling import FeatureEdit, SaeForCausalLM, Steering
+        from ..training.state_vectors import constant_sae, direction_sae
 
         place, (context, memory) = self.model.saes[0].config, self.means[0]
         apart = context - memory
@@ -308,7 +308,7 @@ def _parts(questions: Any, rest: list[int], s: dict[str, Any]) -> dict[str, list
     """Rows of dev and test, one of each question, none of the pool's."""
     import numpy as np
 
-    from .create_training_data.knowledge_conflict import question_groups
+    from ..create_training_data.knowledge_conflict import question_groups
 
     outside = set(rest)
     firsts = [rows[0] for rows in question_groups(questions) if rows[0] in outside]
@@ -335,7 +335,7 @@ def _numbers(name: str, text: str) -> list[float]:
 def _show(rows: dict[str, list[dict[str, float]]], n: int, console: Any) -> None:
     from rich.table import Table
 
-    from .evaluation.classification import summary
+    from ..evaluation.classification import summary
 
     seeds = len(next(iter(rows.values())))
     table = Table("", *COLUMNS, title=f"{n} questions, {seeds} choices of demonstrations: mean ± 95 % interval")

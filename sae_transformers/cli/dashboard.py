@@ -1,4 +1,4 @@
-"""The verb `dashboard`; `space` is in cli_space."""
+"""The verb `dashboard`; `space` is in space.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_space import register as register_space
+from .space import register as register_space
 
 
 def register(app: typer.Typer) -> None:
@@ -63,19 +63,19 @@ def dashboard(
 ) -> None:
     """One HTML page of an SAE's features: search, sort, histograms, spans, labels, steering; no server needed."""
     settings = dict(locals())
-    from .cli_steer import _guarded
+    from .errors import guarded
 
-    _guarded(_dashboard, settings)
+    guarded(_dashboard, settings)
 
 
 def _dashboard(s: dict[str, Any], console: Any) -> None:
     from tqdm import tqdm
 
-    from .create_training_data.annotation_tables import read_annotations
-    from .evaluation.feature_table_files import read_feature_table
-    from .evaluation.results import read_results
-    from .hub_cards.dashboard import write_dashboard
-    from .hub_cards.dashboard_data import DashboardData, measures_of, samples_of
+    from ..create_training_data.annotation_tables import read_annotations
+    from ..evaluation.feature_table_files import read_feature_table
+    from ..evaluation.results import read_results
+    from ..hub_cards.dashboard import write_dashboard
+    from ..hub_cards.dashboard_data import DashboardData, measures_of, samples_of
 
     chosen = None if s["features"] is None else feature_list(s["features"])
     steered = [] if s["steer"] is None else feature_list(s["steer"])
@@ -118,16 +118,16 @@ def _dashboard(s: dict[str, Any], console: Any) -> None:
 
 def _models(s: dict[str, Any], steers: bool) -> tuple[Any, Any, Any]:
     """Base, tokenizer and SAE; None for what is not needed."""
-    from .cli import _load_base, _load_sae
+    from .loading import load_base, load_sae
 
     if steers and s["prompts"] is None:
         raise ValueError("--steer needs --prompts, a file with one a line.")
     if not steers and s["texts"] is None:
-        return None, None, None if s["sae"] is None else _load_sae(s["sae"], s["place"])
+        return None, None, None if s["sae"] is None else load_sae(s["sae"], s["place"])
     if not (s["sae_name"] and s["model_name"]):
         raise ValueError("--texts and --steer need --model and --sae. Received: no table that names them.")
-    sae = _load_sae(s["sae_name"], s["place"])
-    base, tokenizer, _ = _load_base(s["model_name"], None, s["model_dtype"])
+    sae = load_sae(s["sae_name"], s["place"])
+    base, tokenizer, _ = load_base(s["model_name"], None, s["model_dtype"])
     return base, tokenizer, sae.to(base.device)
 
 
@@ -141,7 +141,7 @@ def _check_numbers(features: Sequence[int], table: Any, sae: Any) -> None:
 
 
 def _neighbours(sae: Any, k: int, features: Sequence[int]) -> dict[int, list[tuple[int, float]]]:
-    from .evaluation.decoder_neighbours import decoder_neighbours
+    from ..evaluation.decoder_neighbours import decoder_neighbours
 
     near = decoder_neighbours(sae.W_dec, min(k, sae.config.d_sae - 1), features)
     pairs = zip(features, near.latents.tolist(), near.cosines.tolist(), strict=True)
@@ -155,12 +155,12 @@ def _spans(
     import torch
     from tqdm import tqdm
 
-    from .create_training_data.span_activations import read_span_settings, read_span_tokens
-    from .create_training_data.span_files import read_spans, read_table
-    from .create_training_data.span_tokens import SpanSettings
-    from .create_training_data.text import open_text
-    from .evaluation.activation_histograms import ActivationHistograms
-    from .hub_cards.dashboard_data import OWN_ACTIVATION, SpanShown
+    from ..create_training_data.span_activations import read_span_settings, read_span_tokens
+    from ..create_training_data.span_files import read_spans, read_table
+    from ..create_training_data.span_tokens import SpanSettings
+    from ..create_training_data.text import open_text
+    from ..evaluation.activation_histograms import ActivationHistograms
+    from ..hub_cards.dashboard_data import OWN_ACTIVATION, SpanShown
 
     if s["texts"] is None:
         if s["spans"] is not None:
@@ -218,9 +218,9 @@ def _steer_samples(
 
     from tqdm import tqdm
 
-    from .create_training_data.shards import Store
-    from .evaluation.steering_samples import steering_samples
-    from .modeling import SaeForCausalLM
+    from ..create_training_data.shards import Store
+    from ..evaluation.steering_samples import steering_samples
+    from ..modeling import SaeForCausalLM
 
     prompts = [line for line in s["prompts"].read_text(encoding="utf-8").splitlines() if line.strip()]
     strengths = [float(value) for value in s["strengths"].split(",")]
@@ -286,8 +286,8 @@ def _merged(records: Sequence[Any]) -> Any:
 
 
 def _annotations(rows: Sequence[Any], judgement: int) -> dict[int, Any]:
-    from .create_training_data.answers import NOT_JUDGED, SEPARATOR, clean_label, unintended_mask
-    from .hub_cards.dashboard_data import Annotation
+    from ..create_training_data.answers import NOT_JUDGED, SEPARATOR, clean_label, unintended_mask
+    from ..hub_cards.dashboard_data import Annotation
 
     judged = [row for row in rows if row.task not in (NOT_JUDGED, "")]
     unintended = dict(zip((row.feature_id for row in judged), unintended_mask(judged, (judgement,)), strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation.results import Measurement, SuiteResult
+    from ..evaluation.results import Measurement, SuiteResult
 
 # Methods that the others of their metric are compared with; the first that there is.
 BASELINES = ("none", "base", "DiffMean", "tree on hidden states", "zeros at", "random latent")
@@ -50,8 +50,8 @@ def baseline(one: Measurement, all_of_them: Sequence[Measurement]) -> Measuremen
 
 def draw_suite(suite: SuiteResult, folder: Path) -> Path | None:
     """A picture of a suite in a folder; None without matplotlib."""
-    from .evaluation.steering_plot import plot_steering
-    from .evaluation.suite_plot import plot_suite
+    from ..evaluation.steering_plot import plot_steering
+    from ..evaluation.suite_plot import plot_suite
 
     path = folder / f"{suite.name}.png"
     if suite.name == "steering" and suite.curves.get("reporting"):

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_steer import ModelDtype, Place, _guarded
+from .errors import guarded
+from .options import ModelDtype, Place
 
 
 def register(app: typer.Typer) -> None:
@@ -41,13 +42,13 @@ def serve(
 ) -> None:
     """Serve a steered model with OpenAI's interface: chat, completions, responses; steering in each request's body."""
     settings = dict(locals())
-    _guarded(_serve, settings)
+    guarded(_serve, settings)
 
 
 def _serve(s: dict[str, Any], console: Any) -> None:
     try:
-        from .serving.app import build_app
-        from .serving.listening import bind, key_from, listener
+        from ..serving.app import build_app
+        from ..serving.listening import bind, key_from, listener
     except ModuleNotFoundError as error:
         raise ImportError(
             f"serve needs the package {error.name}, which is not installed: pip install 'sae-transformers[serve]'"
@@ -75,11 +76,11 @@ def _serve(s: dict[str, Any], console: Any) -> None:
 
 
 def _load(s: dict[str, Any]) -> tuple[Any, Any]:
-    from .cli import _load_base, _load_sae
-    from .modeling import SaeForCausalLM, Steering
+    from ..modeling import SaeForCausalLM, Steering
+    from .loading import load_base, load_sae
 
-    saes = [_load_sae(name, s["place"]) for name in s["sae"] or ()]
-    model, tokenizer, _ = _load_base(s["model"], s["revision"], s["dtype"])
+    saes = [load_sae(name, s["place"]) for name in s["sae"] or ()]
+    model, tokenizer, _ = load_base(s["model"], s["revision"], s["dtype"])
     if not hasattr(model, "saes"):
         model = SaeForCausalLM.from_base(model, saes=saes)
     elif saes:
@@ -99,7 +100,7 @@ def _name_of(model: str) -> str:
 
 
 def _tell(s: dict[str, Any], console: Any, model: Any, tokenizer: Any, name: str, port: int) -> None:
-    from .serving.sampling import settings_not_applied
+    from ..serving.sampling import settings_not_applied
 
     if lost := settings_not_applied(model.generation_config):
         console.print(f"Warning: the server does not apply {', '.join(lost)} of generation_config.json.", markup=False)

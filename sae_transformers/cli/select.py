@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_steer import _guarded
+from .errors import guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ def select_knowledge(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 8192,
 ) -> None:
     """Make a model answer from its context, or from what it remembers, where the two differ (SpARE)."""
-    _guarded(_knowledge, {**locals(), "sides": SIDES})
+    guarded(_knowledge, {**locals(), "sides": SIDES})
 
 
 def select_behaviour(
@@ -93,23 +93,23 @@ def select_behaviour(
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 8192,
 ) -> None:
     """Find what tells two groups of prompts apart, and steer a model to behave as after one of them."""
-    _guarded(_behaviour, {**locals(), "sides": ("a", "b")})
+    guarded(_behaviour, {**locals(), "sides": ("a", "b")})
 
 
 def _loaded(s: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The model with its SAEs, the base's tokenizer, and where the base was found."""
-    from .cli import _load_base, _load_sae
-    from .modeling import SaeForCausalLM
-    from .training.functional_features import without_selection
+    from ..modeling import SaeForCausalLM
+    from ..training.functional_features import without_selection
+    from .loading import load_base, load_sae
 
     if s["save_model"] not in (None, *s["sides"]):
         raise ValueError(f"`save_model` must be one of {', '.join(s['sides'])}. Received: {s['save_model']!r}.")
     if s["activation"] not in ("own", "relu"):
         raise ValueError(f"`activation` must be own or relu. Received: activation={s['activation']!r}.")
-    saes = [_load_sae(name, s["place"]) for name in s["sae"]]
+    saes = [load_sae(name, s["place"]) for name in s["sae"]]
     if s["activation"] == "relu":
         saes = [without_selection(sae) for sae in saes]
-    base, tokenizer, name = _load_base(s["model"], None, s["model_dtype"])
+    base, tokenizer, name = load_base(s["model"], None, s["model_dtype"])
     return SaeForCausalLM.from_base(base, saes=saes), tokenizer, name
 
 
@@ -117,7 +117,7 @@ def _last_states(s: dict[str, Any], model: Any, tokenizer: Any, prompts: list[st
     """Of each SAE the hidden states (n, d_in) of the prompts' last tokens."""
     import torch
 
-    from .create_training_data.hidden_states import HiddenStateReader
+    from ..create_training_data.hidden_states import HiddenStateReader
 
     ids = [torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long) for text in prompts]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -132,7 +132,7 @@ def _last_states(s: dict[str, Any], model: Any, tokenizer: Any, prompts: list[st
 
 
 def _knowledge(s: dict[str, Any], console: Any) -> None:
-    from .cli_select_knowledge import run
+    from .select_knowledge import run
 
     run(s, console)
 
@@ -141,12 +141,12 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
     import torch
     from rich.table import Table
 
-    from .create_training_data.classification_data import read_texts_of
-    from .create_training_data.text import open_text
-    from .evaluation.detection import auroc
-    from .evaluation.short_answers import short_answers
-    from .evaluation.sparse_codes import encode_texts
-    from .training.functional_features import functional_features, functional_steering, select_features
+    from ..create_training_data.classification_data import read_texts_of
+    from ..create_training_data.text import open_text
+    from ..evaluation.detection import auroc
+    from ..evaluation.short_answers import short_answers
+    from ..evaluation.sparse_codes import encode_texts
+    from ..training.functional_features import functional_features, functional_steering, select_features
 
     if s["proportion"] is None and s["count"] is None:
         s["proportion"] = 0.1
@@ -204,8 +204,8 @@ def _save(
     """The features of each SAE, the steering towards each side, results, and the model if it is wanted."""
     from safetensors.torch import save_file
 
-    from .create_training_data.shards import Store
-    from .training.functional_features import save_functional_features
+    from ..create_training_data.shards import Store
+    from ..training.functional_features import save_functional_features
 
     out: Path = s["out"]
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,45 @@
+"""Bases and SAEs by name, as every verb takes them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def load_sae(name: str, place: str | None, **options: Any) -> Any:
+    """An SAE by name, put at a place given as one text."""
+    from ..modeling import SparseAutoencoder
+    from ..modeling.configuration_sae import SITES
+
+    if place is not None:
+        parts = place.split(".")
+        if len(parts) == 3 and parts[0] == "layers" and parts[1].isdigit() and parts[2] in SITES:
+            options.update(layer=int(parts[1]), site=parts[2])
+        else:
+            options["hook"] = place
+    return SparseAutoencoder.from_pretrained(name, **options)
+
+
+def load_base(
+    name: str, revision: str | None, dtype: str, head: str = "AutoModelForCausalLM", **options: Any
+) -> tuple[Any, Any, str]:
+    """A base model on this process's device, its tokenizer, and where it was found."""
+    import torch
+    import transformers
+
+    from ..create_training_data.base_model import find_base_model
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f"`model_dtype` must be auto, float32, bfloat16 or float16. Received: model_dtype={dtype!r}.")
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    found = find_base_model(name).name
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found, revision=revision)
+        base: Any = getattr(transformers, head).from_pretrained(found, revision=revision, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{found!r} could not be read as a model: {str(error).strip().splitlines()[0]}") from error
+    return base.to(device).eval(), tokenizer, found
