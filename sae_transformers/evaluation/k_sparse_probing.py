@@ -28,8 +28,9 @@ class SparseProbe(NamedTuple):
 def rank_latents(codes: SparseCodes, labels: Tensor, by: str = "mean_difference") -> Tensor:
     """Latents that are active in some row, those that tell the labels apart best first, (m,) int64.
 
-    `mean_difference`: by |mean with label 1 - mean with label 0|, as the sparse probing of SAEBench
-    (https://huggingface.co/papers/2503.09532) and sae-probes (https://huggingface.co/papers/2502.16681) choose.
+    `mean_difference`: by |mean with label 1 - mean with label 0|, as SAEBench's sparse probing chooses
+    (https://huggingface.co/papers/2503.09532). sae-probes (https://huggingface.co/papers/2502.16681) does too, after
+    each latent was divided by the mean of its activations.
     `auroc`: by |AUROC - 1/2|, which does not depend on how large a latent's activations are. Ties by number.
 
     Args:

@@ -303,6 +303,9 @@ class RepositoryMixin(Base):
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, with the model's code, all `auto_map` entries and a card if there is
         none."""
+        if "weights_scope" in kwargs:  # would be dropped without a word
+            given = kwargs["weights_scope"]
+            raise TypeError(f"Set `config.weights_scope`, then save. Received: weights_scope={given!r}.")
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             upload = {k: kwargs.pop(k) for k in UPLOAD_OPTIONS if k in kwargs}

@@ -301,3 +301,10 @@ def test_random_damage_ends_in_a_clear_error_or_a_model(repository: Path, name: 
             assert all(bool(torch.isfinite(t).all()) for t in model.saes.state_dict().values())
             outcomes.append("loaded")
     assert set(outcomes) <= {"refused", "loaded"} and "refused" in outcomes
+
+
+def test_the_scope_is_not_an_option_of_saving(saved, tmp_path):
+    model = SaeForCausalLM.from_pretrained(str(saved / "sae"))
+    with pytest.raises(TypeError, match="Received: weights_scope='full'"):
+        model.save_pretrained(tmp_path / "new", weights_scope="full")
+    assert not (tmp_path / "new").exists()
