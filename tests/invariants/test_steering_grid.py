@@ -479,7 +479,12 @@ def test_positions_with_left_padding(where, masked):
             assert torch.equal(alone.tokens, expected.tokens[1:, 3:])
 
 
-@pytest.mark.parametrize("where", POSITIONS)
+QUICK = ("generated", "two-ranges", "from-the-last")  # the others with the slow tests
+
+
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=() if where in QUICK else pytest.mark.slow) for where in POSITIONS]
+)
 def test_positions_in_other_modes(where):
     model, base, saes = pair("llama")
     for op in KINDS:
@@ -774,7 +779,7 @@ def test_every_op_with(activation, normalization):
     every_op({"activation": activation, **NORMALIZATIONS[normalization]})
 
 
-@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+@pytest.mark.parametrize("activation", ["topk", pytest.param("jumprelu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_op_with_shape(shape, activation):
     every_op({"activation": activation, **SHAPES[shape]})
@@ -784,11 +789,11 @@ def test_every_op_with_shape(shape, activation):
     "kind",
     [
         {"activation": "batch_topk"},
-        {"activation": "topk"},
-        {"activation": "abs_topk"},
+        pytest.param({"activation": "topk"}, marks=pytest.mark.slow),
+        pytest.param({"activation": "abs_topk"}, marks=pytest.mark.slow),
         {"activation": "groupmax", "normalization": "layer_norm", "normalize_output": False},
-        {"activation": "topk-identity", "scaled_selection": True},
-        {"activation": "jumprelu", "glu": True},
+        pytest.param({"activation": "topk-identity", "scaled_selection": True}, marks=pytest.mark.slow),
+        pytest.param({"activation": "jumprelu", "glu": True}, marks=pytest.mark.slow),
     ],
     ids=lambda kind: kind["activation"],
 )

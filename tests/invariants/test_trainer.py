@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,9 +171,16 @@ def test_what_a_checkpoint_holds_and_that_it_loads(base_path, tmp_path, weights_
         )
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("weights_scope", ["sae", "full"])
+QUICK = {(False, "right", "sae"), (True, "left", "full")}  # the others with the slow tests
+
+
+@pytest.mark.parametrize(
+    ("per_token", "side", "weights_scope"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product((False, True), ("right", "left"), ("sae", "full"))
+    ],
+)
 def test_accumulated_micro_batches_equal_the_large_batch(tmp_path, per_token, side, weights_scope):
     """8 x 1 against 1 x 8: parameters, and the loss that is logged. SGD, since Adam magnifies rounding of gradients
     near 0. What is left is the order of summation: 1e-6."""

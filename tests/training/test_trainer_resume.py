@@ -37,6 +37,14 @@ SETTINGS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+QUICK = {("topk and AuxK", 11), ("jumprelu", 11), ("Matryoshka", 11), ("fine-tuning", 3), (1, 9), (2, 4)}
+
+
+def cases(*all_of_them: Any) -> list[Any]:
+    """A few are tried each time, all with the slow tests."""
+    return [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in all_of_them]
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -48,7 +56,9 @@ class StopAt(TrainerCallback):
 
 @pytest.mark.parametrize(
     ("name", "stop"),
-    [*((name, 11) for name in SETTINGS), *((name, s) for name in ("topk and AuxK", "fine-tuning") for s in (3, 16))],
+    cases(
+        *((name, 11) for name in SETTINGS), *((name, s) for name in ("topk and AuxK", "fine-tuning") for s in (3, 16))
+    ),
 )
 def test_resumed_equals_uninterrupted(tmp_path, name, stop):
     """8 batches an epoch: inside the first, inside the second, at a border. 18 steps."""
@@ -108,9 +118,8 @@ class Stream(IterableDataset):
         self.position = 0
 
 
-@pytest.mark.parametrize("stop", [4, 9, 14])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_stream_goes_on_where_it_stood(tmp_path, stop, accumulation):
+@pytest.mark.parametrize(("accumulation", "stop"), cases(*((n, stop) for n in (1, 2) for stop in (4, 9, 14))))
+def test_a_stream_goes_on_where_it_stood(tmp_path, accumulation, stop):
     settings = {**AUX, "max_steps": 18, "gradient_accumulation_steps": accumulation}
     streams = [Stream(), Stream(), Stream()]
     whole = trained(new_sae(0), tmp_path / "whole", streams[0], **settings)
