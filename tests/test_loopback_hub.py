@@ -122,6 +122,7 @@ PUSH_AND_LOAD = """
 """
 
 
+@pytest.mark.hub
 def test_a_model_is_pushed_and_loaded_by_transformers(hub: LoopbackHub, tmp_path: Path) -> None:
     told = run_client(hub, tmp_path, PUSH_AND_LOAD)
     assert told == {"tagged_is_equal": True, "latest_is_zero": True}

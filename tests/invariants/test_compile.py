@@ -135,6 +135,7 @@ def test_other_kinds_of_edit_do_not_recompile_either():
         assert counted(second) == 0, second
 
 
+@pytest.mark.slow
 def test_positions_do_not_recompile_but_their_number_does():
     counted = Counted(model_at())
     assert counted(at("set", "all")) == 1
@@ -165,6 +166,7 @@ def test_another_structure_recompiles():
     assert counted(one) == 0
 
 
+@pytest.mark.slow
 def test_prompt_lengths_recompile_once():
     counted = Counted(model_at())
     assert counted(at("set", [(1, -2)]), prompt(2, 9)) == 1
@@ -173,6 +175,7 @@ def test_prompt_lengths_recompile_once():
         assert counted(at("set", [(1, -2)]), prompt(2, length)) == 0
 
 
+@pytest.mark.slow
 def test_steering_may_come_from_a_block_or_the_default():
     model = copy.deepcopy(model_at())
     compiled = torch.compile(model, **EAGER)

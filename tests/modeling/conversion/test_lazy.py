@@ -70,11 +70,13 @@ def peaks(folder: Path, how: str) -> list[int]:
     return [int(line) for line in run.stdout.split()]
 
 
+@pytest.mark.slow
 def test_opening_takes_no_more_than_the_file(checkpoint):
     folder, size = checkpoint
     assert peaks(folder, "check")[0] < 1.1 * size
 
 
+@pytest.mark.slow
 def test_opened_without_the_check_nothing_is_read_but_what_is_used(checkpoint):
     folder, size = checkpoint
     opened, steered = peaks(folder, "lazy")

@@ -90,6 +90,7 @@ def test_only_the_shards_of_the_sae_are_opened(tmp_path: Path) -> None:
     assert_right(SparseAutoencoder.from_pretrained(tmp_path), t)
 
 
+@pytest.mark.hub
 def test_only_the_shards_of_the_sae_are_fetched(tmp_path: Path) -> None:
     """From a Hub, where a repository of this name says which concept latent 0 was trained for."""
     write_shards(folder := tmp_path / "files")
