@@ -58,7 +58,7 @@ def our_numbers(model: Any, ids: torch.Tensor, rows_at_once: int) -> dict[str, f
         out = model.saes[0](read.flatten(0, 1))
         meter.update(read.flatten(0, 1), out.reconstruction, out.latents)
     found = meter.result()
-    losses = replaced_losses(model, batches, [0], site_means(model, batches, [0], 1), count_first=False, kl=True)
+    [losses] = replaced_losses(model, batches, [[0]], site_means(model, batches, [0], 1), count_first=False, kl=True)
     tokens = losses.tokens.sum()
     ce = {name: float(sums.sum() / tokens) for name, sums in losses.ce.items()}
     return {

@@ -214,7 +214,7 @@ def _steering(s: dict[str, Any]) -> Prepared:
         finally:
             if measured is not model:  # DiffMean's model holds the same base and SAEs: they come back
                 measured.unwrap()
-                model._install_hooks()
+                model.rewrap()
 
     return Prepared(asked, files, run)
 

@@ -156,7 +156,8 @@ def ce_loss_recovered(
         ValueError: no token is predicted, an SAE writes elsewhere than it reads, or zeros at the sites change nothing.
     """
     batches = list(batches)
-    losses = replaced_losses(model, batches, saes, site_means(model, batches, saes, skip_first), skip_first=skip_first)
+    means = site_means(model, batches, saes, skip_first)
+    [losses] = replaced_losses(model, batches, [saes], means, skip_first=skip_first)
     tokens = int(losses.tokens.sum())
     found = {f"ce_{name}": float(sums.sum()) / tokens for name, sums in losses.ce.items()}
     for name, worst in (("recovered", "ce_zero"), ("recovered_from_mean", "ce_mean")):
@@ -170,20 +171,21 @@ def ce_loss_recovered(
 @torch.no_grad()
 def site_means(
     model: Any, batches: Iterable[Mapping[str, Tensor]], saes: Sequence[int], skip_first: int = 1
-) -> list[Tensor]:
-    """Mean hidden state (d_in,) float64 that each of these SAEs reads, over all tokens but first ones; zeros if there
-    is none.
+) -> dict[int, Tensor]:
+    """Number of each of these SAEs -> mean hidden state (d_in,) float64 that it reads, over all tokens but first
+    ones; zeros if there is none.
 
     Raises:
         ValueError: an SAE writes elsewhere than it reads.
     """
-    configs = [model.saes[number].config for number in saes]
-    for config in configs:
+    means = {}
+    for number in saes:
+        config = model.saes[number].config
         if config.read_at != config.write_at:
             raise ValueError(
                 f"Expected SAEs that write where they read. Received: {config.read_at} and {config.write_at}."
             )
-    means = [torch.zeros(config.d_out, dtype=torch.float64, device=model.device) for config in configs]
+        means[number] = torch.zeros(config.d_out, dtype=torch.float64, device=model.device)
     count = 0
     for ids, mask in _on(model.device, batches):
         inputs = model(
@@ -196,9 +198,9 @@ def site_means(
         ).sae_inputs
         kept = mask.bool() & (mask.cumsum(-1) > skip_first)
         count += int(kept.sum())
-        for number, mean in zip(saes, means, strict=True):
+        for number, mean in means.items():
             mean += inputs[number][kept].double().sum(0)
-    return [mean / max(count, 1) for mean in means]
+    return {number: mean / max(count, 1) for number, mean in means.items()}
 
 
 class ReplacedLosses(NamedTuple):
@@ -217,68 +219,103 @@ class ReplacedLosses(NamedTuple):
 def replaced_losses(
     model: Any,
     batches: Iterable[Mapping[str, Tensor]],
-    saes: Sequence[int],
-    means: Sequence[Tensor],
+    sets: Sequence[Sequence[int]],
+    means: Mapping[int, Tensor],
     *,
     skip_first: int = 1,
     count_first: bool = True,
     kl: bool = False,
     report: Callable[[int], object] | None = None,
-) -> ReplacedLosses:
+) -> list[ReplacedLosses]:
     """What next-token predictions lose, text by text, with SAEs, zeros or means at the sites.
 
     Args:
         model: `SaeForCausalLM`.
         batches: as for `ce_loss_recovered`; each row is a text.
-        saes: numbers of the SAEs that are in place together.
+        sets: numbers of the SAEs that are in place together, set by set; the base alone runs once for all sets.
         means: of `site_means`.
         skip_first: first tokens of each text that stay as they are.
         count_first: whether what these tokens predict counts too; nothing there can change.
         kl: whether to compare the whole distributions.
-        report: called with the number of texts of each batch.
+        report: called with the number of texts of each batch, once a set.
+
+    Returns:
+        One of each set.
 
     Raises:
         ValueError: no token is predicted.
     """
-    steering = Steering(reconstruct=tuple(saes), positions=[(skip_first, None)])
-    kinds = {"sae": None, "zero": [torch.zeros_like(mean) for mean in means], "mean": list(means)}
+    found = [_Replaced(model, tuple(saes), means, skip_first) for saes in sets]
     tokens: list[Tensor] = []
-    ce: dict[str, list[Tensor]] = {name: [] for name in ("base", *kinds)}
-    divergence: dict[str, list[Tensor]] = {name: [] for name in kinds} if kl else {}
+    base: list[Tensor] = []
     for ids, mask in _on(model.device, batches):
-        seen = mask.cumsum(-1)
-        counted = (mask[:, 1:] * mask[:, :-1]).bool()  # a first token has nothing to be predicted from
-        if not count_first:
-            counted &= seen[:, :-1] > skip_first
-        row, goal = counted.nonzero()[:, 0], ids[:, 1:][counted]
-
-        def log_probs(steering: Any, ids=ids, mask=mask, seen=seen, counted=counted) -> Tensor:
-            positions = (seen - 1).clamp(min=0)
-            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, steering=steering, use_cache=False)
-            return out.logits[:, :-1][counted].float().log_softmax(-1)  # (n_tokens, vocab)
-
-        def by_text(values: Tensor, row=row, ids=ids) -> Tensor:
-            return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, row.cpu(), values.double().cpu())
-
-        base = log_probs(False)
-        tokens.append(counted.sum(1).double().cpu())
-        ce["base"].append(by_text(-base.gather(-1, goal[:, None])[:, 0]))
-        for name, values in kinds.items():
-            with _constants(model, saes, values) if values is not None else nullcontext():
-                found = log_probs(steering)
-            ce[name].append(by_text(-found.gather(-1, goal[:, None])[:, 0]))
-            if kl:
-                pairs = zip(base.split(ROWS), found.split(ROWS), strict=True)
-                divergence[name].append(by_text(torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])))
-        if report is not None:
-            report(len(ids))
+        predicted = _Predicted(model, ids, mask, skip_first=0 if count_first else skip_first)
+        tokens.append(predicted.counts)
+        log_probs = predicted.log_probs(False)
+        base.append(predicted.cross_entropy(log_probs))
+        for one in found:
+            one.update(predicted, log_probs if kl else None)
+            if report is not None:
+                report(len(ids))
     if not tokens or not float(torch.cat(tokens).sum()):
         raise ValueError("Expected a text of two tokens or more. Received: no token to predict.")
-    return ReplacedLosses(
-        torch.cat(tokens),
-        {name: torch.cat(parts) for name, parts in ce.items()},
-        {name: torch.cat(parts) for name, parts in divergence.items()},
-    )
+    return [one.losses(torch.cat(tokens), torch.cat(base)) for one in found]
+
+
+class _Predicted:
+    """The next-token predictions of a batch that count: those from a token, and not from the first `skip_first`.
+
+    counts: (batch,) float64, how many of each text.
+    """
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, *, skip_first: int) -> None:
+        seen = mask.cumsum(-1)
+        counted = (mask[:, 1:] * mask[:, :-1]).bool() & (seen[:, :-1] > skip_first)
+        self.model, self.counted, self.row, self.goal = model, counted, counted.nonzero()[:, 0], ids[:, 1:][counted]
+        self.inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (seen - 1).clamp(min=0)}
+        self.counts = counted.sum(1).double().cpu()
+
+    def log_probs(self, steering: Any) -> Tensor:
+        """(n_tokens, vocabulary) float32."""
+        out = self.model(**self.inputs, steering=steering, use_cache=False)
+        return out.logits[:, :-1][self.counted].float().log_softmax(-1)
+
+    def cross_entropy(self, log_probs: Tensor) -> Tensor:
+        """Sum over each text's predictions, (batch,) float64."""
+        return self._by_text(-log_probs.gather(-1, self.goal[:, None])[:, 0])
+
+    def divergence(self, base: Tensor, other: Tensor) -> Tensor:
+        """KL(base || other), both log-probabilities; sum over each text's predictions, (batch,) float64."""
+        pairs = zip(base.split(ROWS), other.split(ROWS), strict=True)
+        return self._by_text(torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]))
+
+    def _by_text(self, values: Tensor) -> Tensor:
+        return torch.zeros(len(self.counts), dtype=torch.float64).index_add_(0, self.row.cpu(), values.double().cpu())
+
+
+class _Replaced:
+    """Losses with SAEs, zeros and means at the sites of a set of SAEs, batch by batch."""
+
+    def __init__(self, model: Any, saes: tuple[int, ...], means: Mapping[int, Tensor], skip_first: int) -> None:
+        self.model, self.saes = model, saes
+        self.steering = Steering(reconstruct=saes, positions=[(skip_first, None)])
+        values = [means[number] for number in saes]
+        self.kinds = {"sae": None, "zero": [torch.zeros_like(mean) for mean in values], "mean": values}
+        self.ce: dict[str, list[Tensor]] = {name: [] for name in self.kinds}
+        self.kl: dict[str, list[Tensor]] = {}
+
+    def update(self, predicted: _Predicted, base: Tensor | None) -> None:
+        """base: log-probabilities of the base, to compare whole distributions with."""
+        for name, values in self.kinds.items():
+            with _constants(self.model, self.saes, values) if values is not None else nullcontext():
+                found = predicted.log_probs(self.steering)
+            self.ce[name].append(predicted.cross_entropy(found))
+            if base is not None:
+                self.kl.setdefault(name, []).append(predicted.divergence(base, found))
+
+    def losses(self, tokens: Tensor, base: Tensor) -> ReplacedLosses:
+        ce = {"base": base, **{name: torch.cat(parts) for name, parts in self.ce.items()}}
+        return ReplacedLosses(tokens, ce, {name: torch.cat(parts) for name, parts in self.kl.items()})
 
 
 @contextmanager

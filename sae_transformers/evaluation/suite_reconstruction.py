@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .intervals import BOOTSTRAP, percentiles, resample_counts
-from .reconstruction import ReplacedLosses, replaced_losses, site_means
+from .reconstruction import ReplacedLosses, replaced_losses
 from .results import Measurement, SuiteResult
 from .text_codes import TextBatch, batches_of, text_ids
 
@@ -69,16 +69,17 @@ def reconstruction_suite(
     counts = resample_counts(len(rows), resamples, seed)
     batches = list(batches_of(rows, tokens_at_once=tokens_at_once))
     found: list[Measurement] = []
-    for number, sums in _read_all(model, measured, batches, len(rows), skip_first, report).items():
+    read = _read_all(model, measured, batches, len(rows), skip_first, report)
+    for number, sums in read.items():
         found += sums.measurements(f"SAE {number}", counts)
     inputs = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
     order = torch.cat([batch.texts for batch in batches])
     sets = [[number] for number in measured] + ([measured] if len(measured) > 1 else [])
-    for place, members in enumerate(sets):
-        means = site_means(model, inputs, members, skip_first)
-        losses = replaced_losses(
-            model, inputs, members, means, skip_first=skip_first, count_first=False, kl=True, report=report
-        )
+    each = replaced_losses(
+        model, inputs, sets, {number: sums.mean() for number, sums in read.items()},
+        skip_first=skip_first, count_first=False, kl=True, report=report,
+    )  # fmt: skip
+    for place, (members, losses) in enumerate(zip(sets, each, strict=True)):
         name = f"SAE {members[0]}" if len(members) == 1 else "all SAEs"
         found += _loss_measurements(losses, name, counts[:, order], with_base=place == 0)
     notes = [
@@ -125,6 +126,11 @@ class _Sums:
         ]  # fmt: skip
         self.columns.index_add_(0, text, torch.stack(columns, 1).cpu())
         self.states.index_add_(0, text, moved.cpu())
+
+    def mean(self) -> Tensor:
+        """The mean hidden state, (d_in,) float64, of one token or more."""
+        moved = self.states.sum(0) / self.columns[:, 0].sum()
+        return moved if self.origin is None else self.origin.cpu() + moved
 
     def figures(self, counts: Tensor) -> dict[str, Tensor]:
         """Each number for each row of counts (resamples, n), (resamples,)."""

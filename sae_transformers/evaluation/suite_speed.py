@@ -158,7 +158,7 @@ def _bare(model: Any, wanted: bool) -> Iterator[None]:
         yield
     finally:
         if wanted:
-            model._install_hooks()
+            model.rewrap()
 
 
 def _generate(runner: Any, given: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ left behind steered the next call of the bare base.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -85,6 +85,10 @@ class CallRecord:
         """Whether SAE `number` has to run, and not only to be seen."""
         steered = self.plan is not None and number in self.plan.saes
         return steered or number in self.features or bool(self.losses)
+
+    def missed(self, numbers: Iterable[int]) -> list[int]:
+        """Those SAEs that had something to do and were not reached."""
+        return [n for n in numbers if (self.inputs or self.works_at(n)) and n not in self.finished]
 
     def steered_columns(self) -> Tensor | None:
         """The columns with a steered token, (c,) int64, where they are less than half of all; None for all columns."""

@@ -161,11 +161,17 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         self._handles.append(handle)
 
     def unwrap(self) -> nn.Module:
-        """Remove every hook and give the base model back, as it was before. This model must not be used afterwards."""
+        """Remove every hook and give the base model back, as it was before. Until `rewrap` this model gives the base's
+        own outputs and refuses all that its SAEs would have to do."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         return self.lm
+
+    def rewrap(self) -> None:
+        """Put the hooks back that `unwrap` removed."""
+        self.unwrap()
+        self._install_hooks()
 
     def _note(self, number: int, hidden: Tensor) -> Tensor:
         record = self._slot.get()
@@ -207,14 +213,31 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         return edited
 
     def _run(self, record: CallRecord | None, inputs: Mapping[str, Any]) -> Any:
-        """Run the base with a record in place; None if a hook stopped it."""
+        """Run the base with a record in place; None if a hook stopped it.
+
+        Raises:
+            RuntimeError: an SAE that had to work was not reached: the outputs would be the base's own.
+        """
         previous = self._slot.swap(record)
         try:
-            return self.lm(**inputs)
+            outputs = self.lm(**inputs)
         except StopForward:
             return None
         finally:
             self._slot.swap(previous)
+        if record is not None:
+            self._check_reached(record)
+        return outputs
+
+    def _check_reached(self, record: CallRecord) -> None:
+        missed = record.missed(range(len(self._entries)))
+        drops_layers = self.training and getattr(self.config.get_text_config(), "layerdrop", 0)
+        if missed and not drops_layers:
+            raise RuntimeError(
+                f"SAE {missed[0]} had work to do and was not reached. Expected the module that it writes to, "
+                f"{self._entries[missed[0]].write_at!r}, to run with this model's hook. Either the base was taken "
+                f"out by `unwrap` (`rewrap` puts the SAEs back), or compiled by itself (compile the whole model)."
+            )
 
     # -- detection ---------------------------------------------------------------------------------------------------
 

@@ -117,7 +117,14 @@ class RunningBatch:
         """Drop all other rows at once, and the columns that none of the kept ones uses."""
         if not rows:
             return self.clear()
-        index = torch.tensor(rows, device=self.device)
+        try:
+            self._select(torch.tensor(rows, device=self.device))
+        except BaseException:  # out of memory half way: what is left fits nothing
+            self.clear()
+            raise
+        return None
+
+    def _select(self, index: Tensor) -> None:
         self.mask, self.places = self.mask[index], self.places[index]
         unused = int(self.mask.argmax(-1).min()) if self.joins else 0
         self.mask, self.places = self.mask[:, unused:], self.places - self.places.new_tensor([0, unused, unused])
@@ -128,7 +135,6 @@ class RunningBatch:
         used = sorted(set(self.places[:, 0].tolist()))
         self.steerings = [self.steerings[number] for number in used]
         self.places[:, 0] = torch.tensor([used.index(n) for n in self.places[:, 0].tolist()], device=self.device)
-        return None
 
 
 def _joined(cache: Any, other: Any) -> Any:

@@ -32,7 +32,8 @@ def key_of(body: dict[str, Any]) -> str:
 
 class FakeOpenAI:
     """answer: text from the request's body. worst_usage: counts the most tokens that a prompt and answer can have.
-    rejects: fields that give 400. delay_s: of each answer. key: the only one accepted, where there is one."""
+    rejects: fields that give 400. delay_s: of each answer. key: the only one accepted, where there is one.
+    `hold(n)`: after n answers the others wait for `go_on`."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], str] = echo, key: str | None = None) -> None:
         self.answer, self.key = answer, key
@@ -53,6 +54,15 @@ class FakeOpenAI:
         self._next: deque[str] = deque()
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._held_after, self._free = 0, threading.Event()
+        self._free.set()
+
+    def hold(self, after: int) -> None:
+        self._held_after = after
+        self._free.clear()
+
+    def go_on(self) -> None:
+        self._free.set()
 
     def next(self, *kinds: str) -> None:
         self._next.extend(kinds)
@@ -79,6 +89,7 @@ class FakeOpenAI:
 
     def __exit__(self, *error: object) -> None:
         self._closing.set()
+        self._free.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -113,6 +124,8 @@ class FakeOpenAI:
 
     def _respond(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], kind: str | None) -> None:
         self._closing.wait(self.delay_s)
+        if len(self.answered) >= self._held_after:
+            self._free.wait(60)
         given = handler.headers.get("Authorization", "")
         if kind == "401" or (self.key is not None and given != f"Bearer {self.key}"):
             return _write(handler, 401, _error(f"Incorrect API key provided: {given}", "invalid_api_key"))

@@ -217,11 +217,13 @@ LLMClient("m", sys.argv[1], cache=sys.argv[2], concurrency=4).complete_many(requ
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_without_paying_twice(server: FakeOpenAI, tmp_path: Path, how: signal.Signals) -> None:
     server.delay_s = 0.1
+    server.hold(after=20)
     process = subprocess.Popen([sys.executable, "-c", RUN, server.url, str(tmp_path)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(server.answered) < 20 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, how)
+    server.go_on()
     process.wait()
     assert server.idle()
     sent_before, cached = len(server.sent), AnswerCache(tmp_path)

@@ -132,6 +132,15 @@ def test_reports_and_leaves_short_texts_out() -> None:
     assert sum(seen) == 2 * 3 and "2 of 5 texts are too short" in found.notes[-1]
 
 
+def test_no_pass_is_run_twice() -> None:
+    """Of each batch: the states once, the base once, and each set of SAEs in place, zeros and means."""
+    model, passes, last = tiny_model(saes=[tiny_sae(layer=1), tiny_sae(layer=0)]), [], []
+    model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    model.lm.model.norm.register_forward_hook(lambda *_: last.append(1))
+    reconstruction_suite(model, word_tokenizer(), TEXTS, max_length=12, tokens_at_once=10_000, resamples=5)
+    assert (len(passes), len(last)) == (1 + 1 + 3 * 3, 1 + 3 * 3)
+
+
 def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(ValueError, match="2 texts, 1 of them so long"):
         reconstruction_suite(tiny_model(), word_tokenizer(), ["w1 w2 w3", "w1"], max_length=8)

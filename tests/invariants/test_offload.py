@@ -88,8 +88,15 @@ def assert_all_equal(found, expected, tolerance=None) -> None:
         torch.testing.assert_close(f, e, **(tolerance or EXACT))
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", SAES)
+# Every way with one SAE and every SAE one way; the others with the slow tests.
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(name, how, marks=() if name == next(iter(SAES)) or how == HOW[1] else pytest.mark.slow)
+        for name in SAES
+        for how in HOW
+    ],
+)
 def test_forward_and_generate_are_exact(tmp_path, name, how):
     model = model_with(name)
     moved = offloaded(model, how, tmp_path)

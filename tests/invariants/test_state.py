@@ -275,9 +275,51 @@ def test_unwrap_removes_every_hook():
     )
     model = SaeForCausalLM.from_base(base, [*saes, transcoder])
     assert hooks() > start
+    steered, wrapped = run(model, steering=STEERING), hooks()
     assert model.unwrap() is base
     assert hooks() == start
     torch.testing.assert_close(run(base), before, **EXACT)
+    torch.testing.assert_close(run(model), before, **EXACT)
+    for _ in range(2):
+        model.rewrap()
+        assert hooks() == wrapped
+        torch.testing.assert_close(run(model, steering=STEERING), steered, **EXACT)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steering": STEERING},
+        {"output_features": True},
+        {"features": {0: [1]}},
+        {"output_sae_inputs": True},
+        {"labels": prompt()},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_saes_that_are_not_reached_are_an_error(options, training):
+    """Or a safety edit would be missing and nobody told."""
+    model = SaeForCausalLM.from_base(tiny_base(), [tiny_sae(layer=1)], loss_weights={"sparsity": 0.5}).train(training)
+    model(prompt(), **options)
+    model.unwrap()
+    with pytest.raises(RuntimeError, match="`rewrap` puts the SAEs back"):
+        model(prompt(), **options)
+    model.rewrap()
+    model(prompt(), **options)
+    model.lm = torch.compile(model.lm, backend="eager")
+    with pytest.raises(RuntimeError, match="compile the whole model"):
+        model(prompt(), **options)
+
+
+def test_layers_that_are_dropped_in_training_are_no_error():
+    base = tiny_base("opt", layerdrop=1.0)
+    model = wrapped(base).train()
+    assert model(prompt(), output_sae_inputs=True).sae_inputs == (None,)
+    with pytest.raises(RuntimeError, match="was not reached"), torch.no_grad():
+        model.eval()
+        model.unwrap()
+        model(prompt(), output_features=True)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post", "mlp_out", "attn_out"])

@@ -35,7 +35,7 @@ from tests.tiny import VOCAB, prompt, tiny_base, tiny_sae
 # does not have.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
 
-STEPS, D_SAE = 6, 64
+STEPS, D_SAE = 4, 64
 # Some are among the 8 active ones of most tokens, some of few.
 FEATURES = (0, 3, 7, 11, 19, 25, 31, 40, 42, 57)
 

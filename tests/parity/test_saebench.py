@@ -96,12 +96,12 @@ def test_losses_are_theirs(name, library, found) -> None:
     for kind, skip in (("all", 0), ("without the first", 1)):
         said = flat(theirs[kind][library])
         means = site_means(model, batches, [0], skip)
-        ours = replaced_losses(model, batches, [0], means, skip_first=skip, count_first=False)
+        [ours] = replaced_losses(model, batches, [[0]], means, skip_first=skip, count_first=False)
         count = float(ours.tokens.sum())
         assert count == ROWS * (LENGTH - 1 - skip)
         assert said["ce_loss_without_sae"] == pytest.approx(float(ours.ce["base"].sum()) / count, rel=1e-5)
         assert said["ce_loss_with_sae"] == pytest.approx(float(ours.ce["sae"].sum()) / count, rel=1e-5)
-        further = replaced_losses(model, longer, [0], means, skip_first=skip, count_first=False, kl=True)
+        [further] = replaced_losses(model, longer, [[0]], means, skip_first=skip, count_first=False, kl=True)
         kl = {method: float(sums.sum() / further.tokens.sum()) for method, sums in further.kl.items()}
         assert said["kl_div_with_sae"] == pytest.approx(kl["sae"], rel=1e-4)
         if not skip:  # theirs puts zeros at tokens that are left out, ours does not

@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -52,6 +52,14 @@ def offline(model: Any, tokenizer: Any, text: str, steering: Any, tokens: int) -
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "do_sample": False}
     output = model.generate(ids, steering=steering if steering else False, **options)
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def settles(condition: Callable[[], bool], within_s: float = 60) -> bool:
+    """Whether it comes to hold: what other threads do is waited for."""
+    deadline = time.monotonic() + within_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
 
 
 class Reply(NamedTuple):
@@ -103,11 +111,9 @@ class Running:
         return self.request("GET", path).json()
 
     def idle(self) -> bool:
-        """Whether nothing is written, waited for."""
-        deadline = time.monotonic() + 10
-        while (self.engine.running or self.engine.waiting) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        return not (self.engine.running or self.engine.waiting)
+        """Whether nothing is written or held, waited for."""
+        engine = self.engine
+        return settles(lambda: not engine.running and not engine.waiting and engine.batch.cache is None)
 
 
 @contextmanager

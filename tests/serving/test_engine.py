@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +22,8 @@ MODEL, TOKENIZER = served_model(context=2048), served_tokenizer()
 class Asked:
     """An answer and what the engine says of it."""
 
+    each: Callable[[], object] | None = None  # called in the engine's thread, at each piece of text
+
     def __init__(self, steering: Steering = STEERINGS[0], text: str = "w1 w2 w3", tokens: int = 6, **options) -> None:
         self.text, self.finish, self.events = "", None, queue.Queue()
         ids = TOKENIZER(text)["input_ids"]
@@ -30,6 +31,8 @@ class Asked:
 
     def report(self, answer: Answer, piece: str, finish: str | None) -> None:
         self.text += piece
+        if self.each is not None:
+            self.each()
         self.events.put(piece)
         if finish:
             self.finish = finish
@@ -39,14 +42,6 @@ class Asked:
         while self.events.get(timeout=30) is not None:
             pass
         return self
-
-
-def settles(condition: Callable[[], bool]) -> bool:
-    """Whether it holds soon: the engine reports the last token before it drops what it held."""
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
 
 
 @pytest.fixture
@@ -87,18 +82,25 @@ def test_a_stop_text_ends_before_it(engine: Engine) -> None:
 
 
 def test_what_is_cancelled_is_freed_while_others_go_on(engine: Engine) -> None:
-    dropped, other = Asked(tokens=1500), Asked(tokens=120, text="w5")
+    dropped, other = Asked(tokens=1500), Asked(tokens=20, text="w5")
+    rows, shared, freed = [], [], []
+
+    def watch() -> None:
+        keys = engine.batch.cache.layers[0].keys
+        rows.append(len(keys))
+        if len(rows) <= 5:
+            shared.append(weakref.ref(keys))
+        else:
+            freed.append(all(keys() is None for keys in shared))
+        if len(rows) == 5:
+            dropped.answer.cancel()
+
+    other.each = watch
     engine.submit([dropped.answer, other.answer])
-    dropped.events.get(timeout=30)
-    cache = weakref.ref(engine.batch.cache)
-    dropped.answer.cancel()
-    while len(engine.batch) == 2 and other.finish is None:
-        time.sleep(0.001)
-    written = len(dropped.answer.tokens)
-    assert other.finish is None and engine.batch.cache.layers[0].keys.shape[0] == 1
-    assert other.ended().text == offline(MODEL, TOKENIZER, "w5", None, 120)
-    assert dropped.finish is None and len(dropped.answer.tokens) == written < 120
-    assert settles(lambda: cache() is None)
+    assert other.ended().text == offline(MODEL, TOKENIZER, "w5", None, 20)
+    assert rows == [2] * 5 + [1] * 15
+    assert dropped.finish is None and len(dropped.answer.tokens) == 5
+    assert freed == [True] * 15
 
 
 def test_a_failing_pass_fails_its_answers_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

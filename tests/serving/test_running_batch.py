@@ -88,14 +88,18 @@ def test_equal_steerings_are_one_row_of_tables() -> None:
     assert batch.steerings == twice[:1] and batch.places[:, 0].tolist() == [0, 0]
 
 
-def test_a_batch_that_breaks_while_rows_join_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["_joined", "_drop_columns"])
+def test_a_batch_that_breaks_half_way_holds_nothing(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = RunningBatch(tiny_model().eval())
-    batch.join([[5, 6]], [Steering()])
+    batch.join([[5], [5, 6, 7]], [Steering()] * 2)
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("sae_transformers.serving.running_batch._joined", broken)
+    monkeypatch.setattr(f"sae_transformers.serving.running_batch.{part}", broken)
     with pytest.raises(RuntimeError, match="no memory"):
-        batch.join([[7]], [Steering()])
+        if part == "_joined":
+            batch.join([[7]], [Steering()])
+        else:
+            batch.keep([0])
     assert batch.cache is None and not len(batch)

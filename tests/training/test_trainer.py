@@ -32,11 +32,11 @@ def all_tokens(data: TensorTokens, place: str = PLACES[0]) -> torch.Tensor:
     ("sae", "settings"),
     [
         ({}, AUX),
-        ({"normalization": "layer_norm"}, {}),
+        pytest.param({"normalization": "layer_norm"}, {}, marks=pytest.mark.slow),
         ({"activation": "batch_topk"}, {}),
         ({"activation": "jumprelu"}, {"sparsity_coefficient": 1e-3, "jumprelu_bandwidth": 0.05}),
         ({"activation": "gated"}, {"sparsity_coefficient": 1e-3}),
-        ({"activation": "relu", "tied": True}, {"sparsity_coefficient": 1e-3}),
+        pytest.param({"activation": "relu", "tied": True}, {"sparsity_coefficient": 1e-3}, marks=pytest.mark.slow),
     ],
     ids=lambda v: v.get("activation", "topk") if "aux_k" not in v and "sparsity_coefficient" not in v else "",
 )
