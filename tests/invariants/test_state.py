@@ -307,9 +307,15 @@ def test_saes_that_are_not_reached_are_an_error(options, training):
         model(prompt(), **options)
     model.rewrap()
     model(prompt(), **options)
+
+
+def test_a_base_that_is_compiled_by_itself_is_an_error():
+    """Its hooks would look for their work where the compiled whole finds it."""
+    model = wrapped(tiny_base())
     model.lm = torch.compile(model.lm, backend="eager")
+    run(model)
     with pytest.raises(RuntimeError, match="compile the whole model"):
-        model(prompt(), **options)
+        run(model, steering=STEERING)
 
 
 def test_layers_that_are_dropped_in_training_are_no_error():
