@@ -131,9 +131,12 @@ def verb_section(name: str, command: Any) -> str:
     if arguments:
         rows = [f"| `{one.name.upper()}` | {cell(one.help or '')} |" for one in arguments]
         parts.append("\n".join(["| argument | |", "|---|---|", *rows]))
-    if options:
-        rows = [f"| {names(one)} | {cell(told(one)[0])} | {told(one)[1]} |" for one in options]
-        parts.append("\n".join(["| option | | default |", "|---|---|---|", *rows]))
+    panels: dict[str, list[Any]] = {}
+    for one in options:
+        panels.setdefault(getattr(one, "rich_help_panel", None) or "option", []).append(one)
+    for panel, members in panels.items():
+        rows = [f"| {names(one)} | {cell(told(one)[0])} | {told(one)[1]} |" for one in members]
+        parts.append("\n".join([f"| {panel} | | default |", "|---|---|---|", *rows]))
     return "\n\n".join(parts)
 
 

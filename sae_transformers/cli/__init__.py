@@ -7,6 +7,7 @@ import typer
 from . import (
     align,
     annotate,
+    bias,
     checkpoints,
     classify,
     concepts,
@@ -18,6 +19,7 @@ from . import (
     quickstart,
     select,
     serve,
+    space,
     spans,
     steer,
     train,
@@ -35,22 +37,16 @@ def main() -> None:
 
 
 # In the order of --help.
-for verbs in (
-    quickstart,
-    checkpoints,
-    harvest,
-    train,
-    spans,
-    annotate,
-    classify,
-    select,
-    features,
-    align,
-    steer,
-    concepts,
-    evaluate,
-    publish,
-    serve,
-    dashboard,
-):
-    verbs.register(app)
+for panel, parts in {
+    "Begin": (quickstart, checkpoints),
+    "Train": (harvest, train),
+    "Read features": (spans, annotate, features, dashboard),
+    "Steer": (steer, concepts, select, align, bias),
+    "Classify": (classify,),
+    "Evaluate, publish, serve": (evaluate, publish, space, serve),
+}.items():
+    there = len(app.registered_commands)
+    for verbs in parts:
+        verbs.register(app)
+    for command in app.registered_commands[there:]:
+        command.rich_help_panel = panel

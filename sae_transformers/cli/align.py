@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from ..training.topic_scores import TopicScores
 
 
+_texts = partial(typer.Option, rich_help_panel="Texts")
+_method = partial(typer.Option, rich_help_panel="Method")
+_embedding = partial(typer.Option, rich_help_panel="Embedding and uncertainty")
+_measuring = partial(typer.Option, rich_help_panel="Measuring")
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
     app.command(name="align-topic")(align_topic)
@@ -30,51 +37,51 @@ def align_topic(
     topic: Annotated[str, typer.Option(help="Texts of the topic.")],
     sae: Annotated[str, typer.Option(help="The SAE whose latents are scored, as attach takes it.")],
     out: Annotated[Path, typer.Option(help="Folder of scores, steering and report.")] = Path("outputs/topic"),
-    reference_column: Annotated[str | None, typer.Option(help="[default: text, or the only column]")] = None,
-    topic_column: Annotated[str | None, typer.Option(help="[default: text, or the only column]")] = None,
+    reference_column: Annotated[str | None, _texts(help="[default: text, or the only column]")] = None,
+    topic_column: Annotated[str | None, _texts(help="[default: text, or the only column]")] = None,
     topic_test: Annotated[
-        str | None, typer.Option(help="Other texts of the topic, that similarity is measured to. [default: --topic]")
+        str | None, _texts(help="Other texts of the topic, that similarity is measured to. [default: --topic]")
     ] = None,
-    topic_test_column: Annotated[str | None, typer.Option(help="[default: text, or the only column]")] = None,
-    method: Annotated[str, typer.Option(help="That is saved: swap, weight, clamp or SAE.")] = "swap",
+    topic_test_column: Annotated[str | None, _texts(help="[default: text, or the only column]")] = None,
+    method: Annotated[str, _method(help="That is saved: swap, weight, clamp or SAE.")] = "swap",
     compare: Annotated[
-        str, typer.Option(help="Methods to measure beside it; a setting may follow: swap:replace, swap:4.")
+        str, _method(help="Methods to measure beside it; a setting may follow: swap:replace, swap:4.")
     ] = "SAE,weight,clamp",
     keep_error: Annotated[
         bool,
-        typer.Option("--keep-error/--replace", help="Keep what the SAE does not reconstruct, or, as the paper, not."),
+        _method("--keep-error/--replace", help="Keep what the SAE does not reconstruct, or, as the paper, not."),
     ] = True,
-    strength: Annotated[float, typer.Option(help="Exponent of the scores; 1 is the paper's.")] = 1.0,
-    summary: Annotated[str, typer.Option(help="Of a reference text's latents: avg, max or counts.")] = "avg",
-    clamp_top: Annotated[int, typer.Option(help="Of clamp: how many latents.")] = 5,
-    clamp_value: Annotated[float, typer.Option(help="Of clamp: what is added to each.")] = 10.0,
-    clamp_unit: Annotated[str, typer.Option(help="Of clamp: absolute, max or norm.")] = "absolute",
-    all_positions: Annotated[bool, typer.Option("--all-positions", help="Steer the first token too.")] = False,
-    scores: Annotated[Path | None, typer.Option(help="A saved table of scores, in place of new ones.")] = None,
+    strength: Annotated[float, _method(help="Exponent of the scores; 1 is the paper's.")] = 1.0,
+    summary: Annotated[str, _method(help="Of a reference text's latents: avg, max or counts.")] = "avg",
+    clamp_top: Annotated[int, _method(help="Of clamp: how many latents.")] = 5,
+    clamp_value: Annotated[float, _method(help="Of clamp: what is added to each.")] = 10.0,
+    clamp_unit: Annotated[str, _method(help="Of clamp: absolute, max or norm.")] = "absolute",
+    all_positions: Annotated[bool, _method("--all-positions", help="Steer the first token too.")] = False,
+    scores: Annotated[Path | None, _method(help="A saved table of scores, in place of new ones.")] = None,
     embedder: Annotated[
-        str | None, typer.Option(help="sentence-transformers model. [default: all-MiniLM-L6-v2]")
+        str | None, _embedding(help="sentence-transformers model. [default: all-MiniLM-L6-v2]")
     ] = None,
-    long_texts: Annotated[str, typer.Option(help="Beyond the embedder's limit: truncate, or chunks.")] = "truncate",
-    embedding_tokens: Annotated[int | None, typer.Option(help="That limit. [default: the embedder's]")] = None,
-    quantile: Annotated[float, typer.Option(help="Of the reference texts' own topics, for the warning.")] = 0.95,
+    long_texts: Annotated[str, _embedding(help="Beyond the embedder's limit: truncate, or chunks.")] = "truncate",
+    embedding_tokens: Annotated[int | None, _embedding(help="That limit. [default: the embedder's]")] = None,
+    quantile: Annotated[float, _embedding(help="Of the reference texts' own topics, for the warning.")] = 0.95,
     prompts: Annotated[
-        str | None, typer.Option(help="Texts to continue. [default: beginnings of reference texts]")
+        str | None, _measuring(help="Texts to continue. [default: beginnings of reference texts]")
     ] = None,
-    prompts_column: Annotated[str | None, typer.Option(help="[default: text, or the only column]")] = None,
-    prompt_count: Annotated[int, typer.Option(help="Of prompts; 0: nothing is generated.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(help="Of each beginning.")] = 12,
-    new_tokens: Annotated[int, typer.Option(help="Of a continuation.")] = 40,
-    top_k: Annotated[int, typer.Option(help="Draw each token from so many; 1 is greedy.")] = 5,
+    prompts_column: Annotated[str | None, _measuring(help="[default: text, or the only column]")] = None,
+    prompt_count: Annotated[int, _measuring(help="Of prompts; 0: nothing is generated.")] = 32,
+    prompt_tokens: Annotated[int, _measuring(help="Of each beginning.")] = 12,
+    new_tokens: Annotated[int, _measuring(help="Of a continuation.")] = 40,
+    top_k: Annotated[int, _measuring(help="Draw each token from so many; 1 is greedy.")] = 5,
     topic_prompt: Annotated[
         str | None,
-        typer.Option(help="Put before each prompt by the baseline. [default: the beginning of a topic text]"),
+        _measuring(help="Put before each prompt by the baseline. [default: the beginning of a topic text]"),
     ] = None,
-    lora_epochs: Annotated[float, typer.Option(help="Also fine-tune on the topic's texts with LoRA.")] = 0.0,
-    lora_rank: Annotated[int, typer.Option(help="Of LoRA.")] = 8,
+    lora_epochs: Annotated[float, _measuring(help="Also fine-tune on the topic's texts with LoRA.")] = 0.0,
+    lora_rank: Annotated[int, _measuring(help="Of LoRA.")] = 8,
     acceptability: Annotated[
-        str | None, typer.Option(help="A text classifier, e.g. of CoLA. [default: SLOR under the base]")
+        str | None, _measuring(help="A text classifier, e.g. of CoLA. [default: SLOR under the base]")
     ] = None,
-    acceptability_label: Annotated[str | None, typer.Option(help="Its label for acceptable.")] = None,
+    acceptability_label: Annotated[str | None, _measuring(help="Its label for acceptable.")] = None,
     save_model: Annotated[bool, typer.Option("--save-model", help="Save the model, steered by default.")] = False,
     seed: Annotated[int, typer.Option(help="Of draws and of the fine-tuning.")] = 0,
     max_length: Annotated[int, typer.Option(help="Tokens of a text that the model reads; the rest is cut.")] = 256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,12 @@ PAPER_SEEDS = "14592,3278,36048,32098,29256,18289"  # SelfReg's (https://hugging
 COLUMNS = ("accuracy", "f1", "auroc", "ece", "delta_logit", "delta_in_std", "flips", "reliance")
 
 
+_data = partial(typer.Option, rich_help_panel="Data")
+_features = partial(typer.Option, rich_help_panel="Unintended features")
+_heads = partial(typer.Option, rich_help_panel="Heads")
+_tuning = partial(typer.Option, rich_help_panel="Tuning the base")
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
     app.command()(classify)
@@ -27,46 +34,46 @@ def classify(
     train: Annotated[str, typer.Argument(help="Rows with a text and its label: .csv, .jsonl, .parquet, a Hub id.")],
     sae: Annotated[str, typer.Option(help="The SAE at whose place the classifier reads, as attach takes it.")],
     out: Annotated[Path, typer.Option(help="Folder of results and classifier.")] = Path("outputs/classifier"),
-    test: Annotated[str | None, typer.Option(help="Rows to measure on. [default: cross-validation]")] = None,
-    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
-    text_column: Annotated[str, typer.Option(help="Of the text.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Of the label; a,b,c for several yes-or-no labels.")] = "label",
+    test: Annotated[str | None, _data(help="Rows to measure on. [default: cross-validation]")] = None,
+    folds: Annotated[int, _data(help="Of the cross-validation.")] = 5,
+    text_column: Annotated[str, _data(help="Of the text.")] = "text",
+    label_column: Annotated[str, _data(help="Of the label; a,b,c for several yes-or-no labels.")] = "label",
     classes: Annotated[
-        str | None, typer.Option(help="A,B: these labels, all others become 'other'. [default: all labels]")
+        str | None, _data(help="A,B: these labels, all others become 'other'. [default: all labels]")
     ] = None,
-    pairs: Annotated[str | None, typer.Option(help="CHOSEN,REJECTED: columns of pairs, in place of labels.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Of --pairs: stands before both, as {prompt}.")] = None,
+    pairs: Annotated[str | None, _data(help="CHOSEN,REJECTED: columns of pairs, in place of labels.")] = None,
+    prompt_column: Annotated[str | None, _data(help="Of --pairs: stands before both, as {prompt}.")] = None,
     unintended: Annotated[
-        Path | None, typer.Option(help="Features: a list (.txt, .csv, .json) or a table of judge (.tsv, .parquet).")
+        Path | None, _features(help="Features: a list (.txt, .csv, .json) or a table of judge (.tsv, .parquet).")
     ] = None,
     judgements: Annotated[
-        str, typer.Option(help="Of judge's table: those that must all say so, as 0,1 for both of disease.")
+        str, _features(help="Of judge's table: those that must all say so, as 0,1 for both of disease.")
     ] = "0",
-    original: Annotated[str | None, typer.Option(help="Rows to measure a swap on; --swapped has the others.")] = None,
-    swapped: Annotated[str | None, typer.Option(help="The same rows with an attribute swapped.")] = None,
+    original: Annotated[str | None, _features(help="Rows to measure a swap on; --swapped has the others.")] = None,
+    swapped: Annotated[str | None, _features(help="The same rows with an attribute swapped.")] = None,
     swap_words: Annotated[
-        str | None, typer.Option(help="he:she,him:her: in place of --original, the rows that have one of the words.")
+        str | None, _features(help="he:she,him:her: in place of --original, the rows that have one of the words.")
     ] = None,
-    swap_column: Annotated[str, typer.Option(help="Of their text.")] = "text",
+    swap_column: Annotated[str, _features(help="Of their text.")] = "text",
     top: Annotated[
-        int, typer.Option(help="Without --unintended: so many features that react to half of the swaps.")
+        int, _features(help="Without --unintended: so many features that react to half of the swaps.")
     ] = 100,
-    methods: Annotated[str, typer.Option(help="Comma-separated. [default: all eight]")] = "",
-    seeds: Annotated[str, typer.Option(help="Comma-separated; the default is the paper's.")] = PAPER_SEEDS,
-    pooling: Annotated[str, typer.Option(help="last or mean.")] = "mean",
-    removal: Annotated[str, typer.Option(help="Of SelfReg: own, relu or none.")] = "own",
+    methods: Annotated[str, _heads(help="Comma-separated. [default: all eight]")] = "",
+    seeds: Annotated[str, _heads(help="Comma-separated; the default is the paper's.")] = PAPER_SEEDS,
+    pooling: Annotated[str, _heads(help="last or mean.")] = "mean",
+    removal: Annotated[str, _heads(help="Of SelfReg: own, relu or none.")] = "own",
     alignment: Annotated[
-        str, typer.Option(help="Of SelfReg's penalty: affine (the paper's code), encoder, decoder.")
+        str, _heads(help="Of SelfReg's penalty: affine (the paper's code), encoder, decoder.")
     ] = "decoder",
-    penalty: Annotated[float, typer.Option(help="Of SelfReg.")] = 0.3,
-    learning_rate: Annotated[float, typer.Option(help="Of all heads.")] = 3e-3,
-    legacy: Annotated[bool, typer.Option("--legacy", help="Losses as in SelfReg's code.")] = False,
-    template: Annotated[str, typer.Option(help="What the model reads, with {text} where a row goes.")] = "{text}",
+    penalty: Annotated[float, _heads(help="Of SelfReg.")] = 0.3,
+    learning_rate: Annotated[float, _heads(help="Of all heads.")] = 3e-3,
+    legacy: Annotated[bool, _heads("--legacy", help="Losses as in SelfReg's code.")] = False,
+    template: Annotated[str, _data(help="What the model reads, with {text} where a row goes.")] = "{text}",
     max_length: Annotated[int, typer.Option(help="Tokens; longer texts are cut, the template is not.")] = 256,
-    lora_epochs: Annotated[float, typer.Option(help="Then tune the base with LoRA for so many epochs.")] = 0.0,
-    lora_rank: Annotated[int, typer.Option(help="Of LoRA.")] = 8,
-    state_weight: Annotated[float, typer.Option(help="With LoRA: of unintended features in the states.")] = 0.1,
-    keep: Annotated[str, typer.Option(help="The method whose best head becomes the classifier.")] = "selfreg",
+    lora_epochs: Annotated[float, _tuning(help="Then tune the base with LoRA for so many epochs.")] = 0.0,
+    lora_rank: Annotated[int, _tuning(help="Of LoRA.")] = 8,
+    state_weight: Annotated[float, _tuning(help="With LoRA: of unintended features in the states.")] = 0.1,
+    keep: Annotated[str, _heads(help="The method whose best head becomes the classifier.")] = "selfreg",
     place: Annotated[str | None, typer.Option(help="Of an SAE that does not say where it reads.")] = None,
     model_dtype: Annotated[str, typer.Option(help="auto: float32 on a CPU, else as published.")] = "auto",
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 4096,

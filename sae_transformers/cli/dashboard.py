@@ -9,13 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .space import register as register_space
-
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
+    """Add the verb to the command line."""
     app.command()(dashboard)
-    register_space(app)
 
 
 def dashboard(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import guarded
-from .options import Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn
+from .options import Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn, asking
 
 if TYPE_CHECKING:
     from ..evaluation.results import Results
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 SUITES = ("reconstruction", "detection", "steering", "fairness", "capability", "speed")
 RECORD = "results.json"
+_reconstruction = partial(typer.Option, rich_help_panel="Suite reconstruction")
+_labelled = partial(typer.Option, rich_help_panel="Suites detection and steering")
+_detection = partial(typer.Option, rich_help_panel="Suite detection")
+_steering = partial(typer.Option, rich_help_panel="Suite steering")
+_fairness = partial(typer.Option, rich_help_panel="Suite fairness")
+_fairness_capability = partial(typer.Option, rich_help_panel="Suites fairness and capability")
+_capability = partial(typer.Option, rich_help_panel="Suite capability")
+_speed = partial(typer.Option, rich_help_panel="Suite speed")
 QUIET = ("again", "out", "plots", "api_key_env", "cache")  # options that change no number
 
 
@@ -48,66 +57,60 @@ def evaluate(
         list[str] | None,
         typer.Option(help="9, 1:9 (of SAE 1) or a concept's name. Repeatable. [default: the SAEs' concepts]"),
     ] = None,
-    texts: Annotated[str | None, typer.Option(help="reconstruction: texts the SAE was not trained on.")] = None,
-    max_texts: Annotated[int, typer.Option(help="Of --texts; the first ones.")] = 500,
-    txt_rows: Annotated[str, typer.Option(help="A row of a .txt file: paragraph, line or file.")] = "paragraph",
-    labelled: Annotated[
-        str | None, typer.Option(help="detection, steering: rows with a text and a label, 1 where the concept is.")
-    ] = None,
-    max_labelled: Annotated[int, typer.Option(help="Of each label, drawn by --seed.")] = 500,
+    texts: Annotated[str | None, _reconstruction(help="Texts the SAE was not trained on.")] = None,
+    max_texts: Annotated[int, _reconstruction(help="Of --texts; the first ones.")] = 500,
+    txt_rows: Annotated[str, _reconstruction(help="A row of a .txt file: paragraph, line or file.")] = "paragraph",
+    labelled: Annotated[str | None, _labelled(help="Rows with a text and a label, 1 where the concept is.")] = None,
+    max_labelled: Annotated[int, _labelled(help="Of each label, drawn by --seed.")] = 500,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
-    seeds: Annotated[str, typer.Option(help="detection: of the splits, comma-separated.")] = "0,1,2",
-    ks: Annotated[str, typer.Option(help="detection: latents of the k-sparse probes.")] = "1,2,5,16",
-    choose_by: Annotated[str, typer.Option(help="detection: their choice, mean_difference or auroc.")] = (
-        "mean_difference"
-    ),
-    trees: Annotated[bool, typer.Option("--trees/--no-trees", help="detection: SCAR's decision trees.")] = True,
-    prompts: Annotated[Path | None, typer.Option(help="steering: one a line; half choose, half report.")] = None,
+    seeds: Annotated[str, _detection(help="Of the splits, comma-separated.")] = "0,1,2",
+    ks: Annotated[str, _detection(help="Latents of the k-sparse probes.")] = "1,2,5,16",
+    choose_by: Annotated[str, _detection(help="Their choice, mean_difference or auroc.")] = "mean_difference",
+    trees: Annotated[bool, _detection("--trees/--no-trees", help="SCAR's decision trees.")] = True,
+    prompts: Annotated[Path | None, _steering(help="One a line; half choose, half report.")] = None,
     scorer: Annotated[
         str | None,
-        typer.Option(
-            help="steering: sentiment, profanity, words (fitted to half of --labelled), classifier:ID#LABEL, "
+        _steering(
+            help="sentiment, profanity, words (fitted to half of --labelled), classifier:ID#LABEL, "
             "judge:CONCEPT, perspective. [default: words with --labelled, else sentiment]"
         ),
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="Of judge:CONCEPT, a model's name at the server.")] = None,
-    judge_url: Annotated[str | None, typer.Option(help="Its server, with OpenAI's interface.")] = None,
+    judge_model: Annotated[str | None, asking(help="Of judge:CONCEPT, a model's name at the server.")] = None,
+    judge_url: Annotated[str | None, asking(help="Its server, with OpenAI's interface.")] = None,
     api_key_env: KeyEnv = "OPENAI_API_KEY",
     cache: Cache = None,
-    more: Annotated[str, typer.Option(help="steering: an instruction for the concept, to compare with.")] = "",
-    less: Annotated[str, typer.Option(help="steering: an instruction against it.")] = "",
-    goals: Annotated[str, typer.Option(help="steering: raise, lower or both.")] = "raise,lower",
-    op: Annotated[str, typer.Option(help="steering: what is done to the feature, as steer takes it.")] = "direction",
-    strengths: Annotated[str | None, typer.Option(help="steering: comma-separated, in hidden norms.")] = None,
-    chat: Annotated[bool, typer.Option("--chat/--plain", help="steering: prompts in the chat template.")] = False,
-    generation_seeds: Annotated[int, typer.Option(help="steering: continuations of a prompt, each of a seed.")] = 1,
-    perplexity_limit: Annotated[float, typer.Option(help="steering: times the unsteered perplexity.")] = 1.6,
+    more: Annotated[str, _steering(help="An instruction for the concept, to compare with.")] = "",
+    less: Annotated[str, _steering(help="An instruction against it.")] = "",
+    goals: Annotated[str, _steering(help="raise, lower or both.")] = "raise,lower",
+    op: Annotated[str, _steering(help="What is done to the feature, as steer takes it.")] = "direction",
+    strengths: Annotated[str | None, _steering(help="Comma-separated, in hidden norms.")] = None,
+    chat: Annotated[bool, _steering("--chat/--plain", help="Prompts in the chat template.")] = False,
+    generation_seeds: Annotated[int, _steering(help="Continuations of a prompt, each of a seed.")] = 1,
+    perplexity_limit: Annotated[float, _steering(help="Times the unsteered perplexity.")] = 1.6,
     repetition_limit: Annotated[
-        float | None, typer.Option(help="steering: repeated trigrams that may be added. [default: any]")
+        float | None, _steering(help="Repeated trigrams that may be added. [default: any]")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(help="steering: of a continuation.")] = 40,
-    temperature: Annotated[float, typer.Option(help="steering: 0 is greedy.")] = 0.7,
-    samples: Annotated[int, typer.Option(help="steering: prompts whose continuations are kept as texts.")] = 0,
-    rows_at_once: Annotated[int, typer.Option(help="steering: continuations made together.")] = 32,
-    winobias: Annotated[
-        Path | None, typer.Option(help="fairness: folder of {pro,anti}_stereotyped_type{1,2}_test.txt.")
-    ] = None,
-    crows_pairs: Annotated[Path | None, typer.Option(help="fairness: CrowS-Pairs' csv file.")] = None,
-    max_pairs: Annotated[int | None, typer.Option(help="Of each set of pairs; the first ones.")] = None,
-    lambada: Annotated[Path | None, typer.Option(help="fairness, capability: .jsonl with a column text.")] = None,
-    original: Annotated[str | None, typer.Option(help="fairness: texts, ...")] = None,
-    swapped: Annotated[str | None, typer.Option(help="... and the same with an attribute swapped.")] = None,
-    max_swapped: Annotated[int, typer.Option(help="Of these pairs; the first ones.")] = 500,
-    swapped_column: Annotated[str, typer.Option(help="Of both.")] = "text",
-    mmlu: Annotated[Path | None, typer.Option(help="capability: MMLU's archive or folder.")] = None,
-    subjects: Annotated[str | None, typer.Option(help="Of MMLU, comma-separated. [default: all]")] = None,
-    shots: Annotated[int, typer.Option(help="Of MMLU.")] = 5,
-    limit: Annotated[int | None, typer.Option(help="Rows of LAMBADA and of each subject; the first ones.")] = None,
-    batch_size: Annotated[int, typer.Option(help="capability: rows of a forward pass.")] = 8,
-    prompt_tokens: Annotated[int, typer.Option(help="speed: of a prompt.")] = 128,
-    generated_tokens: Annotated[int, typer.Option(help="speed: after it.")] = 16,
-    repeats: Annotated[int, typer.Option(help="speed: of each call.")] = 5,
+    new_tokens: Annotated[int, _steering(help="Of a continuation.")] = 40,
+    temperature: Annotated[float, _steering(help="0 is greedy.")] = 0.7,
+    samples: Annotated[int, _steering(help="Prompts whose continuations are kept as texts.")] = 0,
+    rows_at_once: Annotated[int, _steering(help="Continuations made together.")] = 32,
+    winobias: Annotated[Path | None, _fairness(help="Folder of {pro,anti}_stereotyped_type{1,2}_test.txt.")] = None,
+    crows_pairs: Annotated[Path | None, _fairness(help="CrowS-Pairs' csv file.")] = None,
+    max_pairs: Annotated[int | None, _fairness(help="Of each set of pairs; the first ones.")] = None,
+    lambada: Annotated[Path | None, _fairness_capability(help=".jsonl with a column text.")] = None,
+    original: Annotated[str | None, _fairness(help="Texts, ...")] = None,
+    swapped: Annotated[str | None, _fairness(help="... and the same with an attribute swapped.")] = None,
+    max_swapped: Annotated[int, _fairness(help="Of these pairs; the first ones.")] = 500,
+    swapped_column: Annotated[str, _fairness(help="Of both.")] = "text",
+    mmlu: Annotated[Path | None, _capability(help="MMLU's archive or folder.")] = None,
+    subjects: Annotated[str | None, _capability(help="Of MMLU, comma-separated. [default: all]")] = None,
+    shots: Annotated[int, _capability(help="Of MMLU.")] = 5,
+    limit: Annotated[int | None, _capability(help="Rows of LAMBADA and of each subject; the first ones.")] = None,
+    batch_size: Annotated[int, _capability(help="Rows of a forward pass.")] = 8,
+    prompt_tokens: Annotated[int, _speed(help="Of a prompt.")] = 128,
+    generated_tokens: Annotated[int, _speed(help="After it.")] = 16,
+    repeats: Annotated[int, _speed(help="Of each call.")] = 5,
     max_length: MaxLength = 256,
     skip_first: Annotated[int, typer.Option(help="Tokens at the beginning of texts that do not count.")] = 1,
     tokens_at_once: Annotated[int, typer.Option(help="Of a forward pass.")] = 1024,

@@ -12,7 +12,6 @@ import typer
 
 from . import options
 from .annotate import open_client
-from .bias import register as register_bias
 from .errors import guarded
 
 PlaceOption = Annotated[str | None, typer.Option(help="Of an SAE that does not say where it reads.")]
@@ -24,7 +23,6 @@ def register(app: typer.Typer) -> None:
     app.command("feature-table")(feature_table)
     app.command("steer-feature")(steer_feature)
     app.command("ask-features")(ask_features)
-    register_bias(app)
 
 
 def feature_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,32 +20,33 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
 # -- of language models that are asked
 
+asking = partial(typer.Option, rich_help_panel="Language model")
 Table = Annotated[Path, typer.Argument(help="Features: .tsv or .parquet with FeatureID and Words, or spans' folder.")]
 Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
-Model = Annotated[str | None, typer.Option(help="Name of the model at the server.")]
-BaseUrl = Annotated[str | None, typer.Option(help="A server with OpenAI's interface. [default: OpenAI]")]
-LocalModel = Annotated[str | None, typer.Option(help="Instead of a server: a model's folder or Hub id, run here.")]
-KeyEnv = Annotated[str, typer.Option(help="Environment variable of the key, which is sent to the server.")]
-Concurrency = Annotated[int, typer.Option(help="Requests at a time.")]
-MaxTokensTotal = Annotated[int | None, typer.Option(help="Tokens that this run may use, of prompts and answers.")]
-MaxCost = Annotated[float | None, typer.Option(help="Money that this run may use, in the unit of the prices.")]
-PriceIn = Annotated[float | None, typer.Option(help="Of 1,000,000 tokens of prompts.")]
-PriceOut = Annotated[float | None, typer.Option(help="Of 1,000,000 tokens of answers.")]
-MaxAttempts = Annotated[int, typer.Option(help="Of a request.")]
-Timeout = Annotated[float, typer.Option(help="Seconds of an attempt.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder of the answers, from which an interrupted run goes on.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Of an answer; more for models that think first.")]
-Extra = Annotated[str, typer.Option(help="JSON: further fields of each request.")]
+Model = Annotated[str | None, asking(help="Name of the model at the server.")]
+BaseUrl = Annotated[str | None, asking(help="A server with OpenAI's interface. [default: OpenAI]")]
+LocalModel = Annotated[str | None, asking(help="Instead of a server: a model's folder or Hub id, run here.")]
+KeyEnv = Annotated[str, asking(help="Environment variable of the key, which is sent to the server.")]
+Concurrency = Annotated[int, asking(help="Requests at a time.")]
+MaxTokensTotal = Annotated[int | None, asking(help="Tokens that this run may use, of prompts and answers.")]
+MaxCost = Annotated[float | None, asking(help="Money that this run may use, in the unit of the prices.")]
+PriceIn = Annotated[float | None, asking(help="Of 1,000,000 tokens of prompts.")]
+PriceOut = Annotated[float | None, asking(help="Of 1,000,000 tokens of answers.")]
+MaxAttempts = Annotated[int, asking(help="Of a request.")]
+Timeout = Annotated[float, asking(help="Seconds of an attempt.")]
+Cache = Annotated[Path | None, asking(help="Folder of the answers, from which an interrupted run goes on.")]
+MaxTokens = Annotated[int | None, asking(help="Of an answer; more for models that think first.")]
+Extra = Annotated[str, asking(help="JSON: further fields of each request.")]
 Structured = Annotated[
-    bool, typer.Option("--structured/--plain", help="Ask for JSON; a server that rejects this is asked for text.")
+    bool, asking("--structured/--plain", help="Ask for JSON; a server that rejects this is asked for text.")
 ]
-BatchSize = Annotated[int, typer.Option(help="Of --local-model.")]
+BatchSize = Annotated[int, asking(help="Of --local-model.")]
 First = Annotated[int | None, typer.Option(help="Use the first features only.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the estimate and end.")]
+DryRun = Annotated[bool, asking("--dry-run", help="Print the estimate and end.")]
 BatchFile = Annotated[
-    Path | None, typer.Option(help="Write the requests for OpenAI's Batch API, and end. With --submit: send them.")
+    Path | None, asking(help="Write the requests for OpenAI's Batch API, and end. With --submit: send them.")
 ]
-Submit = Annotated[bool, typer.Option("--submit", help="Upload --batch-file and start the batch.")]
+Submit = Annotated[bool, asking("--submit", help="Upload --batch-file and start the batch.")]
 BatchResults = Annotated[
-    list[str] | None, typer.Option(help="Results of a batch, a file or the batch's id, to begin with. Repeatable.")
+    list[str] | None, asking(help="Results of a batch, a file or the batch's id, to begin with. Repeatable.")
 ]

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import guarded
-from .options import Base, Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn
+from .options import Base, Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn, asking
 
 if TYPE_CHECKING:
     from ..training.strength import Calibration, Scorer
+
+
+_search = partial(typer.Option, rich_help_panel="Search")
+_strength = partial(typer.Option, rich_help_panel="Strength")
+_scoring = partial(typer.Option, rich_help_panel="Scoring")
+_generation = partial(typer.Option, rich_help_panel="Generation")
 
 
 def register(app: typer.Typer) -> None:
@@ -128,39 +135,33 @@ def steer(
     concept: Annotated[int, typer.Option(help="Number of the concept in a folder of several.")] = 0,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
-    statistic: Annotated[str, typer.Option(help="auroc, mutual_information or mean_difference.")] = "auroc",
-    selection: Annotated[
-        str, typer.Option(help="input (by statistic), output (by output score), combined.")
-    ] = "combined",
-    pool: Annotated[int, typer.Option(help="Best features by statistic whose output score is measured.")] = 50,
-    top: Annotated[int, typer.Option(help="Features of each SAE that are tried by generating.")] = 3,
-    ops: Annotated[
-        str, typer.Option(help="Comma-separated: direction, set, at_least, scale, ablate.")
-    ] = "direction,set",
+    statistic: Annotated[str, _search(help="auroc, mutual_information or mean_difference.")] = "auroc",
+    selection: Annotated[str, _search(help="input (by statistic), output (by output score), combined.")] = "combined",
+    pool: Annotated[int, _search(help="Best features by statistic whose output score is measured.")] = 50,
+    top: Annotated[int, _search(help="Features of each SAE that are tried by generating.")] = 3,
+    ops: Annotated[str, _strength(help="Comma-separated: direction, set, at_least, scale, ablate.")] = "direction,set",
     strengths: Annotated[
-        str | None, typer.Option(help="Comma-separated, weak to strong, for all ops. [default: 0.03 to 0.6 norms]")
+        str | None, _strength(help="Comma-separated, weak to strong, for all ops. [default: 0.03 to 0.6 norms]")
     ] = None,
-    lower: Annotated[bool, typer.Option("--lower", help="Less of the concept in place of more.")] = False,
+    lower: Annotated[bool, _strength("--lower", help="Less of the concept in place of more.")] = False,
     scorer: Annotated[
-        str, typer.Option(help="words (fitted to half of the texts), vader, toxicity, or judge (see --judge-model).")
+        str, _scoring(help="words (fitted to half of the texts), vader, toxicity, or judge (see --judge-model).")
     ] = "words",
-    judge_model: Annotated[str | None, typer.Option(help="Of --scorer judge: a model's name at the server.")] = None,
-    judge_url: Annotated[str | None, typer.Option(help="Its server, with OpenAI's interface.")] = None,
-    judge_concept: Annotated[str | None, typer.Option(help="What it looks for. [default: the concept's name]")] = None,
+    judge_model: Annotated[str | None, asking(help="Of --scorer judge: a model's name at the server.")] = None,
+    judge_url: Annotated[str | None, asking(help="Its server, with OpenAI's interface.")] = None,
+    judge_concept: Annotated[str | None, asking(help="What it looks for. [default: the concept's name]")] = None,
     api_key_env: KeyEnv = "OPENAI_API_KEY",
     cache: Cache = None,
-    chat: Annotated[
-        bool, typer.Option("--chat/--plain", help="Prompts in the chat template, if there is one.")
-    ] = True,
-    perplexity_limit: Annotated[float, typer.Option(help="Times the unsteered perplexity.")] = 1.6,
+    chat: Annotated[bool, _generation("--chat/--plain", help="Prompts in the chat template, if there is one.")] = True,
+    perplexity_limit: Annotated[float, _strength(help="Times the unsteered perplexity.")] = 1.6,
     repetition_limit: Annotated[
-        float | None, typer.Option(help="Share of repeated trigrams that may be added. [default: any]")
+        float | None, _strength(help="Share of repeated trigrams that may be added. [default: any]")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(help="Of a continuation.")] = 40,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
-    samples: Annotated[int, typer.Option(help="Continuations of a prompt, with a temperature.")] = 1,
+    new_tokens: Annotated[int, _generation(help="Of a continuation.")] = 40,
+    temperature: Annotated[float, _generation(help="0 is greedy.")] = 0.7,
+    samples: Annotated[int, _generation(help="Continuations of a prompt, with a temperature.")] = 1,
     max_length: MaxLength = 256,
-    rows_at_once: Annotated[int, typer.Option(help="Continuations made together.")] = 32,
+    rows_at_once: Annotated[int, _generation(help="Continuations made together.")] = 32,
     place: Place = None,
     model_dtype: ModelDtype = "auto",
     seed: Seed = 0,
