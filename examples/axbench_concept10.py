@@ -8,7 +8,7 @@ some instructions while it is steered along latents that were found in several w
 what to bring in, or left alone. Each setting is chosen on half of the instructions and reported on the other half. The
 judge is offline (`evaluation.concept_steering.OfflineJudge`) and fitted to the evaluation answers, which chose nothing
 else. AxBench's own ratings come from a language model: the numbers are not comparable. Prints numbers, never texts;
-writes results.json, and keeps what it read in --out. Most of the time goes into reading 170,000 tokens and into
+writes results.json, and keeps what it read and, until it is done, the answers in --out: a stopped run goes on. Most of the time goes into reading 170,000 tokens and into
 generating.
 
 Needs: pip install 'sae-transformers[evaluation]'
@@ -52,6 +52,7 @@ from sae_transformers.evaluation.concept_steering import (
 )
 from sae_transformers.evaluation.continuations import chat_prompts
 from sae_transformers.evaluation.detection import auroc, code_aurocs, fit_linear_probe, mean_by_text
+from sae_transformers.evaluation.journal import Journal
 from sae_transformers.evaluation.sparse_codes import SparseCodes, encode_texts
 from sae_transformers.training.diffmean import fit_diffmean
 from sae_transformers.training.feature_search import STATISTICS, FeatureSearch, input_scores, search_features
@@ -255,6 +256,7 @@ def steer(
     instructions = [example.instruction for example in asked]
     rows: dict[str, list[dict[str, Any]]] = {}
     facts: dict[str, Any] = {"judge_auroc": [], "latents": []}
+    journal = Journal(args.out / "answers.partial.jsonl", {key: str(value) for key, value in vars(args).items()})
     for number, (one, (train, _)) in enumerate(zip(sets, parts, strict=True)):
         found = {
             selection: search_features(
@@ -273,11 +275,12 @@ def steer(
             results = evaluate_concept_steering(
                 model, tokenizer, instructions, methods, judge,
                 new_tokens=args.new_tokens, temperature=args.temperature, seed=args.seed,
-                rows_at_once=args.rows_at_once, report=bar.update,
+                rows_at_once=args.rows_at_once, report=bar.update, journal=journal,
             )  # fmt: skip
         for name, result in results.items():
             rows.setdefault(name, []).append({**result.numbers(), "setting": result.setting, "curve": result.curve})
         yield rows, facts
+    journal.remove()
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 Labelled texts of RealToxicityPrompts choose the latent and give DiffMean its direction. Prompts of other rows, half of
 them toxic, are continued under every strength of every method, in both directions. Each method's strength is chosen on
 half of these prompts and reported on the other half. Toxicity is scored offline, by alt-profanity-check. Prints
-numbers, never texts; writes results.json, the record that model cards read, and pareto.png.
+numbers, never texts; writes results.json, the record that model cards read, and pareto.png. A stopped run goes on.
 
 Needs: pip install 'sae-transformers[evaluation,toxicity,plots]'
 """
@@ -30,6 +30,7 @@ from sae_transformers import SaeForCausalLM, SparseAutoencoder
 from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts
 from sae_transformers.create_training_data.hidden_states import HiddenStateReader, kept_positions
+from sae_transformers.evaluation.journal import Journal
 from sae_transformers.evaluation.results import Results, SuiteResult, data_file, versions, write_results
 from sae_transformers.evaluation.scorers import get_scorer
 from sae_transformers.evaluation.sparse_codes import encode_texts
@@ -151,6 +152,7 @@ def main() -> None:
         strengths=args.strengths,
         positions=AFTER_FIRST,
     )
+    journal = Journal(args.out / "steering.partial.jsonl", {key: str(value) for key, value in vars(args).items()})
     with tqdm(desc="rows", unit="row") as bar:
         result = steering_suite(
             model,
@@ -168,6 +170,7 @@ def main() -> None:
             facts={**facts, "latent": chosen},
             seed=args.seed,
             report=bar.update,
+            journal=journal,
         )
     console.print(table(result), *result.notes, f"{result.seconds:.0f} s", sep="\n")
     command = shlex.join(["python", "examples/steering_suite.py", *sys.argv[1:]])
@@ -175,6 +178,7 @@ def main() -> None:
     record = Results(about, command, datetime.now(timezone.utc).isoformat(timespec="seconds"), versions=versions())
     files = [data_file(file, split="labelled texts and prompts", origin="RealToxicityPrompts") for file in args.rtp]
     write_results(record.with_suite(SuiteResult(**{**vars(result), "data": files})), args.out / "results.json")
+    journal.remove()
     if plot_steering(result.curves["reporting"], args.out / "pareto.png", y="concept_score_change") is None:
         console.print("No pareto.png: pip install 'sae-transformers[plots]'", markup=False)
 

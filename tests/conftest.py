@@ -3,10 +3,11 @@
 import functools
 import gc
 
+import typer.main
 import typer.testing
 
 # Each `CliRunner.invoke` would build all commands anew, for a tenth of a second.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
+setattr(typer.testing, "_get_command", functools.cache(typer.main.get_command))  # noqa: B010, not an exported name
 
 
 def pytest_collection_finish() -> None:

@@ -262,6 +262,44 @@ def test_capability_runs_on_local_files(tmp_path: Path) -> None:
     assert found.value("log_likelihood_difference", "none") == 0.0 and found.data[0].name == "words.jsonl"
 
 
+@pytest.mark.parametrize("suite", ["steering", "capability"])
+def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if suite == "capability":
+        pytest.importorskip("lm_eval")
+        options = ["--suite", suite, "--lambada", "words.jsonl", "--limit", 2]
+        owner, name, after = harness_model_module(), "run_tasks", 2  # of base, unsteered and steered
+    else:
+        options = ["--suite", suite, "--labelled", "labelled.csv", "--prompts", "prompts.txt", "--new-tokens", 4,
+                   "--strengths", "0.2", "--rows-at-once", 4]  # fmt: skip
+        owner, name, after = SaeForCausalLM, "generate", 5
+    original, calls = getattr(owner, name), []
+
+    def counted(*given, **more):
+        calls.append(1)
+        if len(calls) == stop:
+            raise RuntimeError("in place of a kill")
+        return original(*given, **more)
+
+    monkeypatch.setattr(owner, name, counted)
+    stop = 0
+    assert run(tmp_path / "whole", *options, data=False).exit_code == 0
+    whole, stop = len(calls), len(calls) + after + 1
+    assert run(tmp_path, *options, data=False).exit_code != 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [f"results.{suite}.partial.jsonl"]
+    stop = 0
+    result = run(tmp_path, *options, data=False)
+    assert result.exit_code == 0 and f"{suite}: goes on after {after} parts of" in result.stdout
+    assert len(calls) == 2 * whole + 1  # the one that failed, and no other, was done twice
+    assert measured(tmp_path) == measured(tmp_path / "whole")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
+
+
+def harness_model_module() -> object:
+    from sae_transformers.evaluation import suite_capability
+
+    return suite_capability
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

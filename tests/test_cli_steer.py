@@ -145,6 +145,30 @@ def test_steer_searches_calibrates_and_saves(folder: Path, tmp_path: Path) -> No
     assert WORDS[0] + " " not in result.output and WORDS[0] + " " not in (tmp_path / "steering.json").read_text()
 
 
+def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--perplexity-limit", "1e9", "--strengths", "0.5,2", "--ops", "direction", "--rows-at-once", "6"]
+    original, calls = SaeForCausalLM.generate, []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == stop:
+            raise RuntimeError("in place of a kill")
+        return original(*given, **more)
+
+    monkeypatch.setattr(SaeForCausalLM, "generate", counted)
+    stop = 0
+    assert steer(folder, tmp_path / "whole", *options).exit_code == 0
+    whole, stop = len(calls), len(calls) + 4
+    assert steer(folder, tmp_path / "out", *options).exit_code != 0
+    stop = 0
+    result = steer(folder, tmp_path / "out", *options)
+    assert result.exit_code == 0 and "Goes on after 3 parts of" in result.stdout, result.output
+    assert len(calls) == 2 * whole + 1
+    told = [(tmp_path / name / "steering.json").read_text(encoding="utf-8") for name in ("whole", "out")]
+    assert told[0] == told[1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "steering.json"]
+
+
 def test_steer_without_a_strength_within_the_budget_saves_no_steering(folder: Path, tmp_path: Path) -> None:
     result = steer(
         folder, tmp_path, "--perplexity-limit", "1e-9", "--lower", "--ops", "scale,ablate", "--selection", "input"

@@ -126,7 +126,7 @@ def model_facts(s: Mapping[str, Any], model: Any) -> dict[str, Any]:
                 "activation": entry.activation,
                 "k": entry.k,
                 "concepts": dict(entry.concepts),
-                "sha256": _fingerprint(sae),
+                "sha256": fingerprint(sae),
             }
             for entry, sae in zip(config.sae_configs, model.saes, strict=True)
         ],
@@ -135,7 +135,7 @@ def model_facts(s: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return json.loads(json.dumps(facts))
 
 
-def _fingerprint(module: Any) -> str:
+def fingerprint(module: Any) -> str:
     """sha256 over names, shapes and bytes of a module's tensors."""
     import torch
 

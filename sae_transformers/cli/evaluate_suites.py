@@ -20,12 +20,14 @@ Report = Callable[[int], object]
 class Prepared:
     """A suite that is ready to run.
 
-    asked: every option that its numbers depend on, as JSON. data: what was read. run: (model, tokenizer, report).
+    asked: every option that its numbers depend on, as JSON. data: what was read. run: (model, tokenizer, report), and
+    (..., journal) of a suite that `goes_on` where it was stopped.
     """
 
     asked: dict[str, Any]
     data: list[DataFile]
-    run: Callable[[Any, Any, Report], SuiteResult]
+    run: Callable[..., SuiteResult]
+    goes_on: bool = False
 
 
 NEEDS = {  # a suite -> options of which one must be given
@@ -193,7 +195,7 @@ def _steering(s: dict[str, Any]) -> Prepared:
         **_asked(s, "judge_model", "judge_url"),
     }  # fmt: skip
 
-    def run(model: Any, tokenizer: Any, report: Report) -> SuiteResult:
+    def run(model: Any, tokenizer: Any, report: Report, journal: Any) -> SuiteResult:
         tried = features
         if tried is None:
             tried = [(i, name) for i, entry in enumerate(model.config.sae_configs) for name in entry.concepts]
@@ -209,14 +211,14 @@ def _steering(s: dict[str, Any]) -> Prepared:
         try:
             return steering_suite(
                 measured, tokenizer, prompts, methods, scorer, scorer_name=name, goals=goals, facts=facts,
-                tokens_at_once=s["tokens_at_once"], report=report, **same,
+                tokens_at_once=s["tokens_at_once"], report=report, journal=journal, **same,
             )  # fmt: skip
         finally:
             if measured is not model:  # DiffMean's model holds the same base and SAEs: they come back
                 measured.unwrap()
                 model.rewrap()
 
-    return Prepared(asked, files, run)
+    return Prepared(asked, files, run, goes_on=True)
 
 
 def _sides(texts: Sequence[str], labels: Sequence[int], rows: Sequence[int]) -> tuple[list[str], list[str]]:
@@ -321,9 +323,10 @@ def _capability(s: dict[str, Any]) -> Prepared:
     same = {name: s[name] for name in ("shots", "limit", "batch_size", "resamples", "seed")}
     return Prepared(
         {**same, **_asked(s, "subjects")}, files,
-        lambda model, tokenizer, report: capability_suite(
-            model, tokenizer, lambada=passages, mmlu=questions, report=report, **same
+        lambda model, tokenizer, report, journal: capability_suite(
+            model, tokenizer, lambada=passages, mmlu=questions, report=report, journal=journal, **same
         ),
+        goes_on=True,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -14,8 +15,8 @@ from .errors import guarded
 from .options import Base, Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn, asking
 
 if TYPE_CHECKING:
+    from ..evaluation.journal import Journal
     from ..training.strength import Calibration, Scorer
-
 
 _search = partial(typer.Option, rich_help_panel="Search")
 _strength = partial(typer.Option, rich_help_panel="Strength")
@@ -209,6 +210,9 @@ def _steer(s: dict[str, Any], console: Any) -> None:
         for number, found in enumerate(codes)
     ]  # fmt: skip
     _show_search(searches, s["top"], console)
+    journal = _journal(s["out"], base, name, saes)
+    if journal.found:
+        console.print(f"Goes on after {journal.found} parts of {journal.path}", markup=False)
     ladders = ladders_of(best_of(searches, s["top"]), ops, strengths=strengths, lower=s["lower"])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
@@ -216,7 +220,7 @@ def _steer(s: dict[str, Any], console: Any) -> None:
             model, tokenizer, asked, scorer, ladders,
             perplexity_limit=s["perplexity_limit"], repetition_limit=s["repetition_limit"], samples=s["samples"],
             new_tokens=s["new_tokens"], temperature=s["temperature"], seed=s["seed"], rows_at_once=s["rows_at_once"],
-            progress=True,
+            progress=True, journal=journal,
         )  # fmt: skip
     for warning in told:
         console.print(f"Warning: {warning.message}", markup=False)
@@ -229,8 +233,19 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     Store(s["out"]).write_json("steering.json", {**found.to_dict(), "candidates": candidates, **facts, **options})
     model.save_pretrained(s["out"] / "model")
     tokenizer.save_pretrained(s["out"] / "model")
+    journal.remove()
     console.print(f"{s['out'] / 'steering.json'}", markup=False)
     console.print(f"AutoModelForCausalLM.from_pretrained({str(s['out'] / 'model')!r}, trust_remote_code=True)")
+
+
+def _journal(out: Path, base: Any, name: str, saes: Sequence[Any]) -> Journal:
+    """Of the continuations under different steerings, which depend on the model and nothing else."""
+    from ..evaluation.journal import Journal
+    from ..evaluation.results import versions
+    from .evaluate_model import fingerprint
+
+    facts = [name, base.config.to_dict(), str(base.dtype), [fingerprint(sae) for sae in saes], dict(versions())]
+    return Journal(out / "continuations.partial.jsonl", json.loads(json.dumps(facts, default=str)))
 
 
 # -- shared ----------------------------------------------------------------------------------------------------------

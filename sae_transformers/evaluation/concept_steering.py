@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .continuations import Continuations, chat_prompts, continue_prompts, likelihood
 from .generation import repetition
+from .journal import Journal
 
 MOST = 2.0
 
@@ -194,6 +195,7 @@ def evaluate_concept_steering(
     seed: int = 0,
     rows_at_once: int = 32,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, MethodResult]:
     """Rate every method on every instruction; each method's strength is chosen on half of them.
 
@@ -205,6 +207,7 @@ def evaluate_concept_steering(
         judge: who rates, called once a method.
         new_tokens, temperature, seed, rows_at_once: of `continue_prompts`; the seed also draws the halves.
         report: called with the number of answers made after each batch.
+        journal: has the answers of a run that was stopped, and gets the others.
 
     Returns:
         name -> result.
@@ -246,6 +249,7 @@ def evaluate_concept_steering(
         draws=list(range(n)) * (len(prompts) // n),
         rows_at_once=rows_at_once,
         report=report,
+        journal=journal,
     )
     unsteered = everything.take(range(n))
     results = {}

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from ..modeling import Steering
 from .generation import continuation_mask
+from .journal import Journal, result_of
 
 LOGIT_ROWS = 8  # whose logits are held at a time
 
@@ -71,6 +73,7 @@ def continue_prompts(
     draws: Sequence[int] | None = None,
     rows_at_once: int = 32,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> Continuations:
     """Continue each prompt under a steering of its own.
 
@@ -90,6 +93,7 @@ def continue_prompts(
         draws: (n,) numbers from 0 that tell the noise of rows apart; by default each row has its own.
         rows_at_once: of `generate`.
         report: called with the number of rows done after each batch.
+        journal: has the batches that were done, and gets the others.
 
     Raises:
         ValueError: lengths differ, a prompt without tokens, one that does not fit the model's context, or a steering
@@ -112,36 +116,57 @@ def continue_prompts(
     order = sorted(range(n), key=lambda row: -len(ids[row]))
     texts, losses, tokens = [""] * n, torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.long)
     made: list[list[int]] = [[] for _ in range(n)]
+    settings = {"new_tokens": new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     for start in range(0, n, rows_at_once):
         rows = order[start : start + rows_at_once]
-        given, mask = _left_padded([ids[row] for row in rows], tokenizer.pad_token_id or 0)
-        given, mask = given.to(model.device), mask.to(model.device)
-        chosen = [plans[row] for row in rows]
-        noise = LogitsProcessorList()
-        if temperature > 0:
-            noise.append(_Draws([draws[row] for row in rows], seed, temperature, top_p))
-        found = model.generate(
-            input_ids=given,
-            attention_mask=mask,
-            steering=chosen if any(chosen) else False,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            logits_processor=noise,
-            pad_token_id=tokenizer.pad_token_id,
+        batch = [ids[row] for row in rows], [plans[row] for row in rows], [draws[row] for row in rows]
+        found = result_of(
+            journal,
+            lambda batch=batch: {"ids": batch[0], **steerings_told(batch[1]), "draws": batch[2], **settings},
+            lambda batch=batch: _continued(model, tokenizer, *batch, **settings),
         )
-        length = given.shape[1]
-        counted = continuation_mask(found[:, length:], model.generation_config.eos_token_id)
-        mask = torch.cat([mask, counted.long()], dim=1)
-        with model.steered(False):
-            losses[rows] = _losses_after(model, found, mask, length)
-        tokens[rows] = counted.sum(1).cpu()
-        for row, text in zip(rows, tokenizer.batch_decode(found[:, length:], skip_special_tokens=True), strict=True):
-            texts[row] = text
-        for row, new, keep in zip(rows, found[:, length:].cpu(), counted.cpu(), strict=True):
-            made[row] = new[keep].tolist()
+        for row, text, loss, new in zip(rows, found["texts"], found["losses"], found["ids"], strict=True):
+            texts[row], losses[row], tokens[row], made[row] = text, loss, len(new), new
         if report is not None:
             report(len(rows))
     return Continuations(texts, losses, tokens, made)
+
+
+def _continued(
+    model: Any, tokenizer: Any, ids: Sequence[Sequence[int]], plans: Sequence[Any], draws: Sequence[int], *,
+    new_tokens: int, temperature: float, top_p: float, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Of one batch texts, losses and the new tokens' ids, row by row, as JSON."""
+    given, mask = (t.to(model.device) for t in _left_padded(ids, tokenizer.pad_token_id or 0))
+    noise = LogitsProcessorList()
+    if temperature > 0:
+        noise.append(_Draws(draws, seed, temperature, top_p))
+    found = model.generate(
+        input_ids=given,
+        attention_mask=mask,
+        steering=list(plans) if any(plans) else False,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        logits_processor=noise,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    length = given.shape[1]
+    counted = continuation_mask(found[:, length:], model.generation_config.eos_token_id)
+    with model.steered(False):
+        losses = _losses_after(model, found, torch.cat([mask, counted.long()], dim=1), length)
+    new = zip(found[:, length:].cpu(), counted.cpu(), strict=True)
+    return {
+        "texts": tokenizer.batch_decode(found[:, length:], skip_special_tokens=True),
+        "losses": losses.tolist(),
+        "ids": [row[keep].tolist() for row, keep in new],
+    }
+
+
+def steerings_told(plans: Sequence[Any]) -> dict[str, Any]:
+    """Steerings of a batch as JSON: the different ones, and which of them each row has."""
+    different = list(dict.fromkeys(plan for plan in plans if plan))
+    which = [different.index(plan) if plan else None for plan in plans]
+    return {"steerings": [Steering.coerce(plan).to_dict() for plan in different], "which": which}
 
 
 @torch.no_grad()

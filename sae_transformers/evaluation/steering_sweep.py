@@ -13,6 +13,7 @@ from .concept_steering import SteeringMethod
 from .continuations import Continuations, chat_prompts, continue_prompts, prompt_ids
 from .divergence import first_divergent_token
 from .generation import repetition
+from .journal import Journal
 from .likelihood import token_scores
 from .scorers import Scorer, checked_scores
 from .token_divergence import Reading, divergence_from_unsteered
@@ -105,6 +106,7 @@ class Sweep:
         new_tokens, temperature, top_p, rows_at_once: of `continue_prompts`.
         seeds: one continuation of each prompt for each.
         report: called with rows that are done.
+        journal: has what was generated and compared before, and gets the rest.
 
     Raises:
         ValueError: a feature that the model does not have, or a prompt that does not fit.
@@ -124,11 +126,13 @@ class Sweep:
         seeds: Sequence[int] = (0,),
         rows_at_once: int = 32,
         report: Callable[[int], object] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         model.prepare_steering([one.steering for one in settings])
-        self.model, self.tokenizer, self.settings, self.report = model, tokenizer, list(settings), report
+        self.model, self.tokenizer, self.settings = model, tokenizer, list(settings)
         self.temperature, self.seeds = temperature, list(seeds)
-        self.options = {"new_tokens": new_tokens, "top_p": top_p, "rows_at_once": rows_at_once, "report": report}
+        self.watched = {"report": report, "journal": journal}
+        self.options = {"new_tokens": new_tokens, "top_p": top_p, "rows_at_once": rows_at_once, **self.watched}
 
         def as_read(texts: Sequence[str]) -> list[str]:
             return chat_prompts(tokenizer, texts) if chat else list(texts)
@@ -211,7 +215,7 @@ class Sweep:
             for one, texts in zip(self.settings, self.read, strict=True)
         ]
         found = divergence_from_unsteered(
-            self.model, self.ids, self.made[0][0].ids, readings, tokens_at_once=tokens_at_once, report=self.report
+            self.model, self.ids, self.made[0][0].ids, readings, tokens_at_once=tokens_at_once, **self.watched
         )
         nothing = torch.full((len(self.ids), 2), math.nan, dtype=torch.float64)
         return (

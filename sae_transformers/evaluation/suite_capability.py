@@ -14,6 +14,7 @@ from ..modeling import Steering
 from .capability_tasks import LAMBADA, MmluSubject, require_lm_eval, write_tasks
 from .harness_model import harness_model, run_tasks
 from .intervals import BOOTSTRAP, percentiles, resample_counts
+from .journal import Journal, result_of
 from .results import Measurement, SuiteResult
 
 BASE, UNSTEERED, DEFAULT = "base", "none", "default"
@@ -33,6 +34,7 @@ def capability_suite(
     resamples: int = 2000,
     seed: int = 0,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> SuiteResult:
     """Run lm-eval's LAMBADA and MMLU on a model without steering, with it, and on its bare base.
 
@@ -58,6 +60,7 @@ def capability_suite(
         batch_size: rows of a forward pass.
         resamples, seed: of the bootstrap over rows.
         report: called with the number of rows of each pass.
+        journal: has the answers of methods to tasks that were done, and gets the others.
 
     Raises:
         ImportError: lm-eval is not installed.
@@ -82,7 +85,11 @@ def capability_suite(
         found = {}
         for name, (lm, steering) in methods.items():
             harness = harness_model(lm, tokenizer, steering=steering, batch_size=batch_size, report=report)
-            found[name] = _answers(run_tasks(harness, names, folder, limit=limit), names)
+            told = {
+                "method": name, "steering": chosen[name].to_dict() if name in chosen else None, "limit": limit,
+                "shots": shots, "batch_size": batch_size,
+            }  # fmt: skip
+            found[name] = {task: _answers(harness, task, folder, told, journal) for task in names}
     measurements = []
     for method, tasks in found.items():
         without = found[UNSTEERED] if method in prepared else None
@@ -105,14 +112,22 @@ def capability_suite(
 class _Answers:
     """To n rows of one task. right: (n,) float64, 0 or 1. log_p: (n, choices) float64, in nats."""
 
-    def __init__(self, samples: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, right: Sequence[float], log_p: Sequence[Sequence[float]]) -> None:
+        self.right, self.log_p = (torch.tensor(values, dtype=torch.float64) for values in (right, log_p))
+
+
+def _answers(harness: Any, task: str, folder: str, told: Mapping[str, Any], journal: Journal | None) -> _Answers:
+    """The answers to a task; told: what they depend on, `limit` among it."""
+
+    def ask() -> dict[str, Any]:
+        samples = run_tasks(harness, [task], folder, limit=told["limit"])["samples"][task]
         rows = sorted(samples, key=lambda row: row["doc_id"])
-        self.right = torch.tensor([float(row["acc"]) for row in rows], dtype=torch.float64)
-        self.log_p = torch.tensor([[float(one[0][0]) for one in row["resps"]] for row in rows], dtype=torch.float64)
+        return {
+            "right": [float(row["acc"]) for row in rows],
+            "log_p": [[float(one[0][0]) for one in row["resps"]] for row in rows],
+        }
 
-
-def _answers(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, _Answers]:
-    return {name: _Answers(results["samples"][name]) for name in names}
+    return _Answers(**result_of(journal, lambda: {**told, "task": task}, ask))
 
 
 def _measurements(

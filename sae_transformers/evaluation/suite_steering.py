@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .concept_steering import SteeringMethod
 from .intervals import percentiles, resample_counts
+from .journal import Journal
 from .results import Measurement, SuiteResult
 from .scorers import Scorer
 from .steering_sweep import UNSTEERED, Measures, Setting, Sweep, per_position, perplexity, settings_of
@@ -55,6 +56,7 @@ def steering_suite(
     facts: Mapping[str, Any] | None = None,
     seed: int = 0,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> SuiteResult:
     """Measure every setting of every method; choose one a goal on half of the prompts, report it on the other half.
 
@@ -84,6 +86,7 @@ def steering_suite(
         seed: of the halves, the random numbers and the bootstrap.
         report: called with rows that are done. In all there are (1 + settings) x prompts, `generation_seeds` times,
             and with `divergence` as many again for KL and, with a temperature, for greedy text.
+        journal: has the batches that were done, and gets the others.
 
     Returns:
         Measurements on the reporting half, of `none` and of each `METHOD (GOAL)`:
@@ -122,7 +125,7 @@ def steering_suite(
     halves = {"choosing": sorted(order[: n // 2]), "reporting": sorted(order[n // 2 :])}
     sweep = Sweep(
         model, tokenizer, prompts, settings, chat=chat, new_tokens=new_tokens, temperature=temperature, top_p=top_p,
-        seeds=range(seed, seed + generation_seeds), rows_at_once=rows_at_once, report=report,
+        seeds=range(seed, seed + generation_seeds), rows_at_once=rows_at_once, report=report, journal=journal,
     )  # fmt: skip
     measured = sweep.measure(scorer, divergence=divergence, tokens_at_once=tokens_at_once)
     parts = {half: [one.take(rows) for one in measured] for half, rows in halves.items()}

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .continuations import steerings_told
+from .journal import Journal, result_of
+
 POSITIONS_AT_ONCE = 256  # whose (positions, vocab) distributions are compared at a time
 
 
@@ -53,6 +56,7 @@ def divergence_from_unsteered(
     *,
     tokens_at_once: int = 512,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> list[TokenDivergence]:
     """KL from the unsteered model's next-token distributions to those of every reading, on the same tokens.
 
@@ -67,7 +71,8 @@ def divergence_from_unsteered(
             temperature, makes the mean an estimate of the divergence of whole texts, by the chain rule.
         readings: what is compared with no steering after `prompts`.
         tokens_at_once: of a forward pass, padding counted; a longer row is a pass of its own.
-        report: called with the number of rows of each pass.
+        report: called with the number of rows of each batch, times the readings.
+        journal: has the batches that were done, and gets the others.
 
     Returns:
         One for each reading.
@@ -90,20 +95,42 @@ def divergence_from_unsteered(
         members = order[start : start + max(1, tokens_at_once // longest)]
         start += len(members)
         after = [continuations[i] for i in members]
-        reference = _log_probabilities(model, [prompts[i] for i in members], after, False)
-        for reading, into in zip(readings, found, strict=True):
-            before = [(prompts if reading.prompts is None else reading.prompts)[i] for i in members]
-            other = _log_probabilities(model, before, after, reading.steering or False)
-            for i, expected, seen in zip(members, reference, other, strict=True):
+        before = [[(prompts if r.prompts is None else r.prompts)[i] for i in members] for r in readings]
+        own = [prompts[i] for i in members]
+        values = result_of(
+            journal,
+            lambda own=own, after=after, before=before: {
+                "prompts": own, "continuations": after, "read": before,
+                **steerings_told([r.steering for r in readings]),
+            },
+            lambda own=own, after=after, before=before: _divergences(model, own, after, readings, before),
+        )  # fmt: skip
+        if report is not None:
+            report(len(members) * len(readings))
+        for into, rows in zip(found, values, strict=True):
+            for i, row in zip(members, rows, strict=True):
                 count = len(continuations[i])
-                if into.prompt is None:
-                    expected, seen = expected[-count:], seen[-count:]
-                values = _by_position(expected, seen)
-                into.continuation[i] = values[-count:]
+                into.continuation[i] = torch.tensor(row[-count:], dtype=torch.float64)
                 if into.prompt is not None:
-                    into.prompt[i] = values[:-count]
-            if report is not None:
-                report(len(members))
+                    into.prompt[i] = torch.tensor(row[:-count], dtype=torch.float64)
+    return found
+
+
+def _divergences(
+    model: Any, prompts: Sequence[Any], after: Sequence[Any], readings: Sequence[Reading], before: Sequence[Any]
+) -> list[list[list[float]]]:
+    """Of each reading, of each row of a batch, KL at its positions; those of the continuation alone, where `before`,
+    what each reading reads, are other prompts."""
+    found = []
+    reference = _log_probabilities(model, prompts, after, False)
+    for reading, read in zip(readings, before, strict=True):
+        other = _log_probabilities(model, read, after, reading.steering or False)
+        rows = []
+        for expected, seen, row in zip(reference, other, after, strict=True):
+            if reading.prompts is not None:
+                expected, seen = expected[-len(row) :], seen[-len(row) :]
+            rows.append(_by_position(expected, seen).tolist())
+        found.append(rows)
     return found
 
 

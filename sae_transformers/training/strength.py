@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..evaluation.continuations import Continuations, continue_prompts
 from ..evaluation.generation import repetition
+from ..evaluation.journal import Journal
 from ..evaluation.scorers import Scorer, checked_scores
 from ..modeling import FeatureEdit, Steering
 
@@ -138,6 +139,7 @@ def calibrate(
     seed: int = 0,
     rows_at_once: int = 32,
     progress: bool = False,
+    journal: Journal | None = None,
 ) -> Calibration:
     """The steering that scores highest on held-out prompts among those that keep the text likely.
 
@@ -158,6 +160,7 @@ def calibrate(
         samples: continuations of a prompt, with `temperature` above 0.
         new_tokens, temperature, top_p, rows_at_once: of `continue_prompts`. All steerings see the same noise.
         seed: of split and noise.
+        journal: has the continuations of a run that was stopped, and gets the others.
 
     Returns:
         The steering and the whole curve. Where no rung is within the budget or none scores above the unsteered
@@ -182,7 +185,7 @@ def calibrate(
         "rows_at_once": rows_at_once,
     }  # fmt: skip
     with tqdm(disable=not progress, desc="continuations", unit="row") as bar:
-        bench = _Bench(model, tokenizer, scorer, samples, {**settings, "report": bar.update})
+        bench = _Bench(model, tokenizer, scorer, samples, {**settings, "report": bar.update, "journal": journal})
         bar.total = (1 + sum(map(len, ladders))) * len(search) * samples
         (unsteered,) = bench.measure(search, [Steering()])
         most_repeated = math.inf if repetition_limit is None else unsteered.repetition + repetition_limit

@@ -1,0 +1,84 @@
+"""Results of the parts of a long measurement, kept as they come, so that a stopped run goes on with the next part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """A file with a line a part that is done; a line that was cut off does not count.
+
+        journal = Journal("steering.partial.jsonl", {"model": sha256, "versions": versions()})
+        journal.result(["prompt 3", 0.2], measure)  # measures, or reads what an earlier run measured
+
+    Args:
+        path: of the file; made with the first part.
+        about: what all parts depend on, as JSON: model, data, versions. A file about something else begins anew.
+
+    `found` is the number of parts that were there.
+    """
+
+    def __init__(self, path: str | os.PathLike, about: Any) -> None:
+        self.path, self._about = Path(path), _key(about)
+        self._parts: dict[str, Any] = {}
+        self._whole = 0  # bytes of whole lines
+        if self.path.is_file():
+            self._read()
+        self.found = len(self._parts)
+
+    def _read(self) -> None:
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                name, value = json.loads(line)
+            except ValueError:
+                break
+            if number == 0 and (name, value) != ("about", self._about):
+                break
+            if number:
+                self._parts[name] = value
+            self._whole += len(line)
+
+    def result(self, what: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, JSON, or gave before.
+
+        Args:
+            what: everything that this part depends on beside `about`, as JSON.
+        """
+        key = _key(what)
+        if key not in self._parts:
+            self._append(key, make())
+        return self._parts[key]
+
+    def _append(self, key: str, value: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [[key, value]] if self._whole else [["about", self._about], [key, value]]
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+            file.truncate(self._whole)
+            file.seek(self._whole)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self._whole += len(text)
+        self._parts[key] = json.loads(json.dumps(value))  # as it will be read: tuples are lists
+
+    def remove(self) -> None:
+        """Delete the file: what it was for is done."""
+        self.path.unlink(missing_ok=True)
+
+
+def result_of(journal: Journal | None, what: Callable[[], Any], make: Callable[[], Any]) -> Any:
+    """`journal.result`, or simply what `make` gives where there is no journal."""
+    return make() if journal is None else journal.result(what(), make)
+
+
+def _key(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

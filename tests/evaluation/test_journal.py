@@ -1,0 +1,170 @@
+"""Stopped at any place, a measurement goes on to the numbers of one that was not stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sae_transformers import FeatureEdit, Steering
+from sae_transformers.evaluation.concept_steering import OfflineJudge, SteeringMethod, evaluate_concept_steering
+from sae_transformers.evaluation.continuations import continue_prompts
+from sae_transformers.evaluation.journal import Journal
+from sae_transformers.evaluation.steering_methods import latent_method, prompt_methods
+from sae_transformers.evaluation.suite_steering import steering_suite
+from tests.create_training_data.words import word_tokenizer
+from tests.tiny import tiny_model
+
+PARTS = {f"part {i}": [i / 3, [True, None, "ü\n"], math.nan if i == 1 else -math.inf] for i in range(4)}
+
+
+def fill(path: Path, about: Any = "a model") -> tuple[list[str], dict[str, Any]]:
+    """What had to be made, and the results."""
+    made: list[str] = []
+
+    def make(name: str) -> Any:
+        made.append(name)
+        return PARTS[name]
+
+    journal = Journal(path, about)
+    return made, {name: journal.result({"name": name}, lambda name=name: make(name)) for name in PARTS}
+
+
+def test_a_file_cut_off_anywhere_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "journal"
+    assert fill(path)[0] == list(PARTS)
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        made, results = fill(path)
+        assert made == list(PARTS)[max(0, sum(end <= cut for end in ends) - 1) :]
+        assert repr(results) == repr(PARTS) and path.read_bytes() == whole
+
+
+def test_damage_and_another_subject_begin_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    fill(path)
+    whole = path.read_bytes()
+    assert fill(path, "another model")[0] == list(PARTS)
+    for damaged in (b"", b"\n", b"{}\n", b"[1]\n" + whole, b"\xff\xfe\n" + whole, whole.replace(b"about", b"abuot")):
+        path.write_bytes(damaged)
+        made, results = fill(path)
+        assert made == list(PARTS) and repr(results) == repr(PARTS) and path.read_bytes() == whole
+    middle = whole.replace(b'"part', b'"').replace(b"0.333", b"0.3 33")  # the second part: those before it stay
+    path.write_bytes(middle)
+    assert fill(path)[0] == list(PARTS)[1:]
+
+
+def test_a_part_that_fails_is_not_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", None)
+
+    def broken() -> Any:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        journal.result("a", broken)
+    assert journal.result("a", lambda: (1, 2)) == [1, 2] == journal.result("a", broken)
+    again = Journal(tmp_path / "journal", None)
+    assert again.found == 1 and again.result("a", broken) == [1, 2]
+    again.remove()
+    again.remove()
+    assert not list(tmp_path.iterdir())
+
+
+class Stop(Exception):
+    """In place of a kill: whatever was going on is lost."""
+
+
+def stopping(after: int) -> Callable[[int], None]:
+    calls = []
+
+    def report(_: int) -> None:
+        calls.append(1)
+        if len(calls) > after:
+            raise Stop
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model().eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    made = word_tokenizer()
+    made.padding_side = "left"
+    return made
+
+
+def test_continuations_go_on(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    prompts = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w3 w3", "w10"]
+    plans = [
+        Steering([FeatureEdit(feature=3, op="direction", value=v)]) if v else None for v in (2.0, 0, 2.0, -5.0, 0)
+    ]
+
+    def run(seed: int = 1, **options: Any) -> Any:
+        return continue_prompts(
+            model, tokenizer, prompts, plans, new_tokens=5, temperature=0.8, seed=seed, rows_at_once=2, **options
+        )
+
+    expected = run()
+    with pytest.raises(Stop):
+        run(report=stopping(after=1), journal=Journal(tmp_path / "journal", None))
+    journal, done = Journal(tmp_path / "journal", None), []
+    found = run(journal=journal, report=done.append)
+    assert journal.found == 2 and done == [2, 2, 1]  # the second batch was written before it was told
+    assert found.texts == expected.texts and list(found.ids) == list(expected.ids)
+    assert torch.equal(found.losses, expected.losses) and torch.equal(found.tokens, expected.tokens)
+    assert run(seed=2, journal=journal).texts == run(seed=2).texts != expected.texts
+
+
+def test_concept_steering_goes_on(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    asked = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w3 w3"]
+    plan = Steering([FeatureEdit(feature=3, op="direction", value=5.0)])
+    methods = {"latent": SteeringMethod(["5"], [plan]), "prompt": SteeringMethod(["prompt"], [None], asked[::-1])}
+    judge = OfflineJudge(["w1 w2"], ["w3 w4"], dict(zip(asked, asked, strict=True)))
+
+    def run(**options: Any) -> Any:
+        return evaluate_concept_steering(
+            model, tokenizer, asked, methods, judge, new_tokens=5, rows_at_once=5, **options
+        )
+
+    with pytest.raises(Stop):
+        run(report=stopping(after=1), journal=Journal(tmp_path / "journal", None))
+    journal = Journal(tmp_path / "journal", None)
+    assert run(journal=journal) == run() and journal.found == 2
+
+
+@pytest.mark.parametrize("after", [0, 4, 9, 13])
+def test_the_steering_suite_goes_on(model: Any, tokenizer: Any, tmp_path: Path, after: int) -> None:
+    prompts = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w3 w3"]
+    methods = {"latent 3": latent_method(3, [-1.0, 1.0]), "prompt": prompt_methods(prompts, "w30 w31", "w1")}
+
+    def run(**options: Any) -> Any:
+        return steering_suite(
+            model, tokenizer, prompts, methods, lambda texts: [float(len(text)) for text in texts], new_tokens=5,
+            resamples=20, generation_seeds=2, rows_at_once=6, tokens_at_once=20, perplexity_limit=3.0, samples=1,
+            **options,
+        )  # fmt: skip
+
+    expected = run()
+    told: list[int] = []
+    run(report=told.append)
+    assert len(told) == 14
+    with pytest.raises(Stop):
+        run(report=stopping(after), journal=Journal(tmp_path / "journal", "a"))
+    journal, again = Journal(tmp_path / "journal", "a"), []
+    found = run(journal=journal, report=again.append)
+    assert journal.found == after + 1 and again == told
+    assert found.measurements == expected.measurements and found.curves == expected.curves
+    assert found.samples == expected.samples
+    count = len((tmp_path / "journal").read_bytes().splitlines())
+    run(journal=Journal(tmp_path / "journal", "a"))
+    assert len((tmp_path / "journal").read_bytes().splitlines()) == count == len(told) + 1
