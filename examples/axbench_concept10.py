@@ -8,8 +8,8 @@ some instructions while it is steered along latents that were found in several w
 what to bring in, or left alone. Each setting is chosen on half of the instructions and reported on the other half. The
 judge is offline (`evaluation.concept_steering.OfflineJudge`) and fitted to the evaluation answers, which chose nothing
 else. AxBench's own ratings come from a language model: the numbers are not comparable. Prints numbers, never texts;
-writes results.json, and keeps what it read and, until it is done, the answers in --out: a stopped run goes on. Most of the time goes into reading 170,000 tokens and into
-generating.
+writes results.json, and keeps what it read and, until it is done, the answers in --out: a stopped run goes on. Most of
+the time goes into reading 170,000 tokens and into generating.
 
 Needs: pip install 'sae-transformers[evaluation]'
 """
