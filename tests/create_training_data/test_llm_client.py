@@ -82,7 +82,7 @@ def test_a_passing_failure_is_tried_again(server: FakeOpenAI, kind: str) -> None
 
 def test_a_timeout_is_tried_again_and_counts_as_if_it_had_been_answered(server: FakeOpenAI) -> None:
     server.next("timeout")
-    with client(server, timeout=0.5) as made:
+    with client(server, timeout=1.5) as made:
         assert made.complete_many(requests(1), progress=False)[0].ok
         assert made.account.presumed_tokens > 20
         assert made.account.requests == 2

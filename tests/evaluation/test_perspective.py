@@ -106,8 +106,9 @@ def test_long_texts_are_cut_at_a_character(service: Service) -> None:
 
 
 def test_no_more_requests_a_second_than_allowed(service: Service) -> None:
+    begin = time.monotonic()
     scorer(service, requests_per_second=20.0)(["a", "b", "c", "d"])
-    assert service.times[-1] - service.times[0] >= 3 / 20 - 0.02
+    assert service.times[-1] - begin >= 3 / 20
 
 
 def test_what_may_pass_is_tried_again(service: Service) -> None:
