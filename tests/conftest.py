@@ -2,7 +2,10 @@
 
 import functools
 import gc
+from collections.abc import Iterator
 
+import pytest
+import transformers
 import typer.main
 import typer.testing
 
@@ -15,3 +18,15 @@ def pytest_collection_finish() -> None:
     for many: what is there now stays, and is not looked at again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A verb owns its process and sets threads and logging for all of it; tests share theirs. Lines are wide."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("COLUMNS", "220")
+    verbosity, progress_bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    if progress_bar:
+        transformers.logging.enable_progress_bar()

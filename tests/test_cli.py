@@ -3,12 +3,10 @@
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -56,16 +54,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command owns its process and sets threads and logging for all of it; other tests share this one."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+def all_threads(command_line: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart_run, "use_all_cores", torch.get_num_threads)
-    verbosity = transformers.logging.get_verbosity()
-    progress_bar = transformers.logging.is_progress_bar_enabled()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    if progress_bar:
-        transformers.logging.enable_progress_bar()
 
 
 def quickstart(*arguments: object):

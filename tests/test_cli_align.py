@@ -20,6 +20,8 @@ from tests.create_training_data.tiny_embedder import save_tiny_classifier, save_
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
+pytestmark = pytest.mark.usefixtures("command_line")
+
 
 def texts(count: int, words: list[str], seed: int) -> list[str]:
     draw = random.Random(seed)
@@ -44,16 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "topic.csv", texts(4, WORDS[:12], 2), "0")
     write(folder / "test.csv", texts(6, WORDS[:12], 3))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "220")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def align(folder: Path, out: Path, *options: object, model: str = "base") -> Result:

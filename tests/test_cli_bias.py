@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
@@ -16,6 +15,8 @@ from typer.testing import CliRunner, Result
 from sae_transformers import SaeForCausalLM, Steering
 from sae_transformers.cli import app
 from tests.tiny import tiny_base, tiny_sae
+
+pytestmark = pytest.mark.usefixtures("command_line")
 
 WORDS = [
     *("<pad>", "<s>", "</s>", "<unk>", "he", "she", "him", "her", "his", "the", "nurse", "clerk", "guard", "saw"),
@@ -57,15 +58,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "crows.csv").write_text(",sent_more,sent_less,stereo_antistereo,bias_type\n" + "\n".join(rows) + "\n")
     (folder / "last.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:12]))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def reduce(folder: Path, out: Path, *options: object, text: str = "text.txt") -> Result:

@@ -18,6 +18,8 @@ from sae_transformers.cli import app
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
+pytestmark = pytest.mark.usefixtures("command_line")
+
 
 def row(draw: random.Random, label: str, group: str = "") -> dict[str, str]:
     words = [*draw.choices(WORDS[10:], k=draw.randint(3, 9)), *(["w0"] * 3 if label == "toxic" else ["w1"] * 3), group]
@@ -51,16 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write(folder / "pairs.csv", preferences)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "220")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def classify(folder: Path, out: Path, *options: object, train: str = "train.csv") -> Result:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
@@ -19,6 +18,8 @@ from sae_transformers.evaluation.results import Measurement, Results, SuiteResul
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.hub_cards.test_dashboard import read
 from tests.tiny import tiny_base, tiny_model, tiny_sae
+
+pytestmark = pytest.mark.usefixtures("command_line")
 
 D_SAE = 64
 
@@ -61,16 +62,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_results(Results({}, "evaluate", "", {suite.name: suite}), folder / f"{name}.json")
     (folder / "prompts.txt").write_text("w1 w2\n\nw3\n", encoding="utf-8")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "200")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def invoke(*arguments: object, code: int = 0) -> Result:

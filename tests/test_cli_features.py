@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
@@ -21,6 +20,8 @@ from sae_transformers.evaluation.unembedding import unembedding
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
+
+pytestmark = pytest.mark.usefixtures("command_line")
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("\n\n".join(word_texts(40)), encoding="utf-8")
     (folder / "vectors.txt").write_text("w 1 0\n", encoding="utf-8")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "200")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def invoke(*arguments: object) -> Result:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
@@ -30,17 +29,9 @@ from sae_transformers.training.functional_features import read_functional_featur
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
+pytestmark = pytest.mark.usefixtures("command_line")
+
 SIZES = {"pool": 20, "dev": 3, "test": 4, "shots": 1, "split-seed": 42, "seeds": "1,2"}
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "220")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def words(draw: random.Random, n: int) -> str:

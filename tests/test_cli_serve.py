@@ -9,12 +9,10 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from typer.testing import CliRunner, Result
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
@@ -44,14 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "220")
+def with_a_key(command_line: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVE_KEY", KEY)
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def serve(*arguments: object) -> Result:

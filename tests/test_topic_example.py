@@ -9,21 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import transformers
 
 from tests.create_training_data.tiny_embedder import save_tiny_embedder
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.test_examples import load, numbers
 from tests.tiny import tiny_base, tiny_sae
 
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("command_line")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -2,13 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
-import transformers
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, tiny_base
+
+pytestmark = pytest.mark.usefixtures("command_line")
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +18,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     word_tokenizer().save_pretrained(folder)
     tiny_base().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "200")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def harvest(*arguments: object) -> Result:

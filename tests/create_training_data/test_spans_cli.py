@@ -2,13 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
-import transformers
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
 from sae_transformers.create_training_data.spans import read_spans
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
+
+pytestmark = pytest.mark.usefixtures("command_line")
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +21,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny_sae(layer=1, site="resid_post", d_in=16).save_pretrained(folder / "narrow")
     (folder / "texts.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in word_texts(9)))
     return {name: folder / name for name in ("base", "sae", "narrow", "texts.jsonl")}
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setenv("COLUMNS", "200")
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 def spans(folders: dict[str, Path], out: Path, *options: object, sae: str = "sae") -> Result:
