@@ -17,23 +17,9 @@ from sae_transformers.evaluation.concept_steering import (
     word_scorer,
 )
 from sae_transformers.evaluation.continuations import Continuations, continue_prompts, likelihood
-from tests.create_training_data.words import word_tokenizer
-from tests.tiny import tiny_model
 
 ASKED = ["w1 w2 w3", "w4 w5 w6", "w7 w8 w9", "w10 w11 w12"]
 DOUBLE = torch.float64
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model().eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    made = word_tokenizer()
-    made.padding_side = "left"
-    return made
 
 
 def answers(texts: list[str], perplexity: float = 2.0) -> Continuations:

@@ -20,18 +20,6 @@ def steering(value: float) -> Steering:
     return Steering([FeatureEdit(feature=3, op="direction", value=value, unit="norm")])
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model().eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    made = word_tokenizer()
-    made.padding_side = "left"
-    return made
-
-
 def test_rows_of_a_batch_are_what_each_is_alone(model: Any, tokenizer: Any) -> None:
     plans = [steering(2.0), None, steering(-3.0)]
     together = continue_prompts(model, tokenizer, PROMPTS, plans, new_tokens=6)

@@ -16,8 +16,6 @@ from sae_transformers.evaluation.continuations import continue_prompts
 from sae_transformers.evaluation.journal import Journal
 from sae_transformers.evaluation.steering_methods import latent_method, prompt_methods
 from sae_transformers.evaluation.suite_steering import steering_suite
-from tests.create_training_data.words import word_tokenizer
-from tests.tiny import tiny_model
 
 PARTS = {f"part {i}": [i / 3, [True, None, "ü\n"], math.nan if i == 1 else -math.inf] for i in range(4)}
 
@@ -89,18 +87,6 @@ def stopping(after: int) -> Callable[[int], None]:
             raise Stop
 
     return report
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model().eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    made = word_tokenizer()
-    made.padding_side = "left"
-    return made
 
 
 def test_continuations_go_on(model: Any, tokenizer: Any, tmp_path: Path) -> None:

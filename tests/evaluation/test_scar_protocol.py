@@ -20,7 +20,6 @@ from sae_transformers.evaluation.scar_protocol import (
     strided_perplexity,
     toxicity_bins,
 )
-from tests.create_training_data.words import word_tokenizer
 from tests.tiny import tiny_model
 
 ROWS = [
@@ -35,13 +34,6 @@ TEXTS = [" ".join(f"w{(7 * i + j) % 90}" for j in range(n)) for i, n in enumerat
 @pytest.fixture(scope="module")
 def model() -> Any:
     return tiny_model(normalization="layer_norm", concepts={"toxicity": 5}).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    made = word_tokenizer()
-    made.padding_side = "left"
-    return made
 
 
 def word_count(texts: Any) -> list[float]:

@@ -20,8 +20,6 @@ from sae_transformers.evaluation.steering_methods import latent_method, prompt_m
 from sae_transformers.evaluation.steering_sweep import Measures, Setting, Sweep, settings_of
 from sae_transformers.evaluation.suite_steering import Describe, choose, steering_suite, within_budget
 from sae_transformers.evaluation.token_divergence import Reading, divergence_from_unsteered
-from tests.create_training_data.words import word_tokenizer
-from tests.tiny import tiny_model
 
 PROMPTS = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w3 w3", "w10 w11 w12", "w13 w14"]
 STRENGTHS = [-1.0, -0.3, 0.3, 1.0]
@@ -32,18 +30,6 @@ def word_mean(texts: Any) -> list[float]:
     """Mean number of the words, a concept that any text has."""
     numbers = [[int(word[1:]) for word in text.split() if word[1:].isdigit()] for text in texts]
     return [sum(row) / len(row) if row else 0.0 for row in numbers]
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model().eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    made = word_tokenizer()
-    made.padding_side = "left"
-    return made
 
 
 @pytest.fixture(scope="module")

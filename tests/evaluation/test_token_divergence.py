@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation import token_divergence
 from sae_transformers.evaluation.token_divergence import Reading, divergence_from_unsteered, kl_divergence
-from tests.tiny import tiny_model
 
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11], [6]]
 AFTER = [[20, 21], [22], [23, 24, 25]]
@@ -19,11 +18,6 @@ AFTER = [[20, 21], [22], [23, 24, 25]]
 
 def steering(positions: Any = "all") -> Steering:
     return Steering([FeatureEdit(feature=3, op="direction", value=1.0, unit="norm")], positions=positions)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model().eval()
 
 
 def dense(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
