@@ -181,6 +181,28 @@ def test_keys_go_everywhere_and_out_again(browser: Any, file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("key", ["Enter", "ArrowDown"])
+def test_a_key_right_after_typing_goes_by_what_was_typed(browser: Any, file: Path, key: str) -> None:
+    """The list follows the words at the next frame; a key may come before it."""
+    with opened(browser, file) as page:
+        page.evaluate(
+            """(key) => {
+              const search = document.getElementById("search");
+              search.value = "than";
+              search.dispatchEvent(new Event("input", { bubbles: true }));
+              search.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+              if (key === "ArrowDown") document.getElementById("list").dispatchEvent(
+                new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true }));
+            }""",
+            key,
+        )
+        opened_feature = page.evaluate("location.hash")
+        page.wait_for_function("document.getElementById('count').textContent.includes(' of ')")
+        found = listed(page)
+        assert len(found) < SEVERAL and found[0] != 0 and opened_feature == f"#feature-{found[0]}"
+
+
+@pytest.mark.slow
 def test_the_list_holds_what_is_seen(browser: Any, file: Path) -> None:
     with opened(browser, file) as page:
         assert 5 < len(listed(page)) < 40

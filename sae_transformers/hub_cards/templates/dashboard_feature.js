@@ -307,6 +307,7 @@ ui.rows.addEventListener("click", (event) => {
   if (row) openAt(Number(row.dataset.position));
 });
 ui.search.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowDown" || event.key === "Enter") follow();
   if (event.key === "ArrowDown") { event.preventDefault(); ui.list.focus(); }
   else if (event.key === "Enter") openAt(0);
   else if (event.key === "Escape") { event.stopPropagation(); if (ui.search.value) { ui.search.value = ""; choose(); } else ui.list.focus(); }
@@ -323,8 +324,14 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "[" && !typing) step(-1);
   else if (event.key === "]" && !typing) step(1);
 });
-let waiting = 0;
-ui.search.addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(choose); });
+let waiting = 0; // what was typed is followed at the next frame, or by the key that comes before it
+function follow() {
+  if (!waiting) return;
+  cancelAnimationFrame(waiting);
+  waiting = 0;
+  choose();
+}
+ui.search.addEventListener("input", () => { waiting ||= requestAnimationFrame(follow); });
 function showDirection() {
   const told = state.descending ? "Descending order" : "Ascending order";
   ui.direction.firstElementChild.textContent = state.descending ? "↓" : "↑";
