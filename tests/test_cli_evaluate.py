@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.cli import app
+from sae_transformers.evaluation import suite_capability
 from sae_transformers.evaluation.results import Measurement, Results, read_results, write_results
 from sae_transformers.evaluation.suite_detection import detection_suite
 from sae_transformers.evaluation.suite_reconstruction import reconstruction_suite
@@ -261,7 +262,7 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
     if suite == "capability":
         pytest.importorskip("lm_eval")
         options = ["--suite", suite, "--lambada", "words.jsonl", "--limit", 2]
-        owner, name, after = harness_model_module(), "run_tasks", 2  # of base, unsteered and steered
+        owner, name, after = suite_capability, "run_tasks", 2  # of base, unsteered and steered
     else:
         options = ["--suite", suite, "--labelled", "labelled.csv", "--prompts", "prompts.txt", "--new-tokens", 4,
                    "--strengths", "0.2", "--rows-at-once", 4]  # fmt: skip
@@ -286,12 +287,6 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
     assert len(calls) == 2 * whole + 1  # the one that failed, and no other, was done twice
     assert measured(tmp_path) == measured(tmp_path / "whole")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
-
-
-def harness_model_module() -> object:
-    from sae_transformers.evaluation import suite_capability
-
-    return suite_capability
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from .errors import guarded
 from .options import Cache, KeyEnv, LabelColumn, MaxLength, ModelDtype, Place, Seed, TextColumn, asking
 
 if TYPE_CHECKING:
-    from ..evaluation.results import Results, SuiteResult
+    from ..evaluation.journal import Journal
+    from ..evaluation.results import Results
     from .evaluate_suites import Prepared
 
 SUITES = ("reconstruction", "detection", "steering", "fairness", "capability", "speed")
@@ -126,6 +127,8 @@ def evaluate(
 def _evaluate(s: dict[str, Any], console: Any) -> None:
     from dataclasses import replace
 
+    from tqdm import tqdm
+
     from ..evaluation.results import Results, read_results, versions, write_results
     from .evaluate_model import load_model, model_facts
     from .evaluate_show import draw_suite, show_suite
@@ -150,13 +153,15 @@ def _evaluate(s: dict[str, Any], console: Any) -> None:
             there = record.suites[name]
             console.print(f"{name}: in {path} already (--again measures it anew)", markup=False)
         else:
-            found = _measured(name, prepared[name], (model, tokenizer), facts, path, console)
+            journal = _journal(name, prepared[name], facts, path, console)
+            with tqdm(desc=name, unit="") as bar:
+                found = prepared[name].run(model, tokenizer, bar.update, journal)
             told = {"asked": prepared[name].asked, "command": _command(s)}
             there = replace(found, settings={**found.settings, **told}, data=[*prepared[name].data, *found.data])
             record = record.with_suite(there)
             commands = dict.fromkeys(one.settings.get("command", "") for one in record.suites.values())
             write_results(replace(record, command="\n".join(commands), created=_now()), path)
-            _partial(path, name).unlink(missing_ok=True)
+            journal.remove()
         show_suite(there, console)
         if s["plots"]:
             drawn = draw_suite(there, s["out"])
@@ -165,30 +170,18 @@ def _evaluate(s: dict[str, Any], console: Any) -> None:
     console.print(f"{path}", markup=False)
 
 
-def _partial(path: Path, name: str) -> Path:
-    """Where a suite keeps its parts until it is done."""
-    return path.with_name(f"{path.stem}.{name}.partial.jsonl")
-
-
-def _measured(
-    name: str, prepared: Prepared, model: tuple[Any, Any], facts: Mapping[str, Any], path: Path, console: Any
-) -> SuiteResult:
-    """What a suite finds; one that was stopped goes on."""
+def _journal(suite: str, prepared: Prepared, facts: Mapping[str, Any], path: Path, console: Any) -> Journal:
+    """Of the parts of a suite, beside the record until that has it."""
     from dataclasses import asdict
-
-    from tqdm import tqdm
 
     from ..evaluation.journal import Journal
     from ..evaluation.results import versions
 
-    given: tuple[Any, ...] = ()
-    if prepared.goes_on:
-        data = [asdict(one) for one in prepared.data]
-        given = (Journal(_partial(path, name), [facts, prepared.asked, data, dict(versions())]),)
-        if given[0].found:
-            console.print(f"{name}: goes on after {given[0].found} parts of {given[0].path}", markup=False)
-    with tqdm(desc=name, unit="") as bar:
-        return prepared.run(*model, bar.update, *given)
+    about = [facts, prepared.asked, [asdict(one) for one in prepared.data], dict(versions())]
+    journal = Journal(path.with_name(f"{path.stem}.{suite}.partial.jsonl"), about)
+    if journal.found:
+        console.print(f"{suite}: goes on after {journal.found} parts of {journal.path}", markup=False)
+    return journal
 
 
 def _continued(

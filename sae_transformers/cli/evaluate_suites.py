@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..evaluation.journal import Journal
     from ..evaluation.results import DataFile, SuiteResult
 
 Report = Callable[[int], object]
@@ -20,14 +21,13 @@ Report = Callable[[int], object]
 class Prepared:
     """A suite that is ready to run.
 
-    asked: every option that its numbers depend on, as JSON. data: what was read. run: (model, tokenizer, report), and
-    (..., journal) of a suite that `goes_on` where it was stopped.
+    asked: every option that its numbers depend on, as JSON. data: what was read. run: (model, tokenizer, report,
+    journal); the long suites use the journal.
     """
 
     asked: dict[str, Any]
     data: list[DataFile]
-    run: Callable[..., SuiteResult]
-    goes_on: bool = False
+    run: Callable[[Any, Any, Report, Journal], SuiteResult]
 
 
 NEEDS = {  # a suite -> options of which one must be given
@@ -126,7 +126,7 @@ def _reconstruction(s: dict[str, Any]) -> Prepared:
     asked = {**same, **_asked(s, "max_texts", "text_column", "txt_rows")}
     return Prepared(
         asked, [_file(s["texts"], texts, len(texts))],
-        lambda model, tokenizer, report: reconstruction_suite(model, tokenizer, texts, report=report, **same),
+        lambda model, tokenizer, report, _: reconstruction_suite(model, tokenizer, texts, report=report, **same),
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _detection(s: dict[str, Any]) -> Prepared:
     asked = {**same, **_asked(s, "feature", "max_labelled", "text_column", "label_column")}
     return Prepared(
         asked, files,
-        lambda model, tokenizer, report: detection_suite(
+        lambda model, tokenizer, report, _: detection_suite(
             model, tokenizer, texts, labels, features=features, report=report, **same
         ),
     )  # fmt: skip
@@ -195,7 +195,7 @@ def _steering(s: dict[str, Any]) -> Prepared:
         **_asked(s, "judge_model", "judge_url"),
     }  # fmt: skip
 
-    def run(model: Any, tokenizer: Any, report: Report, journal: Any) -> SuiteResult:
+    def run(model: Any, tokenizer: Any, report: Report, journal: Journal) -> SuiteResult:
         tried = features
         if tried is None:
             tried = [(i, name) for i, entry in enumerate(model.config.sae_configs) for name in entry.concepts]
@@ -218,7 +218,7 @@ def _steering(s: dict[str, Any]) -> Prepared:
                 measured.unwrap()
                 model.rewrap()
 
-    return Prepared(asked, files, run, goes_on=True)
+    return Prepared(asked, files, run)
 
 
 def _sides(texts: Sequence[str], labels: Sequence[int], rows: Sequence[int]) -> tuple[list[str], list[str]]:
@@ -294,7 +294,7 @@ def _fairness(s: dict[str, Any]) -> Prepared:
     }
     return Prepared(
         asked, files,
-        lambda model, tokenizer, report: fairness_suite(
+        lambda model, tokenizer, report, _: fairness_suite(
             model, tokenizer, pairs, words, both, features=features, report=report, **same
         ),
     )  # fmt: skip
@@ -326,7 +326,6 @@ def _capability(s: dict[str, Any]) -> Prepared:
         lambda model, tokenizer, report, journal: capability_suite(
             model, tokenizer, lambada=passages, mmlu=questions, report=report, journal=journal, **same
         ),
-        goes_on=True,
     )  # fmt: skip
 
 
@@ -339,7 +338,7 @@ def _speed(s: dict[str, Any]) -> Prepared:
     same = {**same, "seed": s["seed"]}
     return Prepared(
         {**same, "threads": torch.get_num_threads()}, [],
-        lambda model, tokenizer, report: speed_suite(model, tokenizer, report=report, **same),
+        lambda model, tokenizer, report, _: speed_suite(model, tokenizer, report=report, **same),
     )  # fmt: skip
 
 

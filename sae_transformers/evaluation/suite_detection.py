@@ -16,7 +16,7 @@ from .intervals import BOOTSTRAP, percentiles, resample_counts, weighted_aurocs,
 from .k_sparse_probing import CHOICES, fit_sparse_probe, rank_latents
 from .monosemanticity import concept_tree
 from .results import Measurement, SuiteResult
-from .text_codes import TextCodes, encode_text_means, text_ids
+from .text_codes import TextCodes, encode_text_means, named_features, text_ids
 
 PARTS = (0.5, 0.2, 0.3)  # of the texts of each label: to fit and choose, to set thresholds, to report
 LEAST = 3  # texts of each label in each part
@@ -99,7 +99,7 @@ def detection_suite(
             f"Expected choose_by of {', '.join(CHOICES)}, one seed or more and ks of 1 or more. "
             f"Received: choose_by={choose_by!r}, seeds={list(seeds)!r}, ks={list(ks)!r}."
         )
-    named = _named_features(model, features)
+    named = named_features(model, features)
     if len(labels) != len(texts) or not set(labels) <= {0, 1}:
         raise ValueError(
             f"Expected a label, 0 or 1, for each of {len(texts)} texts. "
@@ -193,22 +193,6 @@ def best_threshold(scores: Tensor, labels: Tensor, metric: str) -> float:
     if best == 0:
         return float(order.values[-1] - 1)
     return float((order.values[n - best - 1] + order.values[n - best]) / 2)
-
-
-def _named_features(model: Any, features: Sequence[tuple[int, int | str]] | None) -> dict[str, tuple[int, int]]:
-    """Name of each feature -> SAE and latent."""
-    configs = model.config.sae_configs
-    if features is None:
-        features = [(i, name) for i, config in enumerate(configs) for name in config.concepts]
-    found = {}
-    for sae, feature in features:
-        if not 0 <= sae < len(configs):
-            raise ValueError(
-                f"The model has SAEs 0 to {len(configs) - 1}. Received: feature {feature!r} of SAE {sae}."
-            )
-        name = feature if isinstance(feature, str) else f"latent {feature}"
-        found[f"{name} of SAE {sae}"] = (sae, configs[sae].resolve_feature(feature))
-    return found
 
 
 def _detectors(

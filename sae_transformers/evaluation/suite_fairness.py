@@ -15,7 +15,7 @@ from .bias import PairScores, SentencePair, last_word_summary, preference, score
 from .classification import bootstrap_interval
 from .reliance import swap_sensitivity
 from .results import Measurement, SuiteResult
-from .text_codes import encode_text_means, text_ids
+from .text_codes import encode_text_means, named_features, text_ids
 
 OVER_PAIRS, OVER_TEXTS = "bootstrap over pairs", "bootstrap over texts"
 STEERED, NONE = "steered", "none"
@@ -169,9 +169,7 @@ def _of_swaps(
         raise ValueError(
             f"Expected two texts or more, each with its swapped one. Received: {n} and {len(swapped[1])}."
         )
-    configs = model.config.sae_configs
-    if features is None:
-        features = [(i, name) for i, config in enumerate(configs) for name in config.concepts]
+    told = named_features(model, features)
     both = [*swapped[0], *swapped[1]]
     rows, kept = text_ids(model, tokenizer, both, max_length=max_length, least=skip_first + 1)
     there = set(kept)
@@ -183,14 +181,6 @@ def _of_swaps(
     rows = dict(zip(kept, rows, strict=True))
     ordered = [rows[i + side * n] for side in (0, 1) for i in paired]
     codes = encode_text_means(model, ordered, skip_first=skip_first, tokens_at_once=tokens_at_once, report=report)
-    told = {}
-    for sae, feature in features:
-        if not 0 <= sae < len(configs):
-            raise ValueError(
-                f"The model has SAEs 0 to {len(configs) - 1}. Received: feature {feature!r} of SAE {sae}."
-            )
-        name = feature if isinstance(feature, str) else f"latent {feature}"
-        told[f"{name} of SAE {sae}"] = (sae, configs[sae].resolve_feature(feature))
     generator = torch.Generator().manual_seed(bootstrap["seed"])
     for number, one in enumerate(codes):
         live = one.codes.live()

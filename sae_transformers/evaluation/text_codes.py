@@ -117,3 +117,26 @@ def encode_text_means(
     back = torch.cat(order).argsort()
     codes = [stack_rows(some).take_rows(back) for some in parts]
     return [TextCodes(*found) for found in zip(hidden, codes, pre_acts, strict=True)]
+
+
+def named_features(model: Any, features: Sequence[tuple[int, int | str]] | None) -> dict[str, tuple[int, int]]:
+    """Name of each feature -> SAE and latent.
+
+    Args:
+        features: SAE and latent, or the name of one of its concepts; by default all concepts.
+
+    Raises:
+        ValueError: an SAE, a latent or a concept that the model does not have.
+    """
+    configs = model.config.sae_configs
+    if features is None:
+        features = [(i, name) for i, config in enumerate(configs) for name in config.concepts]
+    found = {}
+    for sae, feature in features:
+        if not 0 <= sae < len(configs):
+            raise ValueError(
+                f"The model has SAEs 0 to {len(configs) - 1}. Received: feature {feature!r} of SAE {sae}."
+            )
+        name = feature if isinstance(feature, str) else f"latent {feature}"
+        found[f"{name} of SAE {sae}"] = (sae, configs[sae].resolve_feature(feature))
+    return found
