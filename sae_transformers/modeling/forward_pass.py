@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .base_arguments import cached_tokens
 from .call_record import CallRecord
 from .configuration_sae import LossWeights
+from .outputs import output_class
 from .steering_plan import BoundSteering
-
-# What the outputs of bases have in common with ours.
-BASE_FIELDS = ("last_hidden_state", "logits", "past_key_values", "hidden_states", "attentions", "pooled_states")
 
 
 class ForwardPassMixin:
@@ -30,6 +29,7 @@ class ForwardPassMixin:
         steering: Any = None,
         steering_rows: Tensor | None = None,
         steering_mask: Tensor | None = None,
+        steering_past: int | None = None,
         output_features: bool | None = None,
         features: Any = None,
         pre_activations: bool = False,
@@ -68,7 +68,7 @@ class ForwardPassMixin:
             if concept_targets is not None:
                 record.concept_targets = self._split_labels(concept_targets, record)
         if plan is not None:
-            self._place_steering(record, plan, inputs, source, steering_rows, steering_mask)
+            self._place_steering(record, plan, inputs, source, steering_rows, steering_mask, steering_past)
         return record
 
     def _loss_names(self, has_concept_targets: bool) -> tuple[str, ...]:
@@ -84,11 +84,12 @@ class ForwardPassMixin:
         source: Tensor,
         steering_rows: Tensor | None,
         steering_mask: Tensor | None,
+        past: Any,
     ) -> None:
         bound: BoundSteering | None = steering if getattr(steering, "is_bound", False) else None
         plan = steering if bound is None else bound.plan
-        cache = inputs.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length()
+        if past is None:
+            past = self._past_of(inputs, source)
         if bound is not None and steering_rows is not None and isinstance(past, int) and bound.is_over(past):
             return
         generation = self._scope.generation
@@ -97,6 +98,12 @@ class ForwardPassMixin:
         record.plan = plan
         if plan.count == 1 and plan.intervals is None and steering_mask is None:
             return  # every token of every row alike
+        if past is None:
+            raise ValueError(
+                "Steering at positions needs to know how many tokens the cache holds, and this base's recurrent "
+                "state does not say. Expected an `attention_mask` over all tokens, earlier ones included. Received: "
+                "none."
+            )
         if steering_rows is None:
             table, prompt_length = None, None
             if generation is not None and bound is not None:  # the unconditional branch of guidance
@@ -117,6 +124,15 @@ class ForwardPassMixin:
             if steering_mask is not None:
                 allowed = _mask_at(steering_mask.to(source.device), columns)
                 record.mask = allowed if record.mask is None else record.mask & allowed
+
+    def _past_of(self, inputs: Mapping[str, Any], source: Tensor) -> Any:
+        """How many tokens came before those of `source`: an int, or a tensor ()."""
+        cache = next((inputs[name] for name in (self.base_arguments.cache, "state", "mems") if name in inputs), None)
+        past = cached_tokens(cache)
+        mask = inputs.get("attention_mask")
+        if past is None and isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= source.shape[1]:
+            past = mask.shape[1] - source.shape[1]
+        return past
 
     def _feature_columns(self, features: Any, device: torch.device) -> dict[int, Tensor]:
         if not isinstance(features, Mapping):
@@ -162,15 +178,23 @@ class ForwardPassMixin:
     def _output(
         self,
         kind: Any,
-        out: Mapping[str, Any],
+        out: Any,
         record: CallRecord | None,
         terms: Mapping[str, Tensor] | None = None,
         lm_loss: Tensor | None = None,
         *,
         return_dict: bool | None = None,
     ) -> Any:
-        """A head's output of class `kind`: the base's fields, the record's, and the losses."""
-        values = {name: out[name] for name in BASE_FIELDS if name in out}
+        """A head's output: all that the base returned, the record's fields, and the losses.
+
+        Args:
+            kind: the class where the base returned nothing, for the pass was stopped.
+            out: the base's output, fields by name, or None.
+            lm_loss: the base's loss, if it is another than its output says.
+        """
+        values = {} if out is None else dict(out.items())
+        kind = output_class(type(out), kind)
+        lm_loss = values.pop("loss", None) if lm_loss is None else lm_loss
         loss = self._weighted(lm_loss, terms or {})
         if loss is not None:
             values["loss"] = loss

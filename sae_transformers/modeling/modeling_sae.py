@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
 from .agreement import check_width
+from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
 from .forward_pass import ForwardPassMixin
@@ -75,6 +76,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["saes"]
     _no_split_modules = ["SparseAutoencoder"]
+    _skip_keys_device_placement = list(CACHE_ARGUMENTS)
     _auto_class: str | None = None
     auto_model: Any = AutoModel
 
@@ -90,6 +92,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         super().__init__(config)
         self.lm = self._build_base(config, attention) if lm is None else lm
         inner = next(m for m in self.lm.modules() if isinstance(m, PreTrainedModel))
+        self.base_arguments = BaseArguments(getattr(self.lm, getattr(self.lm, "body_name", ""), self.lm))
         config._attn_implementation_internal = inner.config._attn_implementation
         # In single precision at least, whatever dtype the base is loaded in.
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
@@ -341,8 +344,9 @@ class SaeModel(SaePreTrainedModel):
             "inputs_embeds": inputs_embeds,
             "past_key_values": past_key_values,
             "use_cache": False if stop_at_last_sae else use_cache,
+            **kwargs,
         }
-        inputs = {k: v for k, v in {**given, **kwargs}.items() if v is not None}
+        inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
         record = self._open_record(
             inputs,
             steering=steering,
@@ -354,7 +358,7 @@ class SaeModel(SaePreTrainedModel):
             output_sae_inputs=output_sae_inputs,
             stop_at_last_sae=stop_at_last_sae,
         )
-        out = self._run(record, {**inputs, "return_dict": True}) or {}
+        out = self._run(record, {**inputs, "return_dict": True})
         return self._output(SaeModelOutput, out, record, return_dict=return_dict)
 
 

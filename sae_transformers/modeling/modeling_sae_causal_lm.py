@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin
 
-from .forward_pass import steering_rows_for
+from .base_arguments import CALL_OPTIONS
+from .generation import STEERING_INPUTS, GenerationState, generation_view
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeCausalLMOutput
-from .steering_plan import BoundSteering
-from .steering_state import GenerationState
 
-STEERING_INPUTS = ("steering", "steering_rows", "steering_mask")
+# Options of `forward` that report or end a pass, which a loop over passes cannot hand back.
+FORWARD_ONLY = ("output_features", "features", "pre_activations", "output_sae_inputs", "stop_at_last_sae")
 # What `generate` asks of a model's class is the base's to answer.
 BASE_TRAITS = ("_can_compile_fullgraph", "_is_stateful", "_supports_cache_class", "_supports_static_cache")
 
@@ -35,7 +33,6 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         for trait in BASE_TRAITS:
             if hasattr(self.lm, trait):
                 setattr(self, trait, getattr(self.lm, trait))
-        self._base_arguments = frozenset(inspect.signature(self.lm.forward).parameters)
 
     def forward(
         self,
@@ -50,6 +47,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         steering: Any = None,
         steering_rows: Tensor | None = None,
         steering_mask: Tensor | None = None,
+        steering_past: int | None = None,
         output_features: bool | None = None,
         features: Any = None,
         pre_activations: bool = False,
@@ -66,6 +64,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             steering: a `Steering`, a list with one (or None) for each row, or a plan of `prepare_steering`. False:
                 none, whatever the default.
             steering_rows: (batch, 3), set by `generate`; see `steering_rows_for`.
+            steering_past: set by `generate` where the cache does not say how many tokens it holds.
             steering_mask: (batch, length) bool, absolute columns that may be steered; those beyond its length are not.
             output_features: report the active latents of every SAE, as `SparseFeatures`.
             features: report only these latents: indices or concept names of SAE 0, or a dict by SAE number.
@@ -87,12 +86,13 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             "use_cache": False if stop_at_last_sae else use_cache,
             **kwargs,
         }
-        inputs = {name: value for name, value in given.items() if value is not None}
+        inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
         record = self._open_record(
             inputs,
             steering=steering,
             steering_rows=steering_rows,
             steering_mask=steering_mask,
+            steering_past=steering_past,
             output_features=output_features,
             features=features,
             pre_activations=pre_activations,
@@ -104,15 +104,14 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         )
         if labels is not None and not stop_at_last_sae:
             inputs["labels"] = labels
-            if num_items_in_batch is not None and "kwargs" in self._base_arguments:
+            if num_items_in_batch is not None and self.base_arguments.open:
                 inputs["num_items_in_batch"] = num_items_in_batch
-        if "logits_to_keep" in self._base_arguments:
+        if "logits_to_keep" in self.base_arguments.named:
             inputs["logits_to_keep"] = logits_to_keep
         inputs["return_dict"] = True
-        out = self._run(record, inputs) or {}
+        out = self._run(record, inputs)
         terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
-        lm_loss = out.get("loss")
-        return self._output(SaeCausalLMOutput, out, record, terms, lm_loss, return_dict=return_dict)
+        return self._output(SaeCausalLMOutput, out, record, terms, return_dict=return_dict)
 
     def get_output_embeddings(self) -> Any:
         return self.lm.get_output_embeddings()
@@ -123,72 +122,36 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
     # -- generation --------------------------------------------------------------------------------------------------
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`.
+        """As the base's own `generate`, which is what runs, with this model's forward pass in it.
 
         Keyword Args:
             steering (Steering | list | bool): a `Steering`, or a list with one (or None) for each prompt; it repeats
-                itself over beams and return sequences. Without it: the generation config's `sae_steering` (JSON), an
-                enclosing `model.steered(...)`, the model's default. False: none. A cache that was made under other
-                steering holds that steering.
+                itself over beams and return sequences. Without it: `sae_steering` (JSON) of a generation config that
+                is passed in this call, an enclosing `model.steered(...)`, `sae_steering` of the model's own
+                generation config, the model's default. False: none. A cache that was made under other steering holds
+                that steering.
             steering_mask (Tensor): (batch, prompt length) bool, prompt tokens that may be steered.
+
+        Raises:
+            TypeError: an option of `forward` that `generate` has no place for.
         """
-        steering = kwargs.pop("steering", None)
-        if steering is None:
-            for source in (generation_config, self.generation_config):
-                steering = getattr(source, "sae_steering", None) if steering is None else steering
-        if isinstance(steering, (str, dict)):
-            steering = _steering_from(steering)
-        plan = self._steering_of_call(steering)
-        bound = rows = None
-        if plan is not None:
-            bound, rows = self._bind(plan, inputs, kwargs)
-            kwargs.update(steering=bound, steering_rows=rows)
-        with self._scope.generating(GenerationState(bound, rows, kwargs.get("steering_mask") is not None)):
-            return super().generate(inputs, generation_config, *args, **kwargs)  # pyright: ignore
-
-    def _bind(self, plan: Any, inputs: Tensor | None, kwargs: dict[str, Any]) -> tuple[BoundSteering, Tensor]:
-        """The plan with the prompt's length, and each row's place in it."""
-        source = kwargs.get("inputs_embeds")
-        if source is None:
-            source = inputs if inputs is not None else kwargs.get("input_ids")
-        if source is None:
-            source = torch.zeros(1, 1, dtype=torch.long, device=self.device)  # generate starts from the BOS token
+        if refused := [name for name in FORWARD_ONLY if kwargs.get(name)]:
+            raise TypeError(
+                f"`generate` returns tokens and reports no features. Received: {refused[0]}={kwargs[refused[0]]!r}. "
+                f"Call the model on what was generated: `model(tokens, {refused[0]}=...)`."
+            )
         mask = kwargs.get("attention_mask")
-        length = source.shape[1]
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            length = max(length, mask.shape[1])
-        pad = getattr(self.generation_config, "pad_token_id", None)
-        if mask is None and source.ndim == 2 and pad is not None and bool((source == pad).any()):
-            mask = self._inferred_mask(source, pad)
-        return BoundSteering(plan, length), steering_rows_for(source, mask, 0, length, count=plan.count)
-
-    def _inferred_mask(self, ids: Tensor, pad: int) -> Tensor | None:
-        """The attention mask that `generate` will infer, None where it will not."""
-        ends = self.generation_config.eos_token_id
-        ends = ends if isinstance(ends, (list, tuple)) else [ends]
-        return None if pad in ends else (ids != pad).long()
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # pyright: ignore
-        prepared = self.lm.prepare_inputs_for_generation(input_ids, **kwargs)
-        for name in STEERING_INPUTS:
-            if kwargs.get(name) is not None:
-                prepared[name] = kwargs[name]
-        return prepared
-
-    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        super()._validate_model_kwargs(  # pyright: ignore
-            {k: v for k, v in model_kwargs.items() if k not in self._base_arguments}
+        given = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
+        plan = self._steering_of_generation(
+            kwargs.pop("steering", None), kwargs.pop("sae_steering", None), generation_config
         )
+        state = GenerationState(plan, kwargs.pop("steering_mask", None), given)
+        view = generation_view(self, state)
+        with self._scope.generating(state):
+            return view.generate(inputs, generation_config, *args, **kwargs)
 
-    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
-        """An assistant proposes with steering of its own, if any: it does not take this model's arguments."""
-        if kwargs.get("assistant_model") is not None and "model_kwargs" in kwargs:
-            model_kwargs = kwargs["model_kwargs"]
-            kwargs["model_kwargs"] = {k: v for k, v in model_kwargs.items() if k not in STEERING_INPUTS}
-        return super()._get_candidate_generator(*args, **kwargs)  # pyright: ignore
-
-
-def _steering_from(value: Any) -> Any:
-    from .steering import Steering
-
-    return Steering.coerce(value)
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:  # pyright: ignore
+        carried = {name: kwargs.pop(name) for name in STEERING_INPUTS if name in kwargs}
+        prepared = self.lm.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        prepared.update((name, value) for name, value in carried.items() if value is not None)
+        return prepared

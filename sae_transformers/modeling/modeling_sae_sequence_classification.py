@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from .base_arguments import CALL_OPTIONS
 from .configuration_sae import SaeConfig
 from .feature_head import FeatureHead, FeatureHeadConfig, task_loss
 from .modeling_sae import SaePreTrainedModel
@@ -37,7 +37,6 @@ class SaeForSequenceClassification(SaePreTrainedModel):
                 config.text_config.pad_token_id = config.pad_token_id
         super().__init__(config, lm, saes)
         self.num_labels = self.config.num_labels
-        self._base_arguments = frozenset(inspect.signature(self.lm.forward).parameters)
         self.feature_head = self._new_feature_head()
         if self.feature_head is not None:  # else the penalty could be lowered by changing what the features are
             self.saes.requires_grad_(False)
@@ -130,7 +129,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         if pooled_states is not None:
             return self._score(pooled_states, labels, num_items_in_batch, return_dict=return_dict)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
-        inputs = {name: value for name, value in given.items() if value is not None}
+        inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
         record = self._open_record(
             inputs,
             steering=steering,
@@ -150,7 +149,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             inputs["labels"] = labels
         if stop_at_last_sae or self.feature_head is not None:
             inputs["use_cache"] = False
-        out = self._run(record, {**inputs, "return_dict": True}) or {}
+        out = self._run(record, {**inputs, "return_dict": True})
         terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
         if self.feature_head is not None and record is not None:
             place = self.feature_head.config.sae
@@ -162,7 +161,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             pooled = self.feature_head.read(hidden, mask, sae)
             record.inputs = bool(output_sae_inputs)
             return self._score(pooled, labels, num_items_in_batch, terms, record, return_dict=return_dict)
-        lm_loss = out.get("loss")
+        lm_loss = None if out is None else out.get("loss")
         if lm_loss is not None and labels is not None and num_items_in_batch is not None:
             lm_loss = lm_loss * (labels.ne(-100).sum() / num_items_in_batch)  # the base gives its micro-batch's mean
         return self._output(SaeSequenceClassifierOutput, out, record, terms, lm_loss, return_dict=return_dict)

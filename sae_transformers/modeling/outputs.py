@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers.modeling_outputs import (
@@ -107,3 +107,37 @@ class SaeSequenceClassifierOutput(SaeOutputFields, SequenceClassifierOutputWithP
     """
 
     pooled_states: torch.Tensor | None = None
+
+
+OUTPUT_CLASSES: dict[type, type] = {
+    BaseModelOutputWithPast: SaeModelOutput,
+    CausalLMOutputWithPast: SaeCausalLMOutput,
+    SequenceClassifierOutputWithPast: SaeSequenceClassifierOutput,
+}
+
+
+def output_class(base: type, default: type) -> type:
+    """The class of a base's outputs with ours added, `default` where the base returned no `ModelOutput`. Families with
+    fields of their own (routers' logits, a recurrent state, image states) keep them."""
+    found = OUTPUT_CLASSES.get(base)
+    if found is not None:
+        return found
+    if not issubclass(base, ModelOutput):
+        return default
+    if base.__name__.startswith("Sae") and hasattr(base, "sae_features"):
+        return base
+    made = type(
+        f"Sae{base.__name__}",
+        (SaeOutputFields, base),
+        {"__doc__": f"`{base.__name__}` and `SaeOutputFields`.", "__module__": __name__, "__reduce__": _reduce},
+    )
+    return OUTPUT_CLASSES.setdefault(base, dataclass(made))
+
+
+def _reduce(output: Any) -> tuple:
+    base = next(cls for cls in type(output).__mro__[1:] if issubclass(cls, ModelOutput))
+    return _rebuilt, (base, dict(output.items()))
+
+
+def _rebuilt(base: type, values: dict[str, Any]) -> Any:
+    return output_class(base, base)(**values)

@@ -11,7 +11,7 @@ and the part in multiples of the hidden norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,7 @@ class SaePlan:
     def __init__(self, number: int, config: SparseAutoencoderConfig, plans: Sequence[Steering], like: Tensor) -> None:
         self.number, self.count = number, len(plans)
         where = {"dtype": like.dtype, "device": like.device}
+        self.made_for = (like.dtype, like.device)
         edits = [[(config.resolve_feature(e.feature), e) for e in s.feature_edits if e.sae == number] for s in plans]
         everything = [pair for row in edits for pair in row]
         balances = {s.balance for s in plans if any(e.sae == number for e in s.edits)}
@@ -216,6 +217,7 @@ class SteeringPlan:
 
     likes holds one tensor for each SAE, with the dtype and on the device it runs in.
 
+    rows: the `Steering` of each row.
     saes: SAE number -> `SaePlan`.
     intervals: (R, P, 2) int64 offsets of the steered [start, stop) columns, and `from_prompt` (R, P, 2) bool: counted
         from the end of the prompt instead of the first real token; both None where all positions of all rows are
@@ -227,6 +229,7 @@ class SteeringPlan:
     def __init__(
         self, plans: Sequence[Steering], configs: Sequence[SparseAutoencoderConfig], likes: Sequence[Tensor]
     ) -> None:
+        self.rows = tuple(plans)
         self.count = len(plans)
         used = set()
         for steering in plans:
@@ -242,6 +245,12 @@ class SteeringPlan:
         self.ends_with_prompt = False
         if any(s.positions != "all" or not s for s in plans):
             self._compile_positions(plans, likes[0].device)
+
+    def fits(self, likes: Iterable[Tensor]) -> bool:
+        """Whether the SAEs it is about still have the dtype and the device it was compiled for."""
+        return all(
+            (like.dtype, like.device) == plan.made_for for like, plan in zip(likes, self.saes.values(), strict=True)
+        )
 
     def _compile_positions(self, plans: Sequence[Steering], device: torch.device) -> None:
         named = {

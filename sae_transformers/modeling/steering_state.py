@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,84 +11,10 @@ import torch
 from torch import Tensor
 
 from .steering import FeatureEdit, Steering
-from .steering_plan import BoundSteering, SteeringPlan
+from .steering_plan import SteeringPlan
+from .steering_scope import SteeringScope
 
 PLANS_KEPT = 16
-
-
-class GenerationState:
-    """The steering of one `generate` call, for forward passes that do not carry it (the unconditional branch of
-    classifier-free guidance). Such a pass has a prompt of its own, whose length its first call shows."""
-
-    def __init__(self, bound: BoundSteering | None, rows: Tensor | None, masked: bool = False) -> None:
-        self.bound = bound
-        self.rows = rows
-        self.masked = masked  # a `steering_mask` names tokens of the prompt, so none of that other prompt
-        self.own_prompt_length: int | None = None
-
-
-class SteeringScope:
-    """Steering set by `with` blocks and by `generate`, thread by thread.
-
-    A block belongs to the thread that entered it. A thread without one of its own (a worker of continuous batching)
-    sees the block of the only thread that has one; with several it is an error, never a guess.
-    """
-
-    def __init__(self) -> None:
-        # (thread, plan) of every open block, in the order of entering; replaced whole, so that readers need no lock.
-        self.blocks: tuple[tuple[int, Any], ...] = ()
-        self.latest: Any = None  # what a compiled forward pass sees
-        self.lock = threading.Lock()
-        self.local = threading.local()
-
-    def current(self) -> Any:
-        if torch.compiler.is_compiling():
-            return self.latest
-        blocks = self.blocks
-        if not blocks:
-            return None
-        own = threading.get_ident()
-        for thread, plan in reversed(blocks):
-            if thread == own:
-                return plan
-        if len(threads := {thread for thread, _ in blocks}) > 1:
-            raise RuntimeError(
-                f"{len(threads)} threads steer this model with `with model.steered(...)` and this thread is none of "
-                f"them. "
-                f"Pass `steering=` to the call."
-            )
-        return blocks[-1][1]
-
-    @contextmanager
-    def block(self, plan: Any) -> Iterator[None]:
-        entry = (threading.get_ident(), plan)
-        with self.lock:
-            self.blocks, self.latest = (*self.blocks, entry), plan
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.blocks = tuple(other for other in self.blocks if other is not entry)
-                self.latest = self.blocks[-1][1] if self.blocks else None
-
-    @property
-    def generation(self) -> GenerationState | None:
-        return None if torch.compiler.is_compiling() else getattr(self.local, "generation", None)
-
-    @contextmanager
-    def generating(self, state: GenerationState) -> Iterator[None]:
-        previous = getattr(self.local, "generation", None)
-        self.local.generation = state
-        try:
-            yield
-        finally:
-            self.local.generation = previous
-
-    def __deepcopy__(self, memo: dict) -> SteeringScope:
-        return type(self)()
-
-    def __reduce__(self) -> tuple:
-        return type(self), ()
 
 
 class ScarHook:
@@ -164,17 +89,21 @@ class SteeringMixin:
     """The steering half of a model's public interface."""
 
     config: Any
+    generation_config: Any
     saes: Any
 
     def _init_steering(self) -> None:
         self._scope = SteeringScope()
         self._plans: OrderedDict[Any, SteeringPlan] = OrderedDict()
         self._default: Steering = Steering.coerce(self.config.steering)
+        self._default_source: Any = self.config.steering
         self._scar_hook: ScarHook | None = None
 
     @property
     def steering(self) -> Steering:
         """The model's default steering; saved with the model. Assign a `Steering`, its dict, or None."""
+        if self.config.steering is not self._default_source:  # it was set there
+            self.steering = self.config.steering
         return self._default
 
     @steering.setter
@@ -182,7 +111,7 @@ class SteeringMixin:
         steering = Steering.coerce(value)
         self.prepare_steering(steering)  # every error is raised here, where the value was given
         self._default = steering
-        self.config.steering = steering.to_dict() if steering else None
+        self.config.steering = self._default_source = steering.to_dict() if steering else None
 
     @property
     def hook(self) -> ScarHook:
@@ -202,7 +131,9 @@ class SteeringMixin:
             ValueError: an SAE, latent or concept that this model does not have.
         """
         if getattr(steering, "is_plan", False):
-            return steering
+            if torch.compiler.is_compiling() or steering.fits(self._sae_like(n) for n in steering.saes):
+                return steering
+            steering = list(steering.rows)  # the model has another dtype or device since
         rows = _rows_of(steering)
         likes = [self._sae_like(number) for number in range(len(self.config.saes))]
         if not likes and any(rows):
@@ -247,7 +178,7 @@ class SteeringMixin:
             model.generate(**inputs)
         """
         plan = self.prepare_steering(steering)
-        with self._scope.block(plan):
+        with self._scope.block(plan if plan.saes else False):
             yield self
 
     def _steering_of_call(self, steering: Any) -> Any:
@@ -256,10 +187,30 @@ class SteeringMixin:
         if steering is None:
             steering = self._scope.current()
             if steering is None:
-                steering = self._default
+                steering = self._default if torch.compiler.is_compiling() else self.steering
         if steering is False or (getattr(steering, "is_steering", False) and not steering):
             return None
         return steering if getattr(steering, "is_bound", False) else self.prepare_steering(steering)
+
+    def _steering_of_generation(self, steering: Any, in_call: Any, generation_config: Any) -> Any:
+        """What applies to a `generate`: the argument, a generation config's `sae_steering` that is passed in this
+        call, the innermost block, that of the model's own generation config, the default."""
+        own = getattr(self.generation_config, "sae_steering", None)
+        if steering is None:
+            steering = in_call
+        if steering is None:
+            passed = getattr(generation_config, "sae_steering", None)
+            # Pipelines pass a copy of the model's own.
+            steering = None if passed is None or own is not None and _same(passed, own) else passed
+        if steering is None and self._scope.current() is None:
+            steering = own
+        if isinstance(steering, (str, dict)):
+            steering = Steering.coerce(steering)
+        return self._steering_of_call(steering)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or Steering.coerce(one).to_dict() == Steering.coerce(other).to_dict()
 
 
 def _rows_of(steering: Any) -> list[Steering]:

@@ -1,0 +1,109 @@
+"""What the base's forward pass takes and gives, in its own words: transformers renamed the cache in 5.24, recurrent
+families have one of their own, and a name that nobody reads would be swallowed without a word."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
+
+# A cache's names as arguments: since transformers 5.24, before it, and before it in recurrent families.
+CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
+# And in outputs; the last three are not `Cache` objects (RWKV, XLNet, Reformer).
+CACHE_FIELDS = (*CACHE_ARGUMENTS, "state", "mems", "past_buckets_states")
+# What every head takes besides.
+CALL_OPTIONS = (
+    "steering", "steering_mask", "output_features", "features", "pre_activations", "output_sae_inputs",
+    "stop_at_last_sae", "concept_targets", "labels",
+)  # fmt: skip
+# What attention kernels and continuous batching read, deep inside, and no signature names.
+ATTENTION_ARGUMENTS = (
+    "block_table", "cache_position", "cu_seqlens_k", "cu_seqlens_q", "logits_indices", "max_seqlen_k", "max_seqlen_q",
+    "read_index", "return_dict", "write_index", "use_cache",
+)  # fmt: skip
+
+
+def cache_argument(base: nn.Module) -> str:
+    """The name under which the forward pass of `base` takes its cache."""
+    known = inspect.signature(base.forward).parameters
+    return next((name for name in CACHE_ARGUMENTS if name in known), CACHE_ARGUMENTS[1])
+
+
+def cache_of(outputs: Any) -> Any:
+    """The cache in a model's outputs, whatever the family and the release call it; None where there is none."""
+    names = list(outputs.keys())  # not by attribute: reading an old name is a warning since 5.24
+    return next((outputs[name] for name in CACHE_FIELDS if name in names), None)
+
+
+def cached_tokens(cache: Any) -> Any:
+    """How many tokens a cache holds, an int or a tensor (); None where it cannot tell, as purely recurrent states."""
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        return None
+    try:
+        return cache.get_seq_length()
+    except ValueError:  # only recurrent layers, which have no length
+        return None
+
+
+class BaseArguments:
+    """The arguments that a base's forward pass reads.
+
+    named: those of its own signature.
+    cache: the name of its cache.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        parameters = inspect.signature(base.forward).parameters
+        self.named = frozenset(parameters)
+        self.cache = cache_argument(base)
+        self.open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        # What goes on by `**kwargs` is read further down: by the body, by a tower, by a block or its attention.
+        self.known = self.named | TransformersKwargs.__optional_keys__ | set(ATTENTION_ARGUMENTS)
+        if self.open:
+            classes = {type(module): module for module in base.modules()}
+            for module in classes.values():
+                if isinstance(module, PreTrainedModel) or not module._modules or _is_block(module):
+                    self.known |= set(inspect.signature(module.forward).parameters)
+
+    def prepared(self, given: Mapping[str, Any], options: tuple[str, ...] = ()) -> dict[str, Any]:
+        """What was given and is not None, with the cache under the base's name for it.
+
+        Args:
+            options: names that the caller takes besides, told of when a name is misspelt.
+
+        Raises:
+            TypeError: a name that nothing here reads, or two caches.
+        """
+        inputs: dict[str, Any] = {}
+        for name, value in given.items():
+            if value is None:
+                continue
+            if name in CACHE_ARGUMENTS and name not in self.named:
+                name = self.cache
+                if name in inputs:
+                    raise TypeError(f"The cache was given twice. Received: {name} under two of its names.")
+            elif name not in self.known:
+                raise TypeError(self._unknown(name, options))
+            inputs[name] = value
+        return inputs
+
+    def _unknown(self, name: str, options: tuple[str, ...]) -> str:
+        close = difflib.get_close_matches(name, sorted({*self.known, *options}), n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"Neither the SAEs nor this base read an argument of that name. Received: {name!r}.{hint}"
+
+
+def _is_block(module: nn.Module) -> bool:
+    return type(module).__name__.endswith(("Layer", "Block", "Attention", "Mixer"))
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions (batch, seq) of tokens from a (batch, seq) attention mask: the first real token is at 0."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
