@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 # Workers of the test suite, one thread each: with more threads than cores they wait for each other.
 WORKERS ?= 2
 # Both ends of the transformers range in pyproject.toml.
-TRANSFORMERS_VERSIONS ?= 5.12.0 5.23.0
+TRANSFORMERS_VERSIONS ?= 5.12.0 5.23.0 5.24.0
 
 BIN := .venv/bin
 STAMP := .venv/.installed

@@ -24,6 +24,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
+from sae_transformers.modeling.base_arguments import cache_of
 
 GOALS = {"idle": 1.01, "direction": 1.02, "set 1": 1.04, "set 8": 1.04}
 
@@ -113,7 +114,7 @@ def decode_steps(model, ids: torch.Tensor, steps: int, options: dict) -> None:
     for _ in range(steps - 1):
         token = out.logits[:, -1:].argmax(-1)
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
-        past = out.past_key_values
+        past = cache_of(out)
         out = model(token, attention_mask=mask, past_key_values=past, use_cache=True, **options)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..modeling.base_arguments import cache_argument, cache_of
 from .answers import decisions_of, read_judgement
 from .llm_budget import Account, Budget, Estimate, TokenCount, Tokens
 from .llm_requests import REJECTED, Answer, Chat, ChatRequest
@@ -128,9 +129,9 @@ class LocalChat(Chat):
                 )
                 logits = read.logits[0]  # (1, vocabulary), of the label's first token
                 if len(option) > 1:
-                    rest = base(option[None, :-1], past_key_values=read.past_key_values, use_cache=True)
+                    rest = base(option[None, :-1], **{cache_argument(base): cache_of(read)}, use_cache=True)
                     logits = torch.cat([logits, rest.logits[0]])
-                    read.past_key_values.crop(1 - len(option))
+                    cache_of(read).crop(1 - len(option))
                 scores.append(float(logits.float().log_softmax(-1).gather(1, option[:, None]).mean()))
         return f"{text} {labels[max(range(len(labels)), key=scores.__getitem__)]} ]]"
 

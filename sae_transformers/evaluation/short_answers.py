@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..modeling.base_arguments import cache_of
 from ..modeling.forward_pass import steering_rows_for
 from ..modeling.steering_plan import BoundSteering
 from .likelihood import token_scores
@@ -162,11 +163,11 @@ def answer_log_likelihoods(
                         input_ids=tail[:, :-1],
                         attention_mask=torch.cat([mask, counted[:, :-1]], 1),
                         position_ids=positions[:, -1:] + torch.arange(1, width, device=model.device),
-                        past_key_values=read.past_key_values,
+                        past_key_values=cache_of(read),
                         use_cache=True,
                         **options,
                     )
-                    read.past_key_values.crop(1 - width)
+                    cache_of(read).crop(1 - width)
                     logits = torch.cat([logits, rest.logits], 1)
                 found = logits.float().log_softmax(-1).gather(-1, tail[..., None])[..., 0]
                 result[members, column] = ((found * counted).sum(-1) / counted.sum(-1)).cpu()
@@ -228,7 +229,7 @@ def _shared_beginning(rows: list[list[int]]) -> int:
 def _read_prefix(model: Any, ids: Sequence[int]) -> Any:
     options = {"steering": False} if hasattr(model, "saes") else {}
     rows = torch.tensor([ids], device=model.device)
-    return model(input_ids=rows, use_cache=True, logits_to_keep=1, **options).past_key_values
+    return cache_of(model(input_ids=rows, use_cache=True, logits_to_keep=1, **options))
 
 
 def _repeated(cache: Any, count: int) -> Any:

@@ -291,8 +291,9 @@ class SaeConfig(PreTrainedConfig):
     # No `sub_configs`: the class of the base's config is only known at run time. The name `text_config` is what
     # `get_text_config()` looks for, so caches, masks and vocabulary checks of `generate` find the base's values.
     keys_to_ignore_at_inference = [
-        "past_key_values", "hidden_states", "attentions", "sae_features", "sae_inputs", "sae_losses", "lm_loss",
-        "pooled_states",
+        "past_key_values", "cache", "cache_params", "state", "mems", "past_buckets_states", "rope_deltas",
+        "image_hidden_states", "router_logits", "aux_loss", "hidden_states", "attentions", "sae_features",
+        "sae_inputs", "sae_losses", "lm_loss", "pooled_states",
     ]  # fmt: skip
     has_no_defaults_at_init = True
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
 from .agreement import check_width
-from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
+from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments, positions_of
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
 from .forward_pass import ForwardPassMixin
@@ -268,9 +268,12 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         if pooling not in ("mean", "max", "last"):
             raise ValueError(f"`pooling` must be 'mean', 'max' or 'last'. Received: pooling={pooling!r}.")
         inputs = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
-        inputs = {k: v for k, v in inputs.items() if k in ("input_ids", "inputs_embeds", "attention_mask")}
         if self.device.type != "meta":  # an offloaded model is nowhere; its hooks move what it is given
-            inputs = {k: v.to(self.device) for k, v in inputs.items()}
+            inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        inputs = self._with_positions(inputs)
+        text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
+        if text is None or not text.shape[1]:
+            raise ValueError("Every text needs at least one token. Received: texts of 0 tokens.")
         output = self(**inputs, features={sae: [feature]}, pre_activations=pre_activations, stop_at_last_sae=True)
         scores = output.sae_features[sae][..., 0]
         mask = inputs.get("attention_mask")
@@ -286,6 +289,24 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
             last = scores.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
             pooled = scores.gather(-1, last[:, None])[:, 0]
         return Detection(scores.masked_fill(~mask, 0.0), pooled)
+
+    def _with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What a forward pass of our own gives the base: with padding, its mask and positions that begin at a text's
+        first real token, as `generate` gives them."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        config = self.config.get_text_config()
+        pad, ends = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
+        told = pad is not None and pad not in (ends if isinstance(ends, (list, tuple)) else [ends])
+        if mask is None and ids is not None and told and bool((ids == pad).any()):
+            mask = (ids != pad).long()
+            mask = None if not bool(mask.any(-1).all()) else mask
+        if mask is None:
+            return inputs
+        inputs = {**inputs, "attention_mask": mask}
+        padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all())
+        if padded and inputs.get("position_ids") is None and "position_ids" in self.base_arguments.named:
+            inputs["position_ids"] = positions_of(mask)
+        return inputs
 
     # -- what transformers asks for ----------------------------------------------------------------------------------
 

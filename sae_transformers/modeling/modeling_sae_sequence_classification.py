@@ -130,6 +130,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             return self._score(pooled_states, labels, num_items_in_batch, return_dict=return_dict)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
+        if self.feature_head is not None:  # its pass is ours; without it the base's own, as the base does it
+            inputs = self._with_positions(inputs)
         record = self._open_record(
             inputs,
             steering=steering,

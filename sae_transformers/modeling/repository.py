@@ -7,6 +7,7 @@ from its own repository. `weights_scope="full"` writes everything. Only safetens
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import tempfile
 import warnings
@@ -146,7 +147,7 @@ class RepositoryMixin(Base):
                 if not self._is_head(name):
                     parameter.requires_grad_(False)
         if self.can_generate() and getattr(base, "generation_config", None) is not None:
-            self.generation_config = base.generation_config
+            self.generation_config = copy.deepcopy(base.generation_config)  # not one object for two models
         dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
         for number in range(len(self.saes)):
             device = self._device_at(number)

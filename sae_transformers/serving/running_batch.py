@@ -105,7 +105,7 @@ class RunningBatch:
         if any(steerings):
             plan = self.model.prepare_steering(steerings)
             options = {"steering": BoundSteering(plan, int(places[:, 2].max())), "steering_rows": places}
-        if "position_ids" in self.model._base_arguments:
+        if "position_ids" in self.model.base_arguments.named:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             options["position_ids"] = positions[:, -ids.shape[1] :]
         output = self.model(

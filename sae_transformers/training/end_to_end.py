@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from ..modeling import Steering
 
-BASE_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
+LABELS = ("labels", "concept_targets")  # all else that a batch holds goes to the base again
 
 
 def next_token_divergence(logits: Tensor, reference: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class EndToEndTrainer(Trainer):
         outputs = model(**inputs, **options, steering=replaced)
         loss = outputs.loss if outputs.loss is not None else outputs.logits.new_zeros(())
         if self.divergence_weight:
-            given = {name: inputs[name] for name in BASE_INPUTS if name in inputs}
+            given = {name: value for name, value in inputs.items() if name not in LABELS}
             with torch.no_grad():
                 reference = model(**given, steering=False).logits
             counted = _counted(inputs, reference)

@@ -343,7 +343,7 @@ class Recorder:
         self.stop = 0
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         ids = kwargs.get("input_ids", args[0] if args else None)
         length = (ids if ids is not None else kwargs["inputs_embeds"]).shape[1]
         self.stop = (0 if cache is None else int(cache.get_seq_length())) + length

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sae_transformers import FeatureEdit, FeatureReweighting, SaeForCausalLM, Steering
+from sae_transformers.modeling.base_arguments import cache_of
 from tests.invariants.naive import (
     Generated,
     Hooks,
@@ -553,7 +554,7 @@ def test_a_continuation_without_generate_is_generated_text():
         # Nothing is steered in the first pass but what lies in its own prompt; the naive reference is told so.
         with torch.no_grad():
             first = model(ids[:, :9], steering=steering, use_cache=True)
-            second = model(ids[:, 9:], steering=steering, past_key_values=first.past_key_values)
+            second = model(ids[:, 9:], steering=steering, past_key_values=cache_of(first))
             with Hooks(base, saes, steering, (0, 9)).installed():
                 expected = base(ids, use_cache=False).logits
         close(torch.cat([first.logits, second.logits], 1), expected, 1e-12)

@@ -5,6 +5,7 @@
 import torch
 
 from sae_transformers import FeatureEdit
+from sae_transformers.modeling.base_arguments import cache_argument
 from sae_transformers.modeling.outputs import SaeCausalLMOutput, SparseFeatures
 from tests.tiny import prompt, tiny_model
 
@@ -30,7 +31,7 @@ def test_sparse_features_of_any_shape_and_of_nothing():
 
 def test_the_fields_of_a_pass_are_those_that_were_asked_for():
     model = tiny_model()
-    assert list(model(prompt()).keys()) == ["logits", "past_key_values"]
+    assert list(model(prompt()).keys()) == ["logits", cache_argument(model.lm)]
     out = model(prompt(), output_features=True, output_sae_inputs=True, use_cache=False)
     assert isinstance(out, SaeCausalLMOutput)
     assert list(out.keys()) == ["logits", "sae_features", "sae_inputs"]

@@ -18,6 +18,7 @@ import torch
 
 from sae_transformers import SparseAutoencoder, Steering
 from sae_transformers.create_training_data.span_tokens import SpanSettings, text_tokens
+from sae_transformers.modeling.base_arguments import cache_of
 from tests.create_training_data.words import word_tokenizer
 from tests.systems.test_selfreg_training import D, K, N, hidden, selfreg_sae
 from tests.tiny import prompt, tiny_model, tiny_sae
@@ -55,7 +56,7 @@ def test_fact_6_generation_replaces_the_last_prompt_token_and_every_new_one() ->
         expected = plain.hidden_states[2].clone()
         expected[:, -1] = model.saes[0](plain.sae_inputs[0][:, -1]).reconstruction
         torch.testing.assert_close(replaced.hidden_states[2], expected)
-        step = model(ids[:, :1], past_key_values=replaced.past_key_values, output_hidden_states=True)
+        step = model(ids[:, :1], past_key_values=cache_of(replaced), output_hidden_states=True)
     hidden_there = model(torch.cat([ids, ids[:, :1]], 1), steering=steering, output_hidden_states=True).hidden_states[
         2
     ]

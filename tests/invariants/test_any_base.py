@@ -1,0 +1,232 @@
+"""What a base decides stays its own: caches, positions, outputs. And whose steering is in force."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sae_transformers import FeatureEdit, SaeForCausalLM, SaeForSequenceClassification, Steering
+from sae_transformers.modeling.base_arguments import cache_argument, cache_of
+from tests.tiny import COMMON, VOCAB, prompt, tiny_base, tiny_model, tiny_sae
+
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+STATE = {"state_size": 8, "time_step_rank": 4}
+RECURRENT = {
+    "mamba": STATE,
+    "falcon_mamba": STATE,
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8, "chunk_size": 4},
+    "rwkv": {"attention_hidden_size": 32, "context_length": 64},
+}
+PUSH = Steering([FeatureEdit(feature=3, op="set", value=9.0), FeatureEdit(feature=5, op="direction", value=4.0)])
+
+
+def recurrent(family: str):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**COMMON, **RECURRENT[family]})
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if parameter.ndim > 1 and not any(part in name for part in ("norm", "A_log", "conv", "time")):
+                parameter.normal_(std=0.15)
+    base.generation_config.eos_token_id = None
+    return base
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_recurrent_bases_generate_as_they_do_alone(family):
+    base = recurrent(family)
+    expected = base.generate(prompt(), **GREEDY)
+    model = SaeForCausalLM.from_base(copy.deepcopy(base), saes=[tiny_sae(layer=1)])
+    assert torch.equal(model.generate(prompt(), **GREEDY), expected)
+    assert not torch.equal(model.generate(prompt(), steering=PUSH, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated", "last_prompt", [(2, 4), (-2, None)]])
+@pytest.mark.parametrize("family", [name for name in RECURRENT if name != "rwkv"])  # RWKV alone differs with its cache
+def test_recurrent_bases_are_steered_alike_with_and_without_their_state(family, positions):
+    model = SaeForCausalLM.from_base(recurrent(family), saes=[tiny_sae(layer=1)])
+    steering = Steering(PUSH.edits, positions=positions)
+    options = {"steering": steering, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
+    cached, uncached = (model.generate(prompt(), use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached.sequences, uncached.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), rtol=1e-4, atol=1e-4)
+
+
+def test_a_state_that_cannot_tell_its_length_needs_a_mask():
+    model = SaeForCausalLM.from_base(recurrent("mamba"), saes=[tiny_sae(layer=1)])
+    first = model(prompt(), use_cache=True)
+    options = {cache_argument(model.lm): cache_of(first), "steering": Steering(PUSH.edits, positions="prompt")}
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(prompt()[:, :1], **options)
+
+
+def test_outputs_are_the_bases_own_whole():
+    base = tiny_base("mixtral")
+    model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)])
+    expected = base(prompt(), labels=prompt(), output_router_logits=True)
+    found = model(prompt(), labels=prompt(), output_router_logits=True, output_features=True)
+    assert isinstance(found, type(expected))
+    assert torch.equal(found.aux_loss, expected.aux_loss) and torch.equal(found.loss, expected.loss)
+    assert all(torch.equal(*pair) for pair in zip(found.router_logits, expected.router_logits, strict=True))
+    assert found.sae_features[0].values.shape == (2, 9, 8)
+    assert set(copy.copy(found).keys()) == set(expected.keys()) | {"sae_features", "lm_loss"}
+
+
+@pytest.mark.parametrize("head", [SaeForCausalLM, SaeForSequenceClassification])
+def test_an_argument_that_nobody_reads_is_refused(head):
+    model = head.from_base(tiny_base(), saes=[tiny_sae(layer=1)]) if head is SaeForCausalLM else classifier()
+    for wrong, meant in (("steerin", "steering"), ("output_feature", "output_features")):
+        with pytest.raises(TypeError, match=f"'{wrong}'. Did you mean '{meant}'"):
+            model(prompt(), **{wrong: True})
+
+
+def classifier(**options):
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(tiny_base("gpt2").config)
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_config(config).eval()
+    return SaeForSequenceClassification.from_base(base, saes=[tiny_sae(layer=1)], **options).eval()
+
+
+def test_generate_has_no_place_for_reports():
+    with pytest.raises(TypeError, match="output_features=True"):
+        tiny_model().generate(prompt(), output_features=True, max_new_tokens=1)
+
+
+def padded(ids: torch.Tensor, width: int = 4) -> dict[str, torch.Tensor]:
+    zeros = ids.new_zeros(len(ids), width)
+    return {"input_ids": torch.cat([zeros, ids], 1), "attention_mask": torch.cat([zeros, torch.ones_like(ids)], 1)}
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_detect_scores_a_padded_text_as_the_text_alone(architecture):
+    model = tiny_model(architecture)
+    alone = model.detect(prompt(), feature=3).per_text
+    left = padded(prompt())
+    torch.testing.assert_close(model.detect(left, feature=3).per_text, alone, rtol=1e-5, atol=1e-5)
+    unmasked = model.detect(left["input_ids"], feature=3).per_text  # padding is known by its id
+    torch.testing.assert_close(unmasked, alone, rtol=1e-5, atol=1e-5)
+    positions = {"position_ids": torch.arange(9).flip(0).expand(2, 9)}
+    assert not torch.allclose(model.detect({"input_ids": prompt(), **positions}, feature=3).per_text, alone)
+
+
+def test_a_feature_head_scores_a_padded_text_as_the_text_alone():
+    model = classifier(feature_head={"pooling": "mean"})
+    with torch.no_grad():
+        torch.testing.assert_close(model(**padded(prompt())).logits, model(prompt()).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_detect_of_no_tokens():
+    with pytest.raises(ValueError, match="0 tokens"):
+        tiny_model().detect(torch.empty(1, 0, dtype=torch.long), feature=3)
+
+
+def test_generate_takes_embeddings():
+    base = tiny_base()
+    embeddings = base.get_input_embeddings()(prompt()).detach()
+    model = tiny_model()
+    expected = base.generate(inputs_embeds=embeddings, **GREEDY)
+    assert torch.equal(model.generate(inputs_embeds=embeddings, **GREEDY), expected)
+    for positions in ("prompt", "generated", [(2, 4)]):
+        steering = Steering(PUSH.edits, positions=positions)
+        by_ids = model.generate(prompt(), steering=steering, **GREEDY)[:, 9:]
+        assert torch.equal(model.generate(inputs_embeds=embeddings, steering=steering, **GREEDY), by_ids)
+
+
+# -- whose steering ------------------------------------------------------------------------------------------------------
+
+
+def other(feature: int) -> Steering:
+    return Steering(
+        [FeatureEdit(feature=feature, op="set", value=12.0), FeatureEdit(feature=9, op="direction", value=6)]
+    )
+
+
+def test_the_nearest_steering_wins():
+    model = tiny_model()
+    a, b, c, d = (other(n) for n in (3, 12, 25, 40))
+    tokens = {s: model.generate(prompt(), steering=s, **GREEDY) for s in (a, b, c, d)}
+    plain = model.generate(prompt(), **GREEDY)
+    assert len({tuple(t.flatten().tolist()) for t in (*tokens.values(), plain)}) == 5
+    model.steering = a
+    assert torch.equal(model.generate(prompt(), **GREEDY), tokens[a])
+    model.generation_config.sae_steering = b.to_dict()
+    assert torch.equal(model.generate(prompt(), **GREEDY), tokens[b])
+    with model.steered(c):
+        assert torch.equal(model.generate(prompt(), **GREEDY), tokens[c])
+        same = copy.deepcopy(model.generation_config)  # as a pipeline passes it
+        assert torch.equal(model.generate(prompt(), same, **GREEDY), tokens[c])
+        passed = copy.deepcopy(model.generation_config)
+        passed.sae_steering = d.to_dict()
+        assert torch.equal(model.generate(prompt(), passed, **GREEDY), tokens[d])
+        assert torch.equal(model.generate(prompt(), passed, steering=a, **GREEDY), tokens[a])
+    with model.steered(False):
+        assert torch.equal(model.generate(prompt(), **GREEDY), plain)
+
+
+def test_two_models_on_one_base_have_a_generation_config_each():
+    base = tiny_base()
+    one, two = (SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)]) for _ in range(2))
+    one.generation_config.sae_steering = PUSH.to_dict()
+    assert getattr(two.generation_config, "sae_steering", None) is None
+    assert getattr(base.generation_config, "sae_steering", None) is None
+
+
+def test_tasks_of_one_thread_have_blocks_of_their_own():
+    model = tiny_model()
+    expected = [model(prompt(), steering=s).logits for s in (other(3), other(12))]
+    plain = model(prompt()).logits
+
+    async def task(steering: Steering) -> torch.Tensor:
+        with model.steered(steering):
+            await asyncio.sleep(0)
+            return model(prompt()).logits
+
+    async def outside() -> torch.Tensor:
+        await asyncio.sleep(0)
+        return model(prompt()).logits
+
+    async def both() -> list:
+        return await asyncio.gather(task(other(3)), task(other(12)), outside())
+
+    found = asyncio.run(both())
+    assert all(torch.equal(*pair) for pair in zip(found, [*expected, plain], strict=True))
+
+
+def test_a_suspended_generators_block_is_not_in_force():
+    model = tiny_model()
+    plain = model(prompt()).logits
+    steered = model(prompt(), steering=PUSH).logits
+
+    def passes():
+        with model.steered(PUSH):
+            yield model(prompt()).logits
+            yield model(prompt()).logits
+
+    running = passes()
+    assert torch.equal(next(running), steered)
+    assert torch.equal(model(prompt()).logits, plain)
+    assert torch.equal(next(running), steered)
+    running.close()
+    assert torch.equal(model(prompt()).logits, plain)
+
+
+def test_steering_set_in_the_config_is_in_force():
+    model = tiny_model()
+    expected = model(prompt(), steering=PUSH).logits
+    model.config.steering = PUSH.to_dict()
+    assert torch.equal(model(prompt()).logits, expected)
+    assert model.steering == PUSH
+
+
+def test_a_plan_made_before_the_dtype_changed():
+    model = tiny_model()
+    plan = model.prepare_steering(PUSH)
+    model.double()
+    assert torch.equal(model(prompt(), steering=plan).logits, model(prompt(), steering=PUSH).logits)
+    assert VOCAB == model(prompt(), steering=plan).logits.shape[-1]
