@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo check fix test test-slow test-parity test-matrix build bench docs docs-serve .venv
+.PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-avx2 build bench docs docs-serve .venv
 
 help:  ## show this list
 	@grep -hE '^[a-z.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,6 +49,12 @@ fix: $(STAMP)  ## repair what ruff can repair
 test: $(STAMP)  ## the fast tests, no network
 	$(BIN)/python $(PYTEST)
 
+test-avx2: export ATEN_CPU_CAPABILITY = avx2
+test-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
+test-avx2: export MKL_ENABLE_INSTRUCTIONS = AVX2
+test-avx2: $(STAMP)  ## the fast tests with the arithmetic of a processor without AVX-512
+	$(BIN)/python $(PYTEST)
+
 test-slow: $(STAMP)  ## the tests that take longer than ten seconds
 	$(BIN)/python $(PYTEST) -m "slow or hub"
 
@@ -56,7 +62,7 @@ test-parity: $(STAMP)  ## our exports and SAEs in the libraries they are for, wh
 	peers="$$($(BIN)/python benchmarks/peers.py)" && saebench="$$($(BIN)/python benchmarks/peers.py saebench)" && \
 	SAE_TRANSFORMERS_PEERS="$$peers" SAE_TRANSFORMERS_SAEBENCH="$$saebench" $(BIN)/python $(PYTEST) -m parity
 
-test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with both ends of the transformers range
+test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with the oldest and the newest releases of transformers
 
 # Packages that transformers pins are left to pip, the others stay at their constraint.
 .matrix/%/.installed: pyproject.toml constraints.txt
@@ -69,6 +75,14 @@ test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with bo
 
 test-matrix-%: .matrix/%/.installed
 	.matrix/$*/bin/python $(PYTEST)
+
+# Nothing is pinned: what `pip install` would give a new user today.
+test-newest:  ## the fast tests with the newest releases of everything, in an environment made anew
+	rm -rf .matrix/newest
+	$(PYTHON) -m venv .matrix/newest
+	.matrix/newest/bin/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	.matrix/newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e ".[dev]"
+	.matrix/newest/bin/python $(PYTEST)
 
 .PRECIOUS: .matrix/%/.installed
 

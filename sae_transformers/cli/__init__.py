@@ -8,6 +8,7 @@ from . import (
     align,
     annotate,
     bias,
+    check,
     checkpoints,
     classify,
     concepts,
@@ -38,7 +39,7 @@ def main() -> None:
 
 # In the order of --help.
 for panel, parts in {
-    "Begin": (quickstart, checkpoints),
+    "Begin": (quickstart, checkpoints, check),
     "Train": (harvest, train),
     "Read features": (spans, annotate, features, dashboard),
     "Steer": (steer, concepts, select, align, bias),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .base_arguments import cached_tokens
+from .base_arguments import cached_tokens, positions_of
 from .call_record import CallRecord
 from .configuration_sae import LossWeights
 from .outputs import output_class
@@ -70,6 +70,24 @@ class ForwardPassMixin:
         if plan is not None:
             self._place_steering(record, plan, inputs, source, steering_rows, steering_mask, steering_past)
         return record
+
+    def _with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What a forward pass of our own gives the base: with padding, its mask and positions that begin at a text's
+        first real token, as `generate` gives them."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        config = self.config.get_text_config()
+        pad, ends = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
+        told = pad is not None and pad not in (ends if isinstance(ends, (list, tuple)) else [ends])
+        if mask is None and ids is not None and told and bool((ids == pad).any()):
+            mask = (ids != pad).long()
+            mask = None if not bool(mask.any(-1).all()) else mask
+        if mask is None:
+            return inputs
+        inputs = {**inputs, "attention_mask": mask}
+        padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all())
+        if padded and inputs.get("position_ids") is None and "position_ids" in self.base_arguments.named:
+            inputs["position_ids"] = positions_of(mask)
+        return inputs
 
     def _loss_names(self, has_concept_targets: bool) -> tuple[str, ...]:
         weights = LossWeights(**self.config.loss_weights)

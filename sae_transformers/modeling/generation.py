@@ -97,7 +97,7 @@ def generation_view(model: Any, state: GenerationState) -> Any:
             f"transformers."
         )
     kind = _view_class(type(base))
-    view = kind.__new__(kind)
+    view: Any = object.__new__(kind)
     # The dict itself and not a copy: what is set on the base later, and what `generate` notes there, is one.
     object.__setattr__(view, "__dict__", base.__dict__)
     kind._model.__set__(view, model)  # pyright: ignore[reportAttributeAccessIssue]

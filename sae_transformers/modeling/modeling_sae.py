@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
 from .agreement import check_width
-from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments, positions_of
+from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
 from .forward_pass import ForwardPassMixin
@@ -21,6 +21,7 @@ from .outputs import Detection, SaeModelOutput
 from .repository import RepositoryMixin
 from .sparse_autoencoder import SparseAutoencoder
 from .steering_state import SteeringMixin
+from .tested_releases import warn_if_untested
 
 if TYPE_CHECKING:  # these two lines make every head travel with every other when code is published
     from .modeling_sae_causal_lm import SaeForCausalLM as SaeForCausalLM
@@ -88,6 +89,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
     ) -> None:
         if config.text_config is None:
             raise ValueError("`config.text_config` must be the base model's config. Received: None.")
+        warn_if_untested()
         attention = config._attn_implementation  # what was asked for; the parent fills in what this class supports
         super().__init__(config)
         self.lm = self._build_base(config, attention) if lm is None else lm
@@ -289,24 +291,6 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
             last = scores.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
             pooled = scores.gather(-1, last[:, None])[:, 0]
         return Detection(scores.masked_fill(~mask, 0.0), pooled)
-
-    def _with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What a forward pass of our own gives the base: with padding, its mask and positions that begin at a text's
-        first real token, as `generate` gives them."""
-        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        config = self.config.get_text_config()
-        pad, ends = getattr(config, "pad_token_id", None), getattr(config, "eos_token_id", None)
-        told = pad is not None and pad not in (ends if isinstance(ends, (list, tuple)) else [ends])
-        if mask is None and ids is not None and told and bool((ids == pad).any()):
-            mask = (ids != pad).long()
-            mask = None if not bool(mask.any(-1).all()) else mask
-        if mask is None:
-            return inputs
-        inputs = {**inputs, "attention_mask": mask}
-        padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all())
-        if padded and inputs.get("position_ids") is None and "position_ids" in self.base_arguments.named:
-            inputs["position_ids"] = positions_of(mask)
-        return inputs
 
     # -- what transformers asks for ----------------------------------------------------------------------------------
 

@@ -68,10 +68,11 @@ class SteeringScope:
         innermost = others[-1]
         strangers = [block for block in others[:-1] if block not in innermost.around]
         if strangers:
-            count = len({block.thread for block in others})
+            threads = len({block.thread for block in others})
+            who = f"{threads} threads steer" if threads > 1 else f"{len(strangers) + 1} tasks of another thread steer"
             raise RuntimeError(
-                f"{len(strangers) + 1} blocks of {count} other thread(s) steer this model with "
-                f"`with model.steered(...)`, and this thread has none of its own. Pass `steering=` to the call."
+                f"{who} this model with `with model.steered(...)` and this thread is none of them. Pass `steering=` "
+                f"to the call."
             )
         return innermost.plan
 

@@ -138,7 +138,7 @@ def test_generate_takes_embeddings():
         assert torch.equal(model.generate(inputs_embeds=embeddings, steering=steering, **GREEDY), by_ids)
 
 
-# -- whose steering ------------------------------------------------------------------------------------------------------
+# -- whose steering --------------------------------------------------------------------------------------------------
 
 
 def other(feature: int) -> Steering:
@@ -191,7 +191,7 @@ def test_tasks_of_one_thread_have_blocks_of_their_own():
         await asyncio.sleep(0)
         return model(prompt()).logits
 
-    async def both() -> list:
+    async def both() -> tuple:
         return await asyncio.gather(task(other(3)), task(other(12)), outside())
 
     found = asyncio.run(both())
@@ -229,4 +229,4 @@ def test_a_plan_made_before_the_dtype_changed():
     plan = model.prepare_steering(PUSH)
     model.double()
     assert torch.equal(model(prompt(), steering=plan).logits, model(prompt(), steering=PUSH).logits)
-    assert VOCAB == model(prompt(), steering=plan).logits.shape[-1]
+    assert model(prompt(), steering=plan).logits.shape[-1] == VOCAB
