@@ -125,6 +125,13 @@ def names_of(block: nn.Module, model_type: str) -> set[str]:
     return names | {f"{model_type}.{name}" for name in names}
 
 
+def bert_half(block: nn.Module) -> nn.Module | None:
+    """`attention.output` of a block like BERT's: a linear map, the addition of the residual, and often the norm of the
+    sum. None in other blocks."""
+    half = getattr(getattr(block, "attention", None), "output", None)
+    return half if isinstance(half, nn.Module) and hasattr(half, "dense") else None
+
+
 def module_of(block: nn.Module, model_type: str, site: str) -> str | None:
     """The path inside a block of a site's module, where the family is an exception; else None."""
     if getattr(block, "norm_after", False) and "Molmo2DecoderLayer" in names_of(block, model_type):
@@ -141,9 +148,8 @@ def refusal_of(block: nn.Module, model_type: str, site: str) -> str | None:
             factor = getattr(block, name, None)
             if isinstance(factor, (int, float)) and factor != 1:
                 return f"multiplies this tensor by `{name}`, {factor:g}, before it adds it"
-        # BERT and its kin: the module `output` of each half adds the residual and normalises the sum.
-        half = getattr(getattr(block, "attention", None), "output", None)
-        if isinstance(half, nn.Module) and any("norm" in name.lower() for name, _ in half.named_children()):
+        half = bert_half(block)
+        if half is not None and any("norm" in name.lower() for name, _ in half.named_children()):
             return POST_NORM
     names = names_of(block, model_type)
     for refusal in REFUSALS:

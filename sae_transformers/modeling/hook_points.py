@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_sae import SITES
-from .hook_families import STREAMS, module_of, names_of, refusal_of
+from .hook_families import STREAMS, bert_half, module_of, names_of, refusal_of
 
 MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc2")
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
@@ -59,7 +59,8 @@ def find_blocks(base: nn.Module, config: PreTrainedConfig) -> tuple[nn.ModuleLis
         ValueError: there is no such list.
     """
     config = config.get_text_config()
-    count = getattr(config, "num_hidden_layers", None)
+    # BART and its kin: `num_hidden_layers` is the encoder's.
+    count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     for root, prefix in _text_models(base, config):
         found = [
             (name.count("."), name, module)
@@ -121,7 +122,7 @@ def _find_site(base: nn.Module, config: PreTrainedConfig, layer: int, site: str)
     if inner := module_of(block, _family(config), site):
         return HookPoint(block.get_submodule(inner), side, f"{path}.{inner}")
     if side == "input":
-        return _find_inside(block, path, site)
+        return _find_inside(block, path, site, _family(config))
     name = _added_by(block, site)
     if name is None:
         names = MLP_NAMES if site == "mlp_out" else ATTENTION_NAMES
@@ -145,8 +146,7 @@ def _find_site(base: nn.Module, config: PreTrainedConfig, layer: int, site: str)
 
 def _added_by(block: nn.Module, site: str) -> str | None:
     """The path inside a block of the module whose output it adds to its residual stream."""
-    half = getattr(getattr(block, "attention", None), "output", None)
-    if isinstance(half, nn.Module):  # RoBERTa-PreLayerNorm, Megatron-BERT: `output` adds the residual
+    if bert_half(block) is not None:  # RoBERTa-PreLayerNorm, Megatron-BERT: its `output` modules add the residual
         return "output.dense" if site == "mlp_out" else "attention.output.dense"
     if site == "mlp_out":
         names = (*MLP_POST_NORMS, *MLP_NAMES)
@@ -163,18 +163,23 @@ def _named(block: nn.Module, names: tuple[str, ...]) -> str | None:
 
 
 def _refused(block: nn.Module, path: str, config: Any, layer: int, site: str, reason: str) -> str:
-    what = "the residual stream" if site.startswith("resid") else "what a block adds to it, or reads,"
+    if site.startswith("resid"):
+        what = "one residual stream (batch, seq, width) between blocks"
+    elif site in ("mlp_out", "attn_out"):
+        what = "the tensor that a block adds to its residual stream, as it is"
+    else:
+        what = "what one module of a block reads"
     inside = _named(block, ATTENTION_NAMES if site.startswith("attn") else MLP_NAMES)
     hook = f"{path}.{inside}" if inside and not isinstance(getattr(block, inside), nn.ModuleList) else ""
     stream = "" if refusal_of(block, _family(config), "resid_post") else "site='resid_post', or "
     example = f", as hook={hook!r} for what that module returns" if hook else ""
     return (
-        f"{site!r} must be {what} and nothing else, and {type(block).__name__} ({_family(config)}) {reason}. "
-        f"Received: site={site!r}, layer={layer!r}. Use {stream}`hook`, a module path{example}."
+        f"Site {site!r} stands for {what}; {type(block).__name__} ({_family(config)}) {reason}. Received: "
+        f"site={site!r}, layer={layer!r}. Use {stream}`hook`, a module path{example}."
     )
 
 
-def _find_inside(block: nn.Module, path: str, site: str) -> HookPoint:
+def _find_inside(block: nn.Module, path: str, site: str, family: str) -> HookPoint:
     """The input of a block's MLP, of its last linear map, or of its attention's."""
     if hasattr(block, "fc1") and hasattr(block, "fc2") and site != "attn_heads":  # OPT has no module for its MLP
         name = "fc1" if site == "mlp_in" else "fc2"
@@ -191,8 +196,8 @@ def _find_inside(block: nn.Module, path: str, site: str) -> HookPoint:
     if len(found) == 1 and not hasattr(getattr(block, name), "experts"):  # an expert's map is not the MLP's
         return HookPoint(found[0][1], "input", found[0][0])
     raise ValueError(
-        f"{type(block).__name__} has no one module for {site}; give `hook`, a module path, in place of "
-        f"site={site!r}. It has: {', '.join(n for n, _ in block.named_modules() if n)}."
+        f"{type(block).__name__} ({family}) has no one module for {site}; give `hook`, a module path, in place of "
+        f"`site`. Received: site={site!r}. It has: {', '.join(n for n, _ in block.named_modules() if n)}."
     )
 
 
@@ -300,6 +305,7 @@ def _is_state(value: Tensor) -> bool:
 def _no_state(module: nn.Module, verb: str, values: list) -> str:
     kinds = ", ".join(f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in values)
     return (
-        f"An SAE stands where a module {verb} a floating-point tensor (batch, seq, width); {type(module).__name__} "
-        f"has none there. Received: {kinds or 'nothing'}. Place the SAE at another module with `layer`, `site` or `hook`."
+        f"An SAE stands where a module {verb} a floating-point tensor (batch, seq, width), and this one has none. "
+        f"Received: {type(module).__name__} with {kinds or 'nothing'}. Place the SAE at another module with `layer`, "
+        f"`site` or `hook`."
     )
