@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modeling.call_record import StopForward
-from ..modeling.hook_points import HookPoint, find_hook_point
+from ..modeling.hook_points import HookPoint, find_hook_point, hook_tensor
 
 
 class HiddenStates(NamedTuple):
@@ -166,13 +166,11 @@ class _Result:
 
 
 def _hook(point: HookPoint, place: str, visit: Callable[[str, Tensor], None]) -> Any:
-    if point.side == "input":
-        return point.module.register_forward_pre_hook(
-            lambda module, args, kwargs: visit(place, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-    return point.module.register_forward_hook(
-        lambda module, args, output: visit(place, output if isinstance(output, Tensor) else output[0])
-    )
+    def read(hidden: Tensor) -> Tensor:
+        visit(place, hidden)
+        return hidden
+
+    return hook_tensor(point, read)
 
 
 @contextmanager

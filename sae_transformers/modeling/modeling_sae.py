@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
 from .forward_pass import ForwardPassMixin
-from .hook_points import find_hook_point
+from .hook_points import HookPoint, find_hook_point, hook_tensor
 from .outputs import Detection, SaeModelOutput
 from .repository import RepositoryMixin
 from .sparse_autoencoder import SparseAutoencoder
@@ -148,7 +148,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         self._entries = self.config.sae_configs
         self._widths = [entry.d_in for entry in self._entries]
         self._write_widths = [entry.d_out for entry in self._entries]
-        base_config = self.config.get_text_config()
+        base_config = self.config.get_text_config().get_text_config()  # of a multimodal base its text part
         width = getattr(base_config, "hidden_size", None)
         for number, entry in enumerate(self.config.sae_configs):
             read = find_hook_point(self.lm, base_config, entry.read_at)
@@ -158,12 +158,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
                 self._hook(read, functools.partial(self._note, number))
             self._hook(write, functools.partial(self._visit, number))
 
-    def _hook(self, point: Any, action: Any) -> None:
-        if point.side == "input":
-            handle = point.module.register_forward_pre_hook(functools.partial(_on_input, action), with_kwargs=True)
-        else:
-            handle = point.module.register_forward_hook(functools.partial(_on_output, action))
-        self._handles.append(handle)
+    def _hook(self, point: HookPoint, action: Callable[[Tensor], Tensor]) -> None:
+        self._handles.append(hook_tensor(point, action))
 
     def unwrap(self) -> nn.Module:
         """Remove every hook and give the base model back, as it was before. Until `rewrap` this model gives the base's
@@ -365,19 +361,3 @@ class SaeModel(SaePreTrainedModel):
         )
         out = self._run(record, {**inputs, "return_dict": True})
         return self._output(SaeModelOutput, out, record, return_dict=return_dict)
-
-
-def _on_input(action: Any, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
-    if args:
-        edited = action(args[0])
-        return None if edited is args[0] else ((edited, *args[1:]), kwargs)
-    edited = action(kwargs["hidden_states"])
-    return None if edited is kwargs["hidden_states"] else (args, {**kwargs, "hidden_states": edited})
-
-
-def _on_output(action: Any, module: nn.Module, args: tuple, output: Any) -> Any:
-    if isinstance(output, (tuple, list)):
-        edited = action(output[0])
-        return None if edited is output[0] else type(output)((edited, *output[1:]))
-    edited = action(output)
-    return None if edited is output else edited
