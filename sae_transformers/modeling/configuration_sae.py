@@ -360,6 +360,11 @@ class SaeConfig(PreTrainedConfig):
         ):
             self._attn_implementation_internal = kept["_attn_implementation_internal"]
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The config of the decoder, which a multimodal base nests once more."""
+        options = {k: v for k, v in (("decoder", decoder), ("encoder", encoder)) if v is not None}
+        return self if self.text_config is None else self.text_config.get_text_config(**options)
+
     @property
     def sae_configs(self) -> list[SparseAutoencoderConfig]:
         """One parsed, checked entry for each SAE."""
