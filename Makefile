@@ -22,7 +22,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-avx2 build bench docs docs-serve .venv
 
 help:  ## show this list
-	@grep -hE '^[a-z.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z0-9.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
 
 # .venv is phony so that an existing folder is not taken for a finished installation: the stamp says that.
 .venv: $(STAMP)  ## create the environment (.venv), or bring it up to date

@@ -84,9 +84,9 @@ def test_scripts_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_make_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for line in shell_lines(page.read_text(encoding="utf-8")):
-        if match := re.match(r"make ([a-z-]+)", line):
+        if match := re.match(r"make ([a-z0-9-]+)", line):
             assert match[1] in targets, line
 
 

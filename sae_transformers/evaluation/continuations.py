@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from ..modeling import Steering
-from ..modeling.base_arguments import cache_of
+from ..modeling.base_arguments import cache_argument, cache_of
 from .generation import continuation_mask
 from .journal import Journal, result_of
 
@@ -259,7 +259,7 @@ def _losses(
         if new > 1:
             past = copy.deepcopy(cache)
             past.batch_repeat_interleave(len(ids))
-            inputs = {"attention_mask": mask[:, :-1], "past_key_values": past, "use_cache": True}
+            inputs = {"attention_mask": mask[:, :-1], cache_argument(model): past, "use_cache": True}
             out = model(input_ids=ids[:, length:-1], position_ids=positions[:, length:-1], **inputs)
             logits = torch.cat([logits, out.logits.float()], 1)
     losses = F.cross_entropy(logits.transpose(1, 2), ids[:, length:], reduction="none")

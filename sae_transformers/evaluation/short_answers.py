@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..modeling.base_arguments import cache_of
+from ..modeling.base_arguments import cache_argument, cache_of
 from ..modeling.forward_pass import steering_rows_for
 from ..modeling.steering_plan import BoundSteering
 from .likelihood import token_scores
@@ -74,7 +74,7 @@ def short_answers(
                     "negative_prompt_attention_mask": negative_mask,
                 }
             if prefix is not None:
-                options["past_key_values"] = _repeated(prefix, len(members))
+                options[cache_argument(model)] = _repeated(prefix, len(members))
             output = model.generate(
                 rows,
                 attention_mask=mask,
@@ -145,7 +145,7 @@ def answer_log_likelihoods(
                 input_ids=rows[:, shared:],
                 attention_mask=mask,
                 position_ids=positions[:, shared:],
-                past_key_values=past,
+                **{cache_argument(model): past},
                 use_cache=True,
                 logits_to_keep=1,
                 **options,
@@ -163,7 +163,7 @@ def answer_log_likelihoods(
                         input_ids=tail[:, :-1],
                         attention_mask=torch.cat([mask, counted[:, :-1]], 1),
                         position_ids=positions[:, -1:] + torch.arange(1, width, device=model.device),
-                        past_key_values=cache_of(read),
+                        **{cache_argument(model): cache_of(read)},
                         use_cache=True,
                         **options,
                     )

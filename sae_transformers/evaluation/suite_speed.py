@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..modeling.base_arguments import cache_of
+from ..modeling.base_arguments import cache_argument, cache_of
 from .results import Measurement, SuiteResult
 
 BASE, WRAPPED, STEERED, FEATURES = "base", "wrapped", "steered", "output_features"
@@ -171,7 +171,12 @@ def _decode(model: Any, given: Mapping[str, Any], steps: int, options: Mapping[s
     ids, mask, past = given["input_ids"], given["attention_mask"], None
     for _ in range(steps):
         out = model(
-            input_ids=ids, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=1, **options
+            input_ids=ids,
+            attention_mask=mask,
+            use_cache=True,
+            logits_to_keep=1,
+            **{cache_argument(model): past},
+            **options,
         )
         ids, past = out.logits[:, -1:].argmax(-1), cache_of(out)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)

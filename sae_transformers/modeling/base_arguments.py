@@ -85,7 +85,7 @@ class BaseArguments:
         for name, value in given.items():
             if value is None:
                 continue
-            if name in CACHE_ARGUMENTS and name not in self.named:
+            if name in CACHE_ARGUMENTS:
                 name = self.cache
                 if name in inputs:
                     raise TypeError(f"The cache was given twice. Received: {name} under two of its names.")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin
 
-from .base_arguments import CALL_OPTIONS
+from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS
 from .generation import STEERING_INPUTS, GenerationState, generation_view
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeCausalLMOutput
@@ -156,6 +156,9 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
                 f"`generate` returns tokens and reports no features. Received: {refused[0]}={kwargs[refused[0]]!r}. "
                 f"Call the model on what was generated: `model(tokens, {refused[0]}=...)`."
             )
+        for name in CACHE_ARGUMENTS:
+            if name in kwargs:
+                kwargs[self.base_arguments.cache] = kwargs.pop(name)
         mask = kwargs.get("attention_mask")
         given = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
         plan = self._steering_of_generation(

@@ -94,6 +94,22 @@ def classifier(**options):
     return SaeForSequenceClassification.from_base(base, saes=[tiny_sae(layer=1)], **options).eval()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_taken_under_either_name(name):
+    model = tiny_model()
+    steering = Steering(PUSH.edits, positions=[(2, 4), (7, 9)])
+    whole = model(prompt(), steering=steering).logits
+    first = model(prompt()[:, :6], steering=steering, use_cache=True)
+    cache = cache_of(first)
+    rest = model(prompt()[:, 6:], **{name: copy.deepcopy(cache)}, steering=steering)
+    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole, rtol=1e-5, atol=1e-5)
+    expected = model.generate(prompt(), steering=steering, **GREEDY)
+    assert torch.equal(model.generate(prompt(), **{name: copy.deepcopy(cache)}, steering=steering, **GREEDY), expected)
+    with pytest.raises(TypeError, match="given twice"):
+        model(prompt(), cache=cache, past_key_values=cache)
+
+
 def test_generate_has_no_place_for_reports():
     with pytest.raises(TypeError, match="output_features=True"):
         tiny_model().generate(prompt(), output_features=True, max_new_tokens=1)
