@@ -163,7 +163,8 @@ def multimodal() -> tuple[Any, dict[str, torch.Tensor]]:
     sizes = {"image_size": 28, "patch_size": 14}
     torch.manual_seed(0)
     parts: dict[str, Any] = {"text_config": {**text, **heads}, "vision_config": {**vision, **sizes}}
-    config = Gemma3Config(**parts, mm_tokens_per_image=4, image_token_id=290)
+    parts |= {"mm_tokens_per_image": 4, "image_token_id": 290}
+    config = Gemma3Config(**parts)
     base = Gemma3ForConditionalGeneration(config).eval()
     base.generation_config.eos_token_id = None
     ids = prompt(2, 12)
