@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def base_of(family: str, **changes) -> nn.Module:
+def base_of(family: str, **changes) -> Any:
     """A tiny base whose every weight matters, biases, scales and multipliers included."""
     given = {**COMMON, **SETTINGS.get(family, {}), **changes}
     known = set(CONFIG_MAPPING[family]().to_dict()) | set(CONFIG_MAPPING[family].attribute_map)
@@ -75,7 +76,7 @@ def base_of(family: str, **changes) -> nn.Module:
     return base
 
 
-def steered(base: nn.Module, site: str, layer: int = 1, value: float = 2.0) -> tuple[Tensor, Tensor]:
+def steered(base: Any, site: str, layer: int = 1, value: float = 2.0) -> tuple[Tensor, Tensor]:
     """Logits with a direction added at a site, and that direction (32,)."""
     sae = tiny_sae(layer=layer, site=site)
     edit = Steering([FeatureEdit(feature=3, op="direction", value=value)])
@@ -84,7 +85,7 @@ def steered(base: nn.Module, site: str, layer: int = 1, value: float = 2.0) -> t
         return model(prompt(), steering=edit, use_cache=False).logits, value * sae.W_dec[3]
 
 
-def hooked(base: nn.Module, block: str, before: tuple[str, ...], v: Tensor) -> Tensor:
+def hooked(base: Any, block: str, before: tuple[str, ...], v: Tensor) -> Tensor:
     """Logits with v added, by plain hooks, to the inputs of modules of a block and to the block's output."""
 
     def adding(module, args, kwargs):
@@ -256,7 +257,7 @@ class Block(nn.Module):
 def test_an_unknown_block_goes_by_the_general_rules():
     base = nn.Module()
     base.blocks = nn.ModuleList([Block(), Block()])
-    config = AutoConfig.for_model("llama", num_hidden_layers=2)
+    config: Any = AutoConfig.for_model("llama", num_hidden_layers=2)
     config.model_type = "of-somebody"
     assert find_hook_point(base, config, "layers.1.mlp_out").path == "blocks.1.mlp"
     assert find_hook_point(base, config, "layers.1.attn_out").path == "blocks.1.attn"
@@ -296,7 +297,7 @@ def test_a_block_of_several_streams_is_refused_as_a_hook_too(family):
 # -- multimodal bases -------------------------------------------------------------------------------------------------
 
 
-def gemma_3(vision_layers: int = 3) -> Gemma3ForConditionalGeneration:
+def gemma_3(vision_layers: int = 3) -> Any:
     """With as many blocks in the vision tower as in the text model, unless told otherwise."""
     text = {
         "vocab_size": 300, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8,
@@ -307,7 +308,8 @@ def gemma_3(vision_layers: int = 3) -> Gemma3ForConditionalGeneration:
         "image_size": 28, "patch_size": 14,
     }  # fmt: skip
     torch.manual_seed(0)
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=290)
+    sizes: dict[str, Any] = {"mm_tokens_per_image": 4, "image_token_id": 290}
+    config = Gemma3Config(text_config=text, vision_config=vision, **sizes)
     return Gemma3ForConditionalGeneration(config).eval()
 
 
@@ -376,7 +378,7 @@ def test_a_base_without_a_number_of_blocks_is_named():
     with pytest.raises(
         ValueError, match=r"No list of None decoder blocks in Linear.*Received: num_hidden_layers=None"
     ):
-        config = SimpleNamespace(model_type="odd", get_text_config=lambda: SimpleNamespace(model_type="odd"))
+        config: Any = SimpleNamespace(model_type="odd", get_text_config=lambda: SimpleNamespace(model_type="odd"))
         find_blocks(nn.Linear(2, 2), config)
 
 
@@ -393,3 +395,11 @@ def test_widths_are_compared_where_a_module_tells_them():
                 )
             ],
         )
+
+
+def test_a_list_of_blocks_comes_before_others_of_its_length():
+    """Idefics keeps cross-attentions beside its blocks, in a list whose name sorts first."""
+    base = nn.Module()
+    base.gated_cross_attn_layers = nn.ModuleList([Block(), Block()])
+    base.layers = nn.ModuleList([Block(), Block()])
+    assert find_blocks(base, AutoConfig.for_model("llama", num_hidden_layers=2))[1] == "layers"
