@@ -260,6 +260,9 @@ def hook_tensor(point: HookPoint, action: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _on_input(action: Any, names: tuple[str, ...], module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    if args and isinstance(args[0], Tensor) and _is_state(args[0]):
+        edited = action(args[0])
+        return None if edited is args[0] else ((edited, *args[1:]), kwargs)
     for index, value in enumerate(args):
         if isinstance(value, Tensor) and _is_state(value):
             edited = action(value)
@@ -276,6 +279,9 @@ def _on_output(action: Any, module: nn.Module, args: tuple, output: Any) -> Any:
     if isinstance(output, Tensor):
         edited = action(output)
         return None if edited is output else edited
+    if type(output) is tuple and output and isinstance(output[0], Tensor) and _is_state(output[0]):
+        edited = action(output[0])
+        return None if edited is output[0] else (edited, *output[1:])
     if isinstance(output, (tuple, list)):
         for index, value in enumerate(output):
             if isinstance(value, Tensor) and _is_state(value):
@@ -301,7 +307,7 @@ def _on_output(action: Any, module: nn.Module, args: tuple, output: Any) -> Any:
 
 
 def _is_state(value: Tensor) -> bool:
-    return value.ndim > 1 and value.is_floating_point()
+    return value.is_floating_point() and value.ndim > 1
 
 
 def _no_state(module: nn.Module, verb: str, values: list) -> str:
