@@ -51,7 +51,7 @@ class Refusal(NamedTuple):
 POST_NORM = "normalises the sum of the residual stream and this tensor"
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        ("BartDecoderLayer", "BlenderbotSmallDecoderLayer", "MarianDecoderLayer", "MvpDecoderLayer",
+        ("BartDecoderLayer", "BlenderbotSmallDecoderLayer", "LEDDecoderLayer", "MarianDecoderLayer", "MvpDecoderLayer",
          "PLBartDecoderLayer", "TrOCRDecoderLayer", "openai-gpt.Block"), ADDED, POST_NORM,
     ),
     Refusal(("OPTDecoderLayer",), ADDED, POST_NORM, lambda block: not getattr(block, "do_layer_norm_before", True)),
