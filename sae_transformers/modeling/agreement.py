@@ -44,16 +44,29 @@ def check_model(sae_config: Any, number: int, base: str | None) -> None:
     )
 
 
-def check_width(entry: Any, number: int, read: HookPoint, hidden_size: int | None) -> None:
-    """Raises ValueError where an SAE cannot read what its place holds, as far as that is known before a forward."""
-    width = hidden_size if entry.site in RESIDUAL_SITES else None
-    if read.side == "input":  # of a linear map (or GPT-2's Conv1D)
-        if isinstance(read.module, nn.Linear):
-            width = read.module.in_features
-        elif type(read.module).__name__ == "Conv1D":
-            width = getattr(read.module, "nx", width)
-    if width is not None and entry.d_in != width:
-        raise ValueError(
-            f"SAE {number} reads {entry.d_in} values at {entry.read_at}, where this base has a width of {width}. It "
-            f"was made for another base or another place."
-        )
+def check_width(
+    entry: Any, number: int, read: HookPoint, hidden_size: int | None, write: HookPoint | None = None
+) -> None:
+    """Raises ValueError where an SAE cannot read or write what its places hold, as far as known before a forward."""
+    ends = [("reads", "d_in", entry.d_in, entry.read_at, read)]
+    if write is not None and entry.hook_out is not None:
+        ends.append(("writes", "d_out", entry.d_out, entry.write_at, write))
+    for verb, field, given, place, point in ends:
+        width = _width_at(place, point, hidden_size)
+        if width is not None and given != width:
+            raise ValueError(
+                f"SAE {number} {verb} {given} values at {place}, where this base has a width of {width} "
+                f"({type(point.module).__name__}, {point.path}). Received: {field}={given!r}. It was made for another "
+                f"base or another place: give that base, or its place here with `layer`, `site`, `hook` or `hook_out`."
+            )
+
+
+def _width_at(place: str, point: HookPoint, hidden_size: int | None) -> int | None:
+    """Values at a place, None where only a forward can tell: of a linear map (or GPT-2's Conv1D) or of the stream."""
+    names = {"input": ("in_features", "nx"), "output": ("out_features", "nf")}[point.side]
+    if isinstance(point.module, nn.Linear):
+        return getattr(point.module, names[0], None)
+    if type(point.module).__name__ == "Conv1D" and hasattr(point.module, names[1]):
+        return getattr(point.module, names[1])
+    named = re.fullmatch(rf"layers\.\d+\.({'|'.join(RESIDUAL_SITES)})", place)
+    return hidden_size if named else None

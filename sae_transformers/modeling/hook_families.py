@@ -17,7 +17,6 @@ ADDED = ("mlp_out", "attn_out")
 # Where a module is not found by the general rules: site -> path inside the block.
 MODULES: dict[str, dict[str, str]] = {
     "ChameleonSwinDecoderLayer": {"mlp_out": "post_attention_layernorm", "attn_out": "input_layernorm"},
-    "CpmAntTransformerBlock": {"mlp_out": "ffn.ffn", "attn_out": "self_att.self_attention", "mlp_in": "ffn.ffn"},
     "DbrxBlock": {"attn_out": "norm_attn_norm.attn"},
     "HyperCLOVAXDecoderLayer": {"mlp_out": "post_norm2", "attn_out": "post_norm1"},
     "Inkling2FullDecoderLayer": {"mlp_out": "post_mlp_convolution", "attn_out": "post_attention_convolution"},
@@ -52,12 +51,16 @@ class Refusal(NamedTuple):
 POST_NORM = "normalises the sum of the residual stream and this tensor"
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        ("BartDecoderLayer", "BlenderbotSmallDecoderLayer", "MarianDecoderLayer", "MvpDecoderLayer",
+        ("BartDecoderLayer", "BlenderbotSmallDecoderLayer", "LEDDecoderLayer", "MarianDecoderLayer", "MvpDecoderLayer",
          "PLBartDecoderLayer", "TrOCRDecoderLayer", "openai-gpt.Block"), ADDED, POST_NORM,
     ),
     Refusal(("OPTDecoderLayer",), ADDED, POST_NORM, lambda block: not getattr(block, "do_layer_norm_before", True)),
     Refusal(
         ("BeamDecoderLayer",), ADDED, "scales the residual stream and this tensor by the depth when it adds them"
+    ),
+    Refusal(
+        ("CpmAntTransformerBlock",), (*STREAM_SITES, "mlp_in", "mlp_act", "attn_heads"),
+        "sees its prompt's embeddings before the text, and tokens would be mistaken",
     ),
     Refusal(
         ("DoryDecoderLayer",), ADDED, "moves the residual stream part of the way to this tensor, and does not add it"
@@ -96,6 +99,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         ("MuseSparkTextDecoderLayer",), ADDED, "mixes the residual stream and this tensor by learned gates"
     ),
+    Refusal(("Pix2StructTextBlock",), (*ADDED, "mlp_in"), "has modules that norm and add the residual themselves"),
     Refusal(
         ("ProphetNetDecoderLayer",), STREAM_SITES,
         "holds several predicted streams behind one another along the sequence",

@@ -39,6 +39,8 @@ LAST_MAPS = {
     "mlp_act": ("down_proj", "c_proj", "dense_4h_to_h", "fc_out", "fc2", "w2", "proj_out"),
     "attn_heads": ("o_proj", "out_proj", "c_proj", "dense", "wo"),
 }
+# Names of a list of blocks, before all others of its length (Idefics has cross-attentions beside).
+BLOCK_LISTS = ("layers", "layer", "h", "blocks", "block")
 # What may stand before `layers` in a path of a text decoder; a path into a vision tower is never taken for one.
 WRAPPERS = "model|language_model|text_model|decoder|transformer"
 
@@ -63,12 +65,12 @@ def find_blocks(base: nn.Module, config: PreTrainedConfig) -> tuple[nn.ModuleLis
     count = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     for root, prefix in _text_models(base, config):
         found = [
-            (name.count("."), name, module)
+            (name.count("."), name.rpartition(".")[2] not in BLOCK_LISTS, name, module)
             for name, module in root.named_modules()
             if isinstance(module, nn.ModuleList) and len(module) == count
         ]
         if found:
-            _, name, blocks = min(found, key=lambda item: item[:2])
+            *_, name, blocks = min(found, key=lambda item: item[:3])
             return blocks, f"{prefix}.{name}" if prefix else name
     raise ValueError(
         f"No list of {count} decoder blocks in {type(base).__name__}, as the config of {_family(config)!r} says; give "
@@ -258,6 +260,9 @@ def hook_tensor(point: HookPoint, action: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _on_input(action: Any, names: tuple[str, ...], module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    if args and isinstance(args[0], Tensor) and _is_state(args[0]):
+        edited = action(args[0])
+        return None if edited is args[0] else ((edited, *args[1:]), kwargs)
     for index, value in enumerate(args):
         if isinstance(value, Tensor) and _is_state(value):
             edited = action(value)
@@ -274,6 +279,9 @@ def _on_output(action: Any, module: nn.Module, args: tuple, output: Any) -> Any:
     if isinstance(output, Tensor):
         edited = action(output)
         return None if edited is output else edited
+    if type(output) is tuple and output and isinstance(output[0], Tensor) and _is_state(output[0]):
+        edited = action(output[0])
+        return None if edited is output[0] else (edited, *output[1:])
     if isinstance(output, (tuple, list)):
         for index, value in enumerate(output):
             if isinstance(value, Tensor) and _is_state(value):
@@ -299,7 +307,7 @@ def _on_output(action: Any, module: nn.Module, args: tuple, output: Any) -> Any:
 
 
 def _is_state(value: Tensor) -> bool:
-    return value.ndim > 1 and value.is_floating_point()
+    return value.is_floating_point() and value.ndim > 1
 
 
 def _no_state(module: nn.Module, verb: str, values: list) -> str:

@@ -153,7 +153,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         for number, entry in enumerate(self.config.sae_configs):
             read = find_hook_point(self.lm, base_config, entry.read_at)
             write = find_hook_point(self.lm, base_config, entry.write_at)
-            check_width(entry, number, read, width)
+            check_width(entry, number, read, width, write)
             if entry.hook_out is not None:
                 self._hook(read, functools.partial(self._note, number))
             self._hook(write, functools.partial(self._visit, number))

@@ -1,11 +1,20 @@
 """Places by name: which module each site is, and errors for places that are not there."""
 
-import pytest
+from __future__ import annotations
 
-from sae_transformers import SaeForCausalLM
-from sae_transformers.modeling.hook_points import find_blocks, find_hook_point
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
+from sae_transformers.create_training_data.hidden_states import HiddenStateReader
+from sae_transformers.modeling.hook_points import HookPoint, find_blocks, find_hook_point, hook_tensor
 from tests.invariants.naive import block_list, site_module
-from tests.tiny import ARCHITECTURES, LAYERS, tiny_base, tiny_sae
+from tests.tiny import ARCHITECTURES, LAYERS, prompt, tiny_base, tiny_sae
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -95,3 +104,132 @@ def test_a_block_without_the_module_says_what_it_has():
 def test_an_sae_of_another_width_is_refused():
     with pytest.raises(ValueError, match="reads 16 values.*width of 32"):
         SaeForCausalLM.from_base(tiny_base(), saes=[tiny_sae(layer=1, d_in=16)])
+
+
+# -- the tensor at a point -------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    weights: Any
+    hidden: Tensor
+
+
+STATE = torch.arange(12.0).view(1, 3, 4)
+IDS = torch.tensor([[1, 2, 3]])
+
+
+class Returns(nn.Module):
+    """Returns what it was told to; its forward takes several things under names of its own."""
+
+    def __init__(self, output: Any = None) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, ids: Any = None, latents: Any = None, context: Any = None, **rest: Any) -> Any:
+        return self.output if self.output is not None else (ids, latents, context, rest)
+
+
+@pytest.mark.parametrize(
+    ("output", "at"),
+    [
+        (STATE, lambda out: out),
+        ((STATE, "rest"), lambda out: out[0]),
+        ([STATE, "rest"], lambda out: out[0]),
+        ((None, IDS, STATE), lambda out: out[2]),
+        (Pair(None, STATE), lambda out: out.hidden),
+        (BaseModelOutput(last_hidden_state=STATE, hidden_states=(STATE,)), lambda out: out.last_hidden_state),
+        (BaseModelOutput(last_hidden_state=STATE, hidden_states=(STATE,)), lambda out: out[0]),
+        ({"loss": torch.tensor(1.0), "hidden": STATE, "other": STATE}, lambda out: out["hidden"]),
+        (defaultdict(int, {"hidden": STATE}), lambda out: out["hidden"]),
+    ],
+    ids=["tensor", "tuple", "list", "later", "named", "field", "item", "dict", "defaultdict"],
+)
+def test_outputs_of_every_kind_are_edited_in_a_copy(output, at):
+    module = Returns(output)
+    handle = hook_tensor(HookPoint(module, "output", "m"), lambda hidden: hidden + 1)
+    edited = module()
+    assert torch.equal(at(edited), STATE + 1) and type(edited) is type(output) and edited is not output
+    assert torch.equal(at(output), STATE)
+    if not isinstance(output, Tensor):
+        assert len(edited) == len(output)
+    handle.remove()
+    seen = []
+    hook_tensor(HookPoint(module, "output", "m"), lambda hidden: (seen.append(hidden), hidden)[1])
+    assert module() is output and seen[0] is STATE  # nothing is copied where nothing changes
+
+
+def test_inputs_under_any_name_are_edited():
+    module = Returns()
+    hook_tensor(HookPoint(module, "input", "m"), lambda hidden: hidden + 1)
+    for args, kwargs in (
+        ((IDS, STATE), {"context": STATE}),
+        ((IDS,), {"context": STATE, "latents": STATE}),  # by the signature's order, not the call's
+        ((), {"mask": 3, "context": STATE, "latents": STATE}),
+        ((None, STATE, STATE), {}),
+    ):
+        _, latents, context, _ = module(*args, **kwargs)
+        assert torch.equal(latents, STATE + 1) and torch.equal(context, STATE)
+    assert torch.equal(module(unknown=STATE)[3]["unknown"], STATE + 1)
+
+
+def test_a_module_without_a_hidden_state_is_named():
+    for output, shown in (((IDS,), r"torch\.int64 \(1, 3\)"), ("text", "str"), ((None,), "NoneType"), ({}, "nothing")):
+        module = Returns(output)
+        hook_tensor(HookPoint(module, "output", "m"), lambda hidden: hidden)
+        with pytest.raises(
+            TypeError, match=f"returns a floating-point tensor.*Received: Returns with {shown}.*`hook`"
+        ):
+            module()
+    module = Returns()
+    hook_tensor(HookPoint(module, "input", "m"), lambda hidden: hidden)
+    with pytest.raises(TypeError, match="is given a floating-point tensor"):
+        module(IDS)
+
+
+class Named(nn.Module):
+    """An attention that returns a NamedTuple, whose argument has a name of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Pair:
+        return Pair("weights", self.inner(x))
+
+
+class Unpacks(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.named = Named(inner)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.named(x=hidden_states).hidden
+
+
+@pytest.mark.parametrize("hook", ["model", "model.layers.1.mlp.named", "model.layers.1.mlp.named.input"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_sae_works_at_unusual_modules(hook, compiled):
+    base = tiny_base()
+    base.model.layers[1].mlp = Unpacks(base.model.layers[1].mlp)
+    module = {"model": "model.norm", "model.layers.1.mlp.named": "model.layers.1.mlp.named.inner"}.get(hook)
+    sae = tiny_sae(hook=hook)
+    plain = base(prompt(), use_cache=False).logits
+    model = SaeForCausalLM.from_base(base, saes=[sae])
+    edit = Steering([FeatureEdit(feature=3, op="direction", value=2.0)])
+    with torch.no_grad():
+        assert torch.equal(model(prompt(), use_cache=False).logits, plain)
+        run = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
+        steered = run(prompt(), steering=model.prepare_steering(edit), use_cache=False).logits
+        v = 2 * sae.W_dec[3]
+        if module is None:
+            handle = base.model.layers[1].mlp.named.inner.register_forward_pre_hook(lambda m, args: (args[0] + v,))
+        else:
+            handle = base.get_submodule(module).register_forward_hook(lambda m, args, out: out + v)
+        expected = base(prompt(), use_cache=False).logits
+        handle.remove()
+    assert (steered - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not torch.allclose(steered, plain)
+    read = HiddenStateReader(base, [hook]).read(list(prompt()), [torch.arange(9)] * 2)[hook]
+    with torch.no_grad():
+        seen = model(prompt(), output_sae_inputs=True, use_cache=False).sae_inputs[0]
+    assert torch.allclose(read, seen.reshape(-1, 32), atol=1e-5)
