@@ -116,7 +116,6 @@ TEXT = {
     "split_ngram_parts": 2,
     "heads_per_ngram": 2,
     "make_ngram_vocab_size_divisible_by": 8,
-    "unpadded_vocab_size": None,
 }
 
 TOWER = {

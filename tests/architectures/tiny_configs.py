@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -34,7 +35,11 @@ def _shrink(config_class: type, path: str, role: str) -> PreTrainedConfig:
     default = config_class(**START_VALUES.get(path, {}))
     sizes = TEXT if role == "text" else TOWER
     values: dict[str, Any] = dict(START_VALUES.get(path, {}))
+    known = {field.name for field in dataclasses.fields(config_class)}
+    known.update(config_class.attribute_map.get(name, name) for name in list(known))
     for name, value in vars(default).items():
+        if name not in known:  # derived from others
+            continue
         if isinstance(value, PreTrainedConfig):
             part_role = "text" if name in TEXT_PARTS and role == "text" else "tower"
             values[name] = _shrink(type(value), f"{path}.{name}", part_role)
@@ -56,8 +61,8 @@ def _replaceable(name: str, value: Any) -> bool:
 
 def _key_value_heads(name: str, default: PreTrainedConfig) -> int:
     """As many as query heads where the default says so (latent attention relies on it), else half of them."""
-    heads = getattr(default, "num_attention_heads", None)
-    return 4 if getattr(default, name) == heads else 2
+    fields = vars(default)
+    return 4 if fields[name] == fields.get("num_attention_heads") else 2
 
 
 def _layer_kinds(default: PreTrainedConfig, values: dict[str, Any]) -> dict[str, list[str]]:
