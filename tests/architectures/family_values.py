@@ -67,7 +67,7 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "dots3_note.text_config": _DOTS3,
     "cohere_compass_text": _COMPASS,
     "cohere_compass.text_config": _COMPASS,
-    "dbrx.attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+    "dbrx.attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
     "dbrx.ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_top_k": 2},
     "falcon": {"ffn_hidden_size": 48},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},

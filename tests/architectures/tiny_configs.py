@@ -9,9 +9,10 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.architectures.family_values import FAMILY_VALUES, START_VALUES
+from tests.architectures.image_text_values import IMAGE_TEXT_VALUES
 from tests.architectures.small_values import KEY_VALUE_HEADS, LAYERS, TEXT, TOWER, VOCAB
 
-TEXT_PARTS = ("text_config", "decoder", "decoder_config", "language_config", "llm_config", "thinker_config")
+TEXT_PARTS = ("text_config", "decoder", "decoder_config", "language_config", "llm_config", "thinker_config", "vlm_config")
 LAYER_COUNTS = ("num_hidden_layers", "decoder_layers", "num_layers", "n_layer", "n_layers", "num_blocks", "depth")
 
 
@@ -47,7 +48,9 @@ def _shrink(config_class: type, path: str, role: str) -> PreTrainedConfig:
             values[name] = sizes[name]
         elif role == "text" and name in KEY_VALUE_HEADS and value is not None:
             values[name] = _key_value_heads(name, default)
+    values.update(_multimodal_rotary(default, values))
     values.update(FAMILY_VALUES.get(path, {}))
+    values.update(IMAGE_TEXT_VALUES.get(path, {}))
     values.update(_layer_kinds(default, values))
     return config_class(**values)
 
@@ -65,9 +68,24 @@ def _key_value_heads(name: str, default: PreTrainedConfig) -> int:
     return 4 if fields[name] == fields.get("num_attention_heads") else 2
 
 
+def _multimodal_rotary(default: PreTrainedConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """Sections for time, height and width that fill the few rotary frequencies of a small head."""
+    if "mrope_section" not in (getattr(default, "ignore_keys_at_rope_validation", None) or ()):
+        return {}
+    rope = default.rope_parameters
+    if not isinstance(rope, dict) or "rope_type" not in rope:
+        return {}
+    heads = values.get("num_attention_heads", 4)
+    head_dim = values.get("head_dim") or values.get("hidden_size", 32) // heads
+    pairs = int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
+    width = pairs // 3 or (1 if pairs > 1 else 0)
+    return {"rope_parameters": {**rope, "mrope_section": [pairs - 2 * width, width, width] if pairs != 2 else [1, 1, 0]}}
+
+
 def _layer_kinds(default: PreTrainedConfig, values: dict[str, Any]) -> dict[str, list[str]]:
     """For each list that names the kind of every layer: a list of `layers` names with every kind of the default."""
-    counts = [(getattr(default, n), values.get(n, getattr(default, n))) for n in LAYER_COUNTS if hasattr(default, n)]
+    fields = vars(default)
+    counts = [(fields[name], values.get(name, fields[name])) for name in LAYER_COUNTS if name in fields]
     counts = [(before, now) for before, now in counts if isinstance(before, int) and isinstance(now, int)]
     found = {}
     for name, kinds in vars(default).items():
