@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
+from tests.architectures.base_facts import base_facts
+from tests.architectures.families import CAUSAL, IMAGE_TEXT, NOT_TINY, causal_families, families, image_text_families
 from tests.architectures.tiny_configs import tiny_config
+from tests.architectures.tiny_inputs import NEEDS_IMAGE, tiny_inputs
 
-AUTO_CLASSES = {"causal-lm": AutoModelForCausalLM, "image-text-to-text": AutoModelForImageTextToText}
-NAMES = {
-    "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "image-text-to-text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
-}
+AUTO_CLASSES = {CAUSAL: AutoModelForCausalLM, IMAGE_TEXT: AutoModelForImageTextToText}
 KEEP_WEIGHTS = ("norm", "A_log", "conv", "rotary", "pos_emb", "position")
 
 
-def causal_families() -> list[str]:
-    """Model types of the installed transformers that `AutoModelForCausalLM` knows, in alphabetical order."""
-    return _families("causal-lm")
-
-
-def image_text_families() -> list[str]:
-    """Model types of the installed transformers that `AutoModelForImageTextToText` knows, in alphabetical order."""
-    return _families("image-text-to-text")
-
-
-def _families(task: str) -> list[str]:
-    return sorted(getattr(modeling_auto, NAMES[task]))
-
-
 def tiny_base(
-    model_type: str, task: str = "causal-lm", seed: int = 0, dtype: torch.dtype = torch.float32
+    model_type: str, task: str = CAUSAL, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """A random base of a few layers, in eval mode, with weights large enough that layers matter."""
     torch.manual_seed(seed)
@@ -43,7 +25,20 @@ def tiny_base(
             if parameter.ndim > 1 and not any(word in name for word in KEEP_WEIGHTS):
                 parameter.normal_(std=0.15)
     base.generation_config.eos_token_id = None
+    base.generation_config.forced_eos_token_id = None
     return base
 
 
-__all__ = ["causal_families", "image_text_families", "tiny_base", "tiny_config"]
+__all__ = [
+    "CAUSAL",
+    "IMAGE_TEXT",
+    "NEEDS_IMAGE",
+    "NOT_TINY",
+    "base_facts",
+    "causal_families",
+    "families",
+    "image_text_families",
+    "tiny_base",
+    "tiny_config",
+    "tiny_inputs",
+]
