@@ -19,6 +19,8 @@ _NO_PER_LAYER_INPUT = {
 }
 
 START_VALUES: dict[str, dict[str, Any]] = {
+    "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
     "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", **_NO_PER_LAYER_INPUT}},
     "gemma4_assistant.text_config": _NO_PER_LAYER_INPUT,
 }

@@ -22,7 +22,11 @@ def tiny_base(
     base = AUTO_CLASSES[task].from_config(tiny_config(model_type, task), dtype=dtype).eval()
     with torch.no_grad():
         for name, parameter in base.named_parameters():
-            if parameter.ndim > 1 and not any(word in name for word in KEEP_WEIGHTS):
+            if "attn_gate" in name or "mlp_gate" in name:  # Mllama closes them at first: its images would not matter
+                parameter.fill_(0.5)
+            elif parameter.ndim == 4:  # patches of an image to vectors
+                parameter.normal_(std=0.15)
+            elif parameter.ndim > 1 and not any(word in name for word in KEEP_WEIGHTS):
                 parameter.normal_(std=0.15)
     base.generation_config.eos_token_id = None
     base.generation_config.forced_eos_token_id = None

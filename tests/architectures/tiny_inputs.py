@@ -73,6 +73,8 @@ def image_token(base: PreTrainedModel) -> int:
 
 def _with_mask(base: PreTrainedModel, ids: Tensor, image: dict[str, Tensor]) -> dict[str, Tensor]:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image}
+    if "image_attention_mask" in inputs:
+        inputs["image_attention_mask"] = inputs["image_attention_mask"].expand(-1, ids.shape[1], -1)
     accepted = parameters_of(base.forward)
     if image:
         is_image = (ids == image_token(base)).long() if base.config.model_type not in WITHOUT_PLACEHOLDERS else 0 * ids
@@ -102,7 +104,7 @@ def _placeholders(base: PreTrainedModel, image: dict[str, Tensor], rows: int) ->
         return PLACEHOLDERS[model_type]
     owner = base if hasattr(base, "get_image_features") else base.model
     accepted = parameters_of(owner.get_image_features)
-    named = image if accepted <= {"args", "kwargs"} else {n: v for n, v in image.items() if n in accepted}
+    named = image if accepted <= {"args", "kwargs"} else {n: v for n, v in image.items() if n in accepted | KEYWORDS}
     with torch.no_grad():
         found = owner.get_image_features(**named)
     found = getattr(found, "pooler_output", found)
@@ -150,6 +152,10 @@ def _layouts(base: PreTrainedModel, rows: int, generator: torch.Generator) -> It
         sizes = {"target_sizes": torch.tensor([[SIDE, SIDE]] * rows, dtype=torch.int32)}
         yield {"pixel_values": noise(1, 3, PATCH, rows * patches * PATCH), **sizes}
     if "pixel_attention_mask" in accepted:
+        yield {
+            "pixel_values": noise(rows, 1, 3, IMAGE, IMAGE),
+            "pixel_attention_mask": torch.ones(rows, 1, IMAGE, IMAGE, dtype=torch.long),
+        }
         yield {"pixel_values": noise(rows, 1, 3, IMAGE, IMAGE)}
     if "image_token_pooling" in accepted:
         yield {
@@ -160,13 +166,15 @@ def _layouts(base: PreTrainedModel, rows: int, generator: torch.Generator) -> It
         }
     if "high_res_pixel_values" in accepted:
         yield {"pixel_values": noise(rows, 3, IMAGE, IMAGE), "high_res_pixel_values": noise(rows, 3, IMAGE, IMAGE)}
+    if "image_sizes" in accepted and "vision_feature_select_strategy" in accepted and "batch_num_images" not in accepted:
+        yield {"pixel_values": noise(rows, 3, IMAGE, IMAGE)}
     if "image_sizes" in accepted:
         yield {"pixel_values": noise(rows, 3, 3, IMAGE, IMAGE), "image_sizes": torch.tensor([[16, 32]] * rows)}
         yield {"pixel_values": noise(rows, 3, IMAGE, IMAGE), "image_sizes": square}
     yield {"pixel_values": noise(rows, 3, IMAGE, IMAGE)}
     yield {"pixel_values_images": noise(rows, 3, IMAGE, IMAGE)}
-    if "image_patches" in accepted:
-        yield {"image_patches": noise(rows, 1, PATCH), "image_patches_indices": torch.zeros(rows, 1)}
+    yield {"pixel_values": noise(rows * patches, 2, 3, PATCH, PATCH)}
+    yield {"pixel_values": noise(rows, patches, 3 * PATCH * PATCH)}
 
 
 def _whole_image(base: PreTrainedModel, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -182,10 +190,14 @@ def _tiled(base: PreTrainedModel, rows: int, generator: torch.Generator) -> dict
 
 
 def _image_a_row(base: PreTrainedModel, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    return {"pixel_values": torch.randn(rows, 1, 3, IMAGE, IMAGE, generator=generator)}
+    return {
+        "pixel_values": torch.randn(rows, 1, 3, IMAGE, IMAGE, generator=generator),
+        "image_attention_mask": torch.ones(rows, 1, 1, dtype=torch.long),  # stretched to the text's length
+    }
 
 
 WITHOUT_PLACEHOLDERS = {"blip": _whole_image, "git": _whole_image, "idefics": _image_a_row, "mllama": _tiled}
-PLACEHOLDERS = {"deepseek_vl": 16, "deepseek_vl_hybrid": 16, "janus": 16}
+PLACEHOLDERS = {"deepseek_vl": 16, "deepseek_vl_hybrid": 16, "janus": 16, "llama4": 4}
+KEYWORDS = {"image_merge_sizes"}  # what an image encoder takes without naming it
 
 __all__ = ["NEEDS_IMAGE", "image_token", "parameters_of", "tiny_inputs"]
