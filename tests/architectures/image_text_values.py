@@ -71,7 +71,9 @@ IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
         "deepstack_layer_map": [[0, 0]],
         "spatial_target_layers": [1],
     },
-    "granite4_vision.qformer_config": {"cross_attention_frequency": 1, "num_attention_heads": 2},
+    # heads of the connector are its width // 64
+    "granite4_vision.qformer_config": {"hidden_size": 64, "encoder_hidden_size": 64, "num_attention_heads": 1},
+    "granite4_vision.vision_config": {"hidden_size": 64},
     "hunyuan_vl.vision_config": {"max_image_size": 16, "min_image_size": 16, "img_max_token_num": 16},
     "instructblip": {"image_token_index": 98, "num_query_tokens": 4},
     "instructblipvideo": {"image_token_index": 98, "video_token_index": 98, "num_query_tokens": 4},
