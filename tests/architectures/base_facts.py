@@ -82,7 +82,6 @@ def _greedy(base: PreTrainedModel, inputs: dict[str, Tensor], **settings: Any) -
         max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
         do_sample=False,
-        pad_token_id=0,
         return_dict_in_generate=True,
         output_logits=True,
         **settings,

@@ -80,6 +80,7 @@ IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "internvl.vision_config": {"image_size": [16, 16], "patch_size": [4, 4]},
     "kosmos-2": {"latent_query_num": 4},
     "kosmos-2.5": {"latent_query_num": 4},
+    "kimi_k25": {"projection_hidden_size": 16},
     "minicpm_ocr": {"image_token_id": 98},
     "minicpmv4_6": {"image_token_id": 98},
     "minicpmv4_7": {"image_token_id": 98},

@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from tests.architectures.base_facts import base_facts
 from tests.architectures.families import CAUSAL, IMAGE_TEXT, NOT_TINY, causal_families, families, image_text_families
 from tests.architectures.tiny_configs import tiny_config
-from tests.architectures.tiny_inputs import NEEDS_IMAGE, tiny_inputs
+from tests.architectures.tiny_inputs import NEEDS_IMAGE, NO_IMAGE_INPUTS, tiny_inputs
 
 AUTO_CLASSES = {CAUSAL: AutoModelForCausalLM, IMAGE_TEXT: AutoModelForImageTextToText}
+CLOSED_AT_FIRST = ("attn_gate", "mlp_gate", "alpha_cross_attn", "alpha_dense")  # images would not matter
 KEEP_WEIGHTS = ("norm", "A_log", "conv", "rotary", "pos_emb", "position")
 
 
@@ -22,13 +23,14 @@ def tiny_base(
     base = AUTO_CLASSES[task].from_config(tiny_config(model_type, task), dtype=dtype).eval()
     with torch.no_grad():
         for name, parameter in base.named_parameters():
-            if "attn_gate" in name or "mlp_gate" in name:  # Mllama closes them at first: its images would not matter
+            if any(word in name for word in CLOSED_AT_FIRST):
                 parameter.fill_(0.5)
             elif parameter.ndim == 4:  # patches of an image to vectors
                 parameter.normal_(std=0.15)
             elif parameter.ndim > 1 and not any(word in name for word in KEEP_WEIGHTS):
                 parameter.normal_(std=0.15)
     base.generation_config.eos_token_id = None
+    base.generation_config.pad_token_id = 0
     base.generation_config.forced_eos_token_id = None
     return base
 
@@ -38,6 +40,7 @@ __all__ = [
     "IMAGE_TEXT",
     "NEEDS_IMAGE",
     "NOT_TINY",
+    "NO_IMAGE_INPUTS",
     "base_facts",
     "causal_families",
     "families",

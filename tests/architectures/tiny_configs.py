@@ -126,6 +126,8 @@ def _place_special_tokens(config: PreTrainedConfig) -> None:
                 continue
             setattr(part, name, following)
             following += 1
+    if isinstance(getattr(config, "vocabulary_map", None), dict):  # Chameleon and Emu3 find the id there
+        config.vocabulary_map["<image>"] = config.image_token_id
     for part in (config, text):
         for name in ("vocab_size", "vocab_size_per_layer_input"):
             if isinstance(getattr(part, name, None), int):

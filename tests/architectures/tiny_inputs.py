@@ -31,7 +31,7 @@ def tiny_inputs(
         rows: texts in the batch.
         length: words a text; placeholders of an image come on top.
         seed: for words and pixels.
-        with_image: None puts an image where the family cannot do without.
+        with_image: None puts an image where the family cannot do without. Not for those in `NO_IMAGE_INPUTS`.
 
     Returns:
         input_ids and attention_mask, (rows, length + placeholders), and what the image needs.
@@ -57,6 +57,15 @@ def tiny_inputs(
     raise ValueError("Expected an image that the base accepts. Tried:\n" + "\n".join(failures))
 
 
+NO_IMAGE_INPUTS = {
+    "emu3": "its smallest image encoder wants larger images",
+    "granite4_vision": "its images are fed to several layers, and how many placeholders they need is not told",
+    "inkling2": "the layout of its patches is not found out",
+    "inkling_mm_model": "the layout of its patches is not found out",
+    "mistral4": "a text model, in spite of the mapping's name",
+}
+
+
 def parameters_of(function: Any) -> set[str]:
     """The names of the function's parameters."""
     return set(inspect.signature(function).parameters)
@@ -68,7 +77,7 @@ def image_token(base: PreTrainedModel) -> int:
         value = getattr(base.config, name, None)
         if isinstance(value, int):
             return value
-    raise ValueError(f"Expected an image token in the configuration. Received: {base.config.model_type}")
+    return 98  # the family marks the places by a mask
 
 
 def _with_mask(base: PreTrainedModel, ids: Tensor, image: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -83,6 +92,8 @@ def _with_mask(base: PreTrainedModel, ids: Tensor, image: dict[str, Tensor]) -> 
                 inputs[name] = is_image
         if "moe_mm_token_type_ids" in accepted:
             inputs["moe_mm_token_type_ids"] = is_image
+        if "image_embeds_position_mask" in accepted:
+            inputs["image_embeds_position_mask"] = is_image
     return inputs
 
 
@@ -107,7 +118,8 @@ def _placeholders(base: PreTrainedModel, image: dict[str, Tensor], rows: int) ->
     named = image if accepted <= {"args", "kwargs"} else {n: v for n, v in image.items() if n in accepted | KEYWORDS}
     with torch.no_grad():
         found = owner.get_image_features(**named)
-    found = getattr(found, "pooler_output", found)
+    pooled = getattr(found, "pooler_output", found)
+    found = found.last_hidden_state if pooled is None else pooled
     if isinstance(found, (list, tuple)):
         count = sum(part.numel() for part in found)
     else:
@@ -140,7 +152,7 @@ def _layouts(base: PreTrainedModel, rows: int, generator: torch.Generator) -> It
         yield {"pixel_values": noise(rows, patches, 3, PATCH, PATCH), **grid}
     if "image_position_ids" in accepted:
         places = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).flip(-1).expand(rows, -1, -1)
-        for factor in (1, 3, 9):
+        for factor in (1, 2, 3):
             yield {"pixel_values": torch.rand(rows, patches, 3 * (PATCH * factor) ** 2), "image_position_ids": places}
     if "spatial_shapes" in accepted:
         yield {
@@ -151,6 +163,16 @@ def _layouts(base: PreTrainedModel, rows: int, generator: torch.Generator) -> It
     if "target_sizes" in accepted:
         sizes = {"target_sizes": torch.tensor([[SIDE, SIDE]] * rows, dtype=torch.int32)}
         yield {"pixel_values": noise(1, 3, PATCH, rows * patches * PATCH), **sizes}
+    if "flattened_patches" in accepted:  # row and column in front of the pixels
+        places = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)) + 1.0
+        yield {"flattened_patches": torch.cat([places.expand(rows, -1, -1), noise(rows, patches, 48)], dim=-1)}
+    if "qformer_input_ids" in accepted:
+        question = {"qformer_input_ids": torch.full((rows, 3), 5)}
+        video = "video" in base.config.model_type
+        yield {"pixel_values": noise(rows, *([1] if video else []), 3, IMAGE, IMAGE), **question}
+    if "tile_fine_mask" in accepted:
+        tiles = torch.ones(rows, 1, dtype=torch.bool)
+        yield {"pixel_values": noise(rows, 1, 3, IMAGE, IMAGE), "pixel_attention_mask": tiles}
     if "pixel_attention_mask" in accepted:
         yield {
             "pixel_values": noise(rows, 1, 3, IMAGE, IMAGE),
@@ -166,7 +188,7 @@ def _layouts(base: PreTrainedModel, rows: int, generator: torch.Generator) -> It
         }
     if "high_res_pixel_values" in accepted:
         yield {"pixel_values": noise(rows, 3, IMAGE, IMAGE), "high_res_pixel_values": noise(rows, 3, IMAGE, IMAGE)}
-    if "image_sizes" in accepted and "vision_feature_select_strategy" in accepted and "batch_num_images" not in accepted:
+    if {"image_sizes", "vision_feature_select_strategy"} <= accepted and "batch_num_images" not in accepted:
         yield {"pixel_values": noise(rows, 3, IMAGE, IMAGE)}
     if "image_sizes" in accepted:
         yield {"pixel_values": noise(rows, 3, 3, IMAGE, IMAGE), "image_sizes": torch.tensor([[16, 32]] * rows)}
@@ -197,7 +219,7 @@ def _image_a_row(base: PreTrainedModel, rows: int, generator: torch.Generator) -
 
 
 WITHOUT_PLACEHOLDERS = {"blip": _whole_image, "git": _whole_image, "idefics": _image_a_row, "mllama": _tiled}
-PLACEHOLDERS = {"deepseek_vl": 16, "deepseek_vl_hybrid": 16, "janus": 16, "llama4": 4}
+PLACEHOLDERS = {"deepseek_vl": 16, "deepseek_vl_hybrid": 16, "janus": 16, "llama4": 4, **dict.fromkeys(NEEDS_IMAGE, 4)}
 KEYWORDS = {"image_merge_sizes"}  # what an image encoder takes without naming it
 
-__all__ = ["NEEDS_IMAGE", "image_token", "parameters_of", "tiny_inputs"]
+__all__ = ["NEEDS_IMAGE", "NO_IMAGE_INPUTS", "image_token", "parameters_of", "tiny_inputs"]
