@@ -1,4 +1,4 @@
-"""What a base does without us: the identities that hold for it, measured. One that fails here cannot be asked of us."""
+"""What a base does without us: the identities that hold for it, measured. One that fails cannot be asked of us."""
 
 from __future__ import annotations
 
@@ -82,11 +82,18 @@ def _greedy(base: PreTrainedModel, inputs: dict[str, Tensor], **settings: Any) -
         max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
         do_sample=False,
+        suppress_tokens=_not_words(base),
         return_dict_in_generate=True,
         output_logits=True,
         **settings,
     )
     return found.sequences[:, -NEW_TOKENS:], torch.stack(found.logits, dim=1)
+
+
+def _not_words(base: PreTrainedModel) -> list[int] | None:
+    """Ids that may not be chosen: a placeholder in the answer would ask for one more image."""
+    size = base.get_input_embeddings().num_embeddings
+    return list(range(90, size)) if base.config.sub_configs else None
 
 
 def _compare(first: Tensor, second: Tensor, tolerance: float = TOLERANCE) -> str:

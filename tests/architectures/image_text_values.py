@@ -14,12 +14,17 @@ _MUSE_VISION = {"layer_types": ["window_attention", "full_attention"], "num_atte
 _PINPOINTS = {"image_grid_pinpoints": [[16, 16], [16, 32], [32, 16]]}
 _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _MIXED = ["sliding_attention", "full_attention"] * 2
+_CHAMELEON_WORDS = {"<image>": 98, **{f"IMGIMG{letter}Z": 40 + i for i, letter in enumerate("ABCDEFGHIJ")}}
+_EMU_WORDS = {"<image>": 98, **{f"<|visual token {i:06d}|>": 40 + i for i in range(8)}}
 _NO_TOKEN_DROPPED = {"pooling_kernel_size": 2}
 
 IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
     "blip-2": {"image_token_index": 98, "num_query_tokens": 4},
-    "chameleon": {"image_token_id": 98, "vocabulary_map": {"<image>": 98, **{f"IMGIMG{'ABCDEFGHIJ'[i]}Z": 40 + i for i in range(10)}}},
+    "chameleon": {
+        "image_token_id": 98,
+        "vocabulary_map": _CHAMELEON_WORDS,
+    },
     "chameleon.vq_config": {**_VQ, "num_embeddings": 8},
     "cohere_compass.vision_config": _DEEPSTACK,
     "cosmos3_edge.text_config": {"rope_parameters": _SECTIONS},
@@ -43,7 +48,10 @@ IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
         "rope_parameters": {**_SECTIONS, "mrope_section": [1, 1, 2]},
     },
     "ernie4_5_vl_moe.vision_config": {"out_hidden_size": 32},
-    "emu3": {"image_token_id": 98, "vocabulary_map": {"<image>": 98, **{f"<|visual token {i:06d}|>": 40 + i for i in range(8)}}},
+    "emu3": {
+        "image_token_id": 98,
+        "vocabulary_map": _EMU_WORDS,
+    },
     "emu3.vq_config": {**_VQ, "codebook_size": 8, "attn_resolutions": [], "hidden_size": 32},
     "florence2.vision_config": {
         "depths": [1, 1],
@@ -62,7 +70,12 @@ IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "fuyu": {"patch_size": 4, "image_size": 16},
     "gemma3": {"mm_tokens_per_image": 4},
     "shieldgemma2": {"mm_tokens_per_image": 4},
-    "gemma4_unified.vision_config": _NO_TOKEN_DROPPED,
+    "gemma4_unified.vision_config": {
+        **_NO_TOKEN_DROPPED,
+        "mm_embed_dim": 16,
+        "mm_posemb_size": 16,
+        "output_proj_dims": 16,
+    },
     "gemma4.vision_config": _NO_TOKEN_DROPPED,
     "got_ocr2.vision_config": _SAM,
     "granite4_vision": {
@@ -76,10 +89,11 @@ IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "granite4_vision.vision_config": {"hidden_size": 64},
     "hunyuan_vl.vision_config": {"max_image_size": 16, "min_image_size": 16, "img_max_token_num": 16},
     "instructblip": {"image_token_index": 98, "num_query_tokens": 4},
-    "instructblipvideo": {"image_token_index": 98, "video_token_index": 98, "num_query_tokens": 4},
+    "instructblipvideo": {"video_token_index": 98, "num_query_tokens": 4},
     "internvl.vision_config": {"image_size": [16, 16], "patch_size": [4, 4]},
     "kosmos-2": {"latent_query_num": 4},
     "kosmos-2.5": {"latent_query_num": 4},
+    "kosmos-2.5.vision_config": {"patch_embed_hidden_size": 48},
     "kimi_k25": {"projection_hidden_size": 16},
     "minicpm_ocr": {"image_token_id": 98},
     "minicpmv4_6": {"image_token_id": 98},

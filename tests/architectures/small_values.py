@@ -67,6 +67,7 @@ TEXT = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "sep_token_id": 2,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
     "n_group": 1,

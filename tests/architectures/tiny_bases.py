@@ -12,6 +12,7 @@ from tests.architectures.tiny_inputs import NEEDS_IMAGE, NO_IMAGE_INPUTS, tiny_i
 
 AUTO_CLASSES = {CAUSAL: AutoModelForCausalLM, IMAGE_TEXT: AutoModelForImageTextToText}
 CLOSED_AT_FIRST = ("attn_gate", "mlp_gate", "alpha_cross_attn", "alpha_dense")  # images would not matter
+# Kept as the family draws them, but for convolutions over an image
 KEEP_WEIGHTS = ("norm", "A_log", "conv", "rotary", "pos_emb", "position")
 
 
@@ -25,9 +26,7 @@ def tiny_base(
         for name, parameter in base.named_parameters():
             if any(word in name for word in CLOSED_AT_FIRST):
                 parameter.fill_(0.5)
-            elif parameter.ndim == 4:  # patches of an image to vectors
-                parameter.normal_(std=0.15)
-            elif parameter.ndim > 1 and not any(word in name for word in KEEP_WEIGHTS):
+            elif parameter.ndim == 4 or parameter.ndim > 1 and not any(word in name for word in KEEP_WEIGHTS):
                 parameter.normal_(std=0.15)
     base.generation_config.eos_token_id = None
     base.generation_config.pad_token_id = 0

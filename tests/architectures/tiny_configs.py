@@ -12,7 +12,7 @@ from tests.architectures.family_values import FAMILY_VALUES, START_VALUES
 from tests.architectures.image_text_values import IMAGE_TEXT_VALUES
 from tests.architectures.small_values import KEY_VALUE_HEADS, LAYERS, TEXT, TOWER, VOCAB
 
-TEXT_PARTS = ("text_config", "decoder", "decoder_config", "language_config", "llm_config", "thinker_config", "vlm_config")
+TEXT_PARTS = ("text_config", "decoder", "decoder_config", "language_config", "llm_config", "vlm_config")
 LAYER_COUNTS = ("num_hidden_layers", "decoder_layers", "num_layers", "n_layer", "n_layers", "num_blocks", "depth")
 
 
@@ -78,8 +78,9 @@ def _multimodal_rotary(default: PreTrainedConfig, values: dict[str, Any]) -> dic
     heads = values.get("num_attention_heads", 4)
     head_dim = values.get("head_dim") or values.get("hidden_size", 32) // heads
     pairs = int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
-    width = pairs // 3 or (1 if pairs > 1 else 0)
-    return {"rope_parameters": {**rope, "mrope_section": [pairs - 2 * width, width, width] if pairs != 2 else [1, 1, 0]}}
+    height = max(pairs // 3, min(pairs - 1, 1))
+    width = pairs // 3
+    return {"rope_parameters": {**rope, "mrope_section": [pairs - height - width, height, width]}}
 
 
 def _layer_kinds(default: PreTrainedConfig, values: dict[str, Any]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tests.architectures.small_values import IMAGE, PATCH
 
 SIDE = IMAGE // PATCH  # patches
-IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id")
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_patch_id", "video_token_index")
 NEEDS_IMAGE = ("blip", "blip-2", "idefics", "instructblip", "instructblipvideo", "kosmos-2", "kosmos-2.5")
 
 
@@ -120,10 +120,7 @@ def _placeholders(base: PreTrainedModel, image: dict[str, Tensor], rows: int) ->
         found = owner.get_image_features(**named)
     pooled = getattr(found, "pooler_output", found)
     found = found.last_hidden_state if pooled is None else pooled
-    if isinstance(found, (list, tuple)):
-        count = sum(part.numel() for part in found)
-    else:
-        count = found.numel()
+    count = sum(part.numel() for part in found) if isinstance(found, (list, tuple)) else found.numel()
     width = base.config.get_text_config().hidden_size
     if count % (width * rows):
         raise ValueError(f"Expected whole vectors of the text's width. Received: {count} numbers")
