@@ -19,6 +19,7 @@ _NO_PER_LAYER_INPUT = {
 }
 
 START_VALUES: dict[str, dict[str, Any]] = {
+    "granite4_vision": {"text_config": {"model_type": "granite"}},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
     "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
     "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", **_NO_PER_LAYER_INPUT}},
@@ -70,7 +71,8 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": _COMPASS,
     "cohere_compass.text_config": _COMPASS,
     "dbrx.attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
-    "dbrx.ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_top_k": 2},
+    "dbrx.ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32, "moe_top_k": 2},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "falcon": {"ffn_hidden_size": 48},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
     "gemma3n_text": _MIXED_GEMMA3N,
@@ -88,8 +90,6 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "granitemoeshared": _GRANITE,
     "granitemoehybrid": {**_GRANITE, "layer_types": ["mamba", "attention"] * 2, "shared_intermediate_size": 24},
     "hrm_text": {"num_hidden_layers": 2, "num_layers_per_stack": None, "H_cycles": 1, "L_cycles": 2},
-    "inkling2_text": {"unpadded_vocab_size": 99},
-    "inkling_text": {"unpadded_vocab_size": 99},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "use_mamba_kernels": False},
     "laguna": {"layer_types": ALTERNATING, "num_attention_heads_per_layer": [4] * 4},
     "lfm2": {"layer_types": CONVOLUTIONS},
@@ -115,6 +115,7 @@ FAMILY_VALUES: dict[str, dict[str, Any]] = {
     "xlstm": {"chunk_size": 16, "qk_dim_factor": 2.0, "v_dim_factor": 2.0},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
+        "use_mamba_kernels": False,
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "attention_hidden_size": 64,
         "attention_head_dim": 16,

@@ -20,6 +20,8 @@ _NO_TOKEN_DROPPED = {"pooling_kernel_size": 2}
 
 IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
+    "apertus1p5.audio_config": {"codebook_dim": 16, "hidden_size": 16, "decoder_hidden_size": 32},
+    "apertus1p5.vision_config": {**_VQ, "codebook_size": 8, "attn_resolutions": [], "spatial_scale_factor": 2},
     "blip-2": {"image_token_index": 98, "num_query_tokens": 4},
     "chameleon": {
         "image_token_id": 98,

@@ -68,6 +68,7 @@ TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "sep_token_id": 2,
+    "unpadded_vocab_size": VOCAB,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
     "n_group": 1,

@@ -130,7 +130,7 @@ def _place_special_tokens(config: PreTrainedConfig) -> None:
     if isinstance(getattr(config, "vocabulary_map", None), dict):  # Chameleon and Emu3 find the id there
         config.vocabulary_map["<image>"] = config.image_token_id
     for part in (config, text):
-        for name in ("vocab_size", "vocab_size_per_layer_input"):
+        for name in ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"):
             if isinstance(getattr(part, name, None), int):
                 setattr(part, name, max(getattr(part, name), following))
 

@@ -84,6 +84,9 @@ def _with_mask(base: PreTrainedModel, ids: Tensor, image: dict[str, Tensor]) -> 
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image}
     if "image_attention_mask" in inputs:
         inputs["image_attention_mask"] = inputs["image_attention_mask"].expand(-1, ids.shape[1], -1)
+    if "aspect_ratio_mask" in inputs:  # without it, Mllama's cached and uncached tokens differ
+        tiles = inputs["aspect_ratio_mask"]
+        inputs["cross_attention_mask"] = tiles[:, None].expand(-1, ids.shape[1], -1, -1).contiguous()
     accepted = parameters_of(base.forward)
     if image:
         is_image = (ids == image_token(base)).long() if base.config.model_type not in WITHOUT_PLACEHOLDERS else 0 * ids
