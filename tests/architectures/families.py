@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 CAUSAL, IMAGE_TEXT = "causal-lm", "image-text-to-text"
 NAMES = {CAUSAL: "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", IMAGE_TEXT: "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"}
@@ -34,12 +34,16 @@ NOT_TINY: dict[str, str] = {
     "vision-encoder-decoder": _ENCODER_DECODER,
 }
 
-# What a single release cannot do, by its number.
-_RELEASES: dict[str, dict[str, str]] = {
-    "5.12.0": {"cpmant": "generate with the cache fails: its mask leaves out the prompt tokens"},
-    "5.24.0": {"llama4": "its forward reads a field `image_outputs` that the output does not have"},
+# What a single release cannot do, by its number, task and model type.
+_RELEASES: dict[tuple[str, str, str], str] = {
+    ("5.12.0", CAUSAL, "cpmant"): "generate with the cache fails: its mask leaves out the prompt tokens",
+    ("5.24.0", IMAGE_TEXT, "llama4"): "its forward reads a field `image_outputs` that the output does not have",
 }
-NOT_TINY.update(_RELEASES.get(transformers.__version__, {}))
+
+
+def why_not_tiny(model_type: str, task: str) -> str:
+    """The reason why the family cannot be had small with the installed transformers, or "" if it can."""
+    return NOT_TINY.get(model_type) or _RELEASES.get((transformers.__version__, task, model_type), "")
 
 
 def causal_families() -> list[str]:
@@ -53,11 +57,13 @@ def image_text_families() -> list[str]:
 
 
 def families(task: str) -> list[str]:
-    """Model types of one task; of names that share class and configuration, the first alone."""
-    found: dict[tuple[str, str], str] = {}
-    for model_type, name in sorted(getattr(modeling_auto, NAMES[task]).items()):
-        found.setdefault((str(name), CONFIG_MAPPING_NAMES.get(model_type, model_type)), model_type)
-    return sorted(found.values())
+    """Model types of one task; of names that share class and configuration, the configuration's own alone."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model_type, name in getattr(modeling_auto, NAMES[task]).items():
+        found.setdefault((str(name), CONFIG_MAPPING_NAMES[model_type]), []).append(model_type)
+    return sorted(
+        min(names, key=lambda name: (CONFIG_MAPPING[name].model_type != name, name)) for names in found.values()
+    )
 
 
-__all__ = ["CAUSAL", "IMAGE_TEXT", "NOT_TINY", "causal_families", "families", "image_text_families"]
+__all__ = ["CAUSAL", "IMAGE_TEXT", "NOT_TINY", "causal_families", "families", "image_text_families", "why_not_tiny"]

@@ -20,6 +20,7 @@ _NO_TOKEN_DROPPED = {"pooling_kernel_size": 2}
 
 IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
+    "apertus1p5": {"image_token_offset": 40, "audio_token_offset": 48},
     "apertus1p5.audio_config": {"codebook_dim": 16, "hidden_size": 16, "decoder_hidden_size": 32},
     "apertus1p5.vision_config": {**_VQ, "codebook_size": 8, "attn_resolutions": [], "spatial_scale_factor": 2},
     "blip-2": {"image_token_index": 98, "num_query_tokens": 4},
@@ -104,7 +105,7 @@ IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "muse_spark": {"out_hidden_size": 64},
     "qianfan_ocr.vision_config": {"image_size": [16, 16], "patch_size": [4, 4]},
     "qwen2_vl.vision_config": {"hidden_size": 32},
-    "vipllava": {"vision_feature_layer": [-1, -2]},
+    "vipllava": {"vision_feature_layer": [-1, -2], "vision_feature_layers": [-1, -2]},
     "janus.vision_config": {"projection_dim": 32, "num_image_tokens": 16},
     "janus.vq_config": {**_VQ, "num_patches": 4, "image_token_embed_dim": 32, "projection_dim": 32},
     "llama4.vision_config": {

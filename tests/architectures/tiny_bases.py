@@ -6,7 +6,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from tests.architectures.base_facts import base_facts
-from tests.architectures.families import CAUSAL, IMAGE_TEXT, NOT_TINY, causal_families, families, image_text_families
+from tests.architectures.families import (
+    CAUSAL,
+    IMAGE_TEXT,
+    NOT_TINY,
+    causal_families,
+    families,
+    image_text_families,
+    why_not_tiny,
+)
 from tests.architectures.tiny_configs import tiny_config
 from tests.architectures.tiny_inputs import NEEDS_IMAGE, NO_IMAGE_INPUTS, tiny_inputs
 
@@ -47,4 +55,5 @@ __all__ = [
     "tiny_base",
     "tiny_config",
     "tiny_inputs",
+    "why_not_tiny",
 ]
