@@ -21,7 +21,7 @@ _NO_TOKEN_DROPPED = {"pooling_kernel_size": 2}
 IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4},
     "apertus1p5": {"image_token_offset": 40, "audio_token_offset": 48},
-    "apertus1p5.audio_config": {"codebook_dim": 16, "hidden_size": 16, "decoder_hidden_size": 32},
+    "apertus1p5.audio_config": {"num_filters": 2, "codebook_dim": 16, "hidden_size": 16, "decoder_hidden_size": 32},
     "apertus1p5.vision_config": {**_VQ, "codebook_size": 8, "attn_resolutions": [], "spatial_scale_factor": 2},
     "blip-2": {"image_token_index": 98, "num_query_tokens": 4},
     "chameleon": {
@@ -90,6 +90,7 @@ IMAGE_TEXT_VALUES: dict[str, dict[str, Any]] = {
     # heads of the connector are its width // 64
     "granite4_vision.qformer_config": {"hidden_size": 64, "encoder_hidden_size": 64, "num_attention_heads": 1},
     "granite4_vision.vision_config": {"hidden_size": 64},
+    "hy_v4_vl.vision_config": {"max_image_size": 16},
     "hunyuan_vl.vision_config": {"max_image_size": 16, "min_image_size": 16, "img_max_token_num": 16},
     "instructblip": {"image_token_index": 98, "num_query_tokens": 4},
     "instructblipvideo": {"video_token_index": 98, "num_query_tokens": 4},
