@@ -14,7 +14,8 @@ _ENCODER_DECODER = "encoder-decoder: the text given is the encoder's, and only t
 _DRAFTER = "a drafter: reads the cache and the hidden states of the model that it drafts for"
 _AUDIO_CODES = "decodes audio codes, several codebooks at a time, after a text encoder of another kind"
 
-# Reason by model type. The encoder-decoders could be built: they are left out because they are no decoders; it holds for every task that lists the name.
+# Reason by model type; it holds for every task that lists the name. The encoder-decoders could be built: they are
+# left out because they are no decoders.
 NOT_TINY: dict[str, str] = {
     "diffusion_gemma": "fills a canvas by denoising: no next token",
     "evolla": "reads proteins, and its Auto class does not take its configuration",
