@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import transformers
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import (
+    CONFIG_MAPPING,
+    CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 CAUSAL, IMAGE_TEXT = "causal-lm", "image-text-to-text"
 NAMES = {CAUSAL: "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", IMAGE_TEXT: "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"}

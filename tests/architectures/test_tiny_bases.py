@@ -29,7 +29,7 @@ def _extends_text(base, with_image: bool | None) -> bool:
     """Whether the base gives finite logits for a text and `generate` appends two tokens to it."""
     inputs = tiny_inputs(base, with_image=with_image)
     with torch.no_grad():
-        finite = torch.isfinite(base(**inputs).logits).all().item()
+        finite = bool(torch.isfinite(base(**inputs).logits).all())
         found = base.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False)
     ids = inputs["input_ids"]
     if base.config.model_type == "blip":  # its `generate` puts bos in the place of the first word and drops the last

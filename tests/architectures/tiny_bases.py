@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.architectures.base_facts import base_facts
 from tests.architectures.families import (
@@ -24,9 +26,7 @@ CLOSED_AT_FIRST = ("attn_gate", "mlp_gate", "alpha_cross_attn", "alpha_dense")  
 KEEP_WEIGHTS = ("norm", "A_log", "conv", "rotary", "pos_emb", "position")
 
 
-def tiny_base(
-    model_type: str, task: str = CAUSAL, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+def tiny_base(model_type: str, task: str = CAUSAL, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A random base of a few layers, in eval mode, with weights large enough that layers matter."""
     torch.manual_seed(seed)
     base = AUTO_CLASSES[task].from_config(tiny_config(model_type, task), dtype=dtype).eval()

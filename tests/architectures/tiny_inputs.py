@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tests.architectures.small_values import IMAGE, PATCH
 
@@ -23,7 +22,7 @@ NEEDS_IMAGE = ("blip", "blip-2", "idefics", "instructblip", "instructblipvideo",
 
 
 def tiny_inputs(
-    base: PreTrainedModel, rows: int = 2, length: int = 9, seed: int = 3, with_image: bool | None = None
+    base: Any, rows: int = 2, length: int = 9, seed: int = 3, with_image: bool | None = None
 ) -> dict[str, Tensor]:
     """Inputs for `base`, all words random and none of them special.
 
@@ -76,7 +75,7 @@ def parameters_of(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def image_token(base: PreTrainedModel) -> int:
+def image_token(base: Any) -> int:
     """The id of the word that stands for a piece of an image."""
     for name in IMAGE_TOKENS:
         value = getattr(base.config, name, None)
@@ -85,7 +84,7 @@ def image_token(base: PreTrainedModel) -> int:
     return 98  # the family marks the places by a mask
 
 
-def _with_mask(base: PreTrainedModel, ids: Tensor, image: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_mask(base: Any, ids: Tensor, image: dict[str, Tensor]) -> dict[str, Tensor]:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image}
     if "image_attention_mask" in inputs:
         inputs["image_attention_mask"] = inputs["image_attention_mask"].expand(-1, ids.shape[1], -1)
@@ -105,7 +104,7 @@ def _with_mask(base: PreTrainedModel, ids: Tensor, image: dict[str, Tensor]) -> 
     return inputs
 
 
-def _insert(base: PreTrainedModel, ids: Tensor, count: int) -> Tensor:
+def _insert(base: Any, ids: Tensor, count: int) -> Tensor:
     """`count` placeholders after the first word, between the marks of an image if the family has such."""
     config = base.config
     marks = []
@@ -116,7 +115,7 @@ def _insert(base: PreTrainedModel, ids: Tensor, count: int) -> Tensor:
     return torch.cat([ids[:, :1], row.expand(len(ids), -1), ids[:, 1:]], dim=1)
 
 
-def _placeholders(base: PreTrainedModel, image: dict[str, Tensor], rows: int) -> int:
+def _placeholders(base: Any, image: dict[str, Tensor], rows: int) -> int:
     """Placeholders a row needs: as many as the encoder returns vectors of the text's width."""
     model_type = base.config.model_type
     if model_type in PLACEHOLDERS:
@@ -135,7 +134,7 @@ def _placeholders(base: PreTrainedModel, image: dict[str, Tensor], rows: int) ->
     return count // (width * rows)
 
 
-def _layouts(base: PreTrainedModel, rows: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
+def _layouts(base: Any, rows: int, generator: torch.Generator) -> Iterator[dict[str, Tensor]]:
     """Images of `IMAGE` pixels a side, one a row, in the ways that families lay them out."""
     accepted = parameters_of(base.forward)
 
@@ -204,11 +203,11 @@ def _layouts(base: PreTrainedModel, rows: int, generator: torch.Generator) -> It
     yield {"pixel_values": noise(rows, patches, 3 * PATCH * PATCH)}
 
 
-def _whole_image(base: PreTrainedModel, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _whole_image(base: Any, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(rows, 3, IMAGE, IMAGE, generator=generator)}
 
 
-def _tiled(base: PreTrainedModel, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _tiled(base: Any, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "pixel_values": torch.randn(rows, 1, 4, 3, IMAGE, IMAGE, generator=generator),
         "aspect_ratio_ids": torch.ones(rows, 1, dtype=torch.long),
@@ -216,7 +215,7 @@ def _tiled(base: PreTrainedModel, rows: int, generator: torch.Generator) -> dict
     }
 
 
-def _image_a_row(base: PreTrainedModel, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _image_a_row(base: Any, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "pixel_values": torch.randn(rows, 1, 3, IMAGE, IMAGE, generator=generator),
         "image_attention_mask": torch.ones(rows, 1, 1, dtype=torch.long),  # stretched to the text's length
