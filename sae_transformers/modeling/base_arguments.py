@@ -25,6 +25,7 @@ CALL_OPTIONS = (
 ATTENTION_ARGUMENTS = (
     "block_table", "cache_position", "cu_seqlens_k", "cu_seqlens_q", "logits_indices", "max_seqlen_k", "max_seqlen_q",
     "read_index", "return_dict", "write_index", "use_cache",
+    "next_sequence_length", "is_first_iteration",  # some families hand all of `generate`'s on (OpenAI GPT)
 )  # fmt: skip
 
 
@@ -57,12 +58,16 @@ class BaseArguments:
 
     named: those of its own signature.
     cache: the name of its cache.
+    open: whether it takes further ones, for its parts.
+    counts_positions: whether it tells padding by its id, and wants no positions.
     """
 
     def __init__(self, base: nn.Module) -> None:
         parameters = inspect.signature(base.forward).parameters
         self.named = frozenset(parameters)
         self.cache = cache_argument(base)
+        # RoBERTa's kind counts positions from the padding's id itself.
+        self.counts_positions = any(hasattr(m, "create_position_ids_from_input_ids") for m in base.modules())
         self.open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         # What goes on by `**kwargs` is read further down: by the body, by a tower, by a block or its attention.
         self.known = self.named | TransformersKwargs.__optional_keys__ | set(ATTENTION_ARGUMENTS)

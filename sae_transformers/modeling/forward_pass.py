@@ -85,7 +85,9 @@ class ForwardPassMixin:
             return inputs
         inputs = {**inputs, "attention_mask": mask}
         padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all())
-        if padded and inputs.get("position_ids") is None and "position_ids" in self.base_arguments.named:
+        base = self.base_arguments
+        wanted = "position_ids" in base.named and not base.counts_positions
+        if padded and wanted and inputs.get("position_ids") is None:
             inputs["position_ids"] = positions_of(mask)
         return inputs
 

@@ -80,6 +80,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
     _skip_keys_device_placement = list(CACHE_ARGUMENTS)
     _auto_class: str | None = None
     auto_model: Any = AutoModel
+    other_auto_models: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -112,9 +113,10 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
     @classmethod
     def _build_base(cls, config: SaeConfig, attention: str | None) -> nn.Module:
-        options = {"attn_implementation": attention} if attention is not None else {}
+        options: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
         try:
-            base = cls.auto_model.from_config(config.text_config, dtype=torch.get_default_dtype(), **options)
+            options["dtype"] = torch.get_default_dtype()
+            base = cls._by_auto_class("from_config", config.text_config, options)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not the config's fault
             raise
         except (KeyError, AttributeError, ArithmeticError, RuntimeError) as error:  # transformers checks few fields
@@ -125,9 +127,35 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         return cls._wrap_base(base)
 
     @classmethod
+    def _by_auto_class(cls, method: str, what: Any, options: dict[str, Any]) -> Any:
+        """A base by this head's Auto class or, where that does not know its config, by one of `other_auto_models`."""
+        unknown = None
+        for auto in (cls.auto_model, *cls.other_auto_models):
+            try:
+                return getattr(auto, method)(what, **options)
+            except ValueError as error:
+                if "Unrecognized configuration class" not in str(error):
+                    raise
+                unknown = unknown or error
+        raise unknown or ValueError("no Auto class")
+
+    @classmethod
     def _wrap_base(cls, base: PreTrainedModel) -> nn.Module:
         """How this head holds a base: as it is, unless it has no head of its own."""
         return base
+
+    def initialize_weights(self) -> None:
+        """After loading, as transformers initialises what no file held. In code of its own it treats remote code with
+        care and skips modules whose own tensors are all there, where some families fill their children's buffers
+        (Falcon-H1); so it is the base's word whether that is needed."""
+        base = next(m for m in self.lm.modules() if isinstance(m, PreTrainedModel))
+        answers = [name for name in ("is_custom_code", "is_remote_code") if hasattr(base, name)]
+        self.__dict__.update((name, getattr(base, name)) for name in answers)
+        try:
+            super().initialize_weights()
+        finally:
+            for name in answers:
+                del self.__dict__[name]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

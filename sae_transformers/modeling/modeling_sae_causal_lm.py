@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 
 from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS
 from .generation import STEERING_INPUTS, GenerationState, generation_view
@@ -27,6 +27,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
     """
 
     auto_model = AutoModelForCausalLM
+    other_auto_models = (AutoModelForImageTextToText,)  # wrappers that are no language models by that name
     _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?score\."]
 
     def __init__(self, config: Any, lm: Any = None, saes: Any = None) -> None:

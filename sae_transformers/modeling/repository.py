@@ -58,6 +58,7 @@ class RepositoryMixin(Base):
     lm: Any
     saes: Any
     auto_model: Any
+    _by_auto_class: Any
     config_class: Any
     _wrap_base: Any
     # What the config says and the base is loaded with.
@@ -138,7 +139,7 @@ class RepositoryMixin(Base):
 
     @classmethod
     def _load_base(cls, name: str, options: dict[str, Any]) -> Any:
-        return cls.auto_model.from_pretrained(name, **options)
+        return cls._by_auto_class("from_pretrained", name, options)
 
     def _adopt(self, base: Any) -> None:
         """Take over what belongs to the base as a whole, and put each SAE where its block runs."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from ..modeling.tested_releases import NEWEST, OLDEST
 from .bodies import Body, wrong
 from .completions import event
 from .errors import RequestError
@@ -127,8 +128,8 @@ def _theirs() -> Any:
 
 def _unknown(why: str) -> RequestError:
     return RequestError(
-        f"/v1/responses is built on the server of transformers 5.12 to 5.23. Received: {version('transformers')} "
-        f"({why}). Use /v1/chat/completions.",
+        f"/v1/responses is built on the server of transformers {OLDEST} to {NEWEST}. "
+        f"Received: {version('transformers')} ({why}). Use /v1/chat/completions.",
         code="unsupported_version",
         status=501,
     )
