@@ -23,6 +23,7 @@ CALL_OPTIONS = (
 )  # fmt: skip
 # What attention kernels and continuous batching read, deep inside, and no signature names.
 ATTENTION_ARGUMENTS = (
+    "attention_mask", "token_type_ids",  # what tokenizers give
     "block_table", "cache_position", "cu_seqlens_k", "cu_seqlens_q", "logits_indices", "max_seqlen_k", "max_seqlen_q",
     "read_index", "return_dict", "write_index", "use_cache",
     "next_sequence_length", "is_first_iteration",  # some families hand all of `generate`'s on (OpenAI GPT)

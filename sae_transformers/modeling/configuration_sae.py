@@ -280,6 +280,7 @@ class SaeConfig(PreTrainedConfig):
         weights_scope: `sae` saves the SAEs (and a classifier's head) beside a pointer to the base; `full` saves all.
         base_model_name_or_path: repository of the base, needed to load a `sae` checkpoint.
         base_model_revision: its revision; a commit hash where one is known.
+        base_fingerprint: what tells the base from another of the same shape; set by `from_base`.
         steering: default steering as JSON (`Steering.to_dict()`), applied at every call until switched off.
         loss_weights: `LossWeights` or its dict.
         detach_hidden: whether the SAE losses leave the base alone (True) or also regularise it (False).
@@ -304,6 +305,7 @@ class SaeConfig(PreTrainedConfig):
         weights_scope: str = "sae",
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
+        base_fingerprint: Mapping[str, Any] | None = None,
         steering: Mapping[str, Any] | None = None,
         loss_weights: LossWeights | Mapping[str, float] | None = None,
         detach_hidden: bool = True,
@@ -323,6 +325,7 @@ class SaeConfig(PreTrainedConfig):
         self.weights_scope = weights_scope
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
+        self.base_fingerprint = dict(base_fingerprint) if base_fingerprint else None
         self.steering = steering
         if steering is not None:
             self.steering = dict(steering) if Steering.from_dict(steering) else None

@@ -59,6 +59,10 @@ REFUSALS: tuple[Refusal, ...] = (
         ("BeamDecoderLayer",), ADDED, "scales the residual stream and this tensor by the depth when it adds them"
     ),
     Refusal(
+        ("BltTransformerLayer",), (*STREAM_SITES, *ADDED, "mlp_in", "mlp_act", "attn_heads"),
+        "runs over patches of bytes, and not over the tokens of the text",
+    ),
+    Refusal(
         ("CpmAntTransformerBlock",), (*STREAM_SITES, "mlp_in", "mlp_act", "attn_heads"),
         "sees its prompt's embeddings before the text, and tokens would be mistaken",
     ),

@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from .agreement import check_width
 from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
+from .base_classes import base_from_config
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
 from .forward_pass import ForwardPassMixin
@@ -116,7 +117,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         options: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
         try:
             options["dtype"] = torch.get_default_dtype()
-            base = cls._by_auto_class("from_config", config.text_config, options)
+            base = base_from_config((cls.auto_model, *cls.other_auto_models), config.text_config, options)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not the config's fault
             raise
         except (KeyError, AttributeError, ArithmeticError, RuntimeError) as error:  # transformers checks few fields
@@ -125,19 +126,6 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
                 f"Received: model_type={getattr(config.text_config, 'model_type', None)!r}."
             ) from error
         return cls._wrap_base(base)
-
-    @classmethod
-    def _by_auto_class(cls, method: str, what: Any, options: dict[str, Any]) -> Any:
-        """A base by this head's Auto class or, where that does not know its config, by one of `other_auto_models`."""
-        unknown = None
-        for auto in (cls.auto_model, *cls.other_auto_models):
-            try:
-                return getattr(auto, method)(what, **options)
-            except ValueError as error:
-                if "Unrecognized configuration class" not in str(error):
-                    raise
-                unknown = unknown or error
-        raise unknown or ValueError("no Auto class")
 
     @classmethod
     def _wrap_base(cls, base: PreTrainedModel) -> nn.Module:
@@ -225,6 +213,11 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
                 f"SAE {number} writes {self._write_widths[number]} values where the module gives {here.shape[-1]}. "
                 f"Place its output elsewhere with `hook_out`."
             )
+        if record.mask is not None and record.mask.shape[1] != here.shape[1]:
+            raise ValueError(
+                f"SAE {number} stands where there are {here.shape[1]} positions, which are not the text's tokens (an "
+                f"image may be put before them). Expected {record.length}. Steer all positions there."
+            )
         if record.inputs:
             record.found_inputs[number] = seen
         edited = hidden
@@ -302,6 +295,11 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
             raise ValueError("Every text needs at least one token. Received: texts of 0 tokens.")
         output = self(**inputs, features={sae: [feature]}, pre_activations=pre_activations, stop_at_last_sae=True)
         scores = output.sae_features[sae][..., 0]
+        if scores.shape != text.shape[:2]:
+            raise ValueError(
+                f"SAE {sae} stands where there are {scores.shape[1]} positions, which are not the text's tokens (an "
+                f"image may be put before them). Expected {text.shape[1]}. Read `features=` of a forward pass there."
+            )
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.to(scores.device).bool()
         mask = mask & (mask.cumsum(-1) > skip_first)

@@ -138,7 +138,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
 
     # -- generation --------------------------------------------------------------------------------------------------
 
-    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """As the base's own `generate`, which is what runs, with this model's forward pass in it.
 
         Keyword Args:
@@ -168,7 +168,16 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         state = GenerationState(plan, kwargs.pop("steering_mask", None), given)
         view = generation_view(self, state)
         with self._scope.generating(state):
-            return view.generate(inputs, generation_config, *args, **kwargs)
+            if generation_config is not None:  # by name: some families have another order, and `inputs` nowhere
+                kwargs["generation_config"] = generation_config
+            found = view.generate(*(() if inputs is None else (inputs,)), **kwargs)
+        if plan is not None and state.bound is None:
+            raise RuntimeError(
+                f"{type(self.lm).__name__} has a `generate` of its own that runs its language model by itself, so "
+                f"nothing was steered. Expected a base that generates by its own forward pass. Received: steering for "
+                f"model_type={self.lm.config.model_type!r}. Steer its language model alone."
+            )
+        return found
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:  # pyright: ignore
         carried = {name: kwargs.pop(name) for name in STEERING_INPUTS if name in kwargs}

@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
 from .agreement import check_model
+from .base_classes import load_base
+from .base_fingerprint import base_fingerprint, differing
 from .configuration_sae import AUTO_MAP
 from .hook_points import find_hook_point
 from .repository_files import (
@@ -38,11 +38,9 @@ from .repository_files import (
     write_whole,
 )
 from .sparse_autoencoder import SparseAutoencoder
+from .uploading import UPLOAD_OPTIONS, UploadMixin
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
-UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
-# A folder may hold a Trainer's checkpoints too, whose pickles have no place in a repository.
-NOT_UPLOADED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.part", "checkpoint-*/*"]
 
 
 if TYPE_CHECKING:
@@ -51,14 +49,14 @@ else:
     Base = object
 
 
-class RepositoryMixin(Base):
+class RepositoryMixin(UploadMixin, Base):
     """Making, loading, saving and publishing of models with SAEs."""
 
     config: Any
     lm: Any
     saes: Any
     auto_model: Any
-    _by_auto_class: Any
+    other_auto_models: tuple[Any, ...]
     config_class: Any
     _wrap_base: Any
     # What the config says and the base is loaded with.
@@ -118,6 +116,7 @@ class RepositoryMixin(Base):
                 f"Options {sorted(base_options)} load a base by name. Received: a loaded {type(base).__name__}."
             )
         text_config = base.config
+        text_config.architectures = text_config.architectures or [type(base).__name__]  # which class to make again
         steering_dict = None
         if steering is not None:
             steering_dict = steering if isinstance(steering, dict) else steering.to_dict()
@@ -128,6 +127,7 @@ class RepositoryMixin(Base):
             base_model_name_or_path=base.name_or_path or None,
             # For a model that was loaded elsewhere: older releases note the commit in its config.
             base_model_revision=revision or getattr(text_config, "_commit_hash", None),
+            base_fingerprint=base_fingerprint(base),
             steering=steering_dict,
             loss_weights=loss_weights,
             detach_hidden=detach_hidden,
@@ -138,8 +138,8 @@ class RepositoryMixin(Base):
         return model
 
     @classmethod
-    def _load_base(cls, name: str, options: dict[str, Any]) -> Any:
-        return cls._by_auto_class("from_pretrained", name, options)
+    def _load_base(cls, name: str, options: dict[str, Any], config: Any = None) -> Any:
+        return load_base((cls.auto_model, *cls.other_auto_models), name, options, config)
 
     def _adopt(self, base: Any) -> None:
         """Take over what belongs to the base as a whole, and put each SAE where its block runs."""
@@ -182,6 +182,7 @@ class RepositoryMixin(Base):
         Keyword Args:
             base_model (str | PreTrainedModel): for an adapter-sized repository, the base in place of the one it
                 names: a path, an id or a model.
+            force (bool): take a base whose weights are not those that the SAEs were put into.
 
         Raises:
             ValueError: the base is not the one the SAEs were made for, or the checkpoint is damaged or not
@@ -194,6 +195,7 @@ class RepositoryMixin(Base):
             labels = {k: kwargs[k] for k in LABEL_OPTIONS if kwargs.get(k) is not None}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **labels)
         scope = getattr(config, "weights_scope", "full")
+        force = kwargs.pop("force", False)
         if kwargs.pop("use_safetensors", None) is False:
             raise ValueError("A pickle can run code and is not read. Received: use_safetensors=False.")
         name = str(pretrained_model_name_or_path)
@@ -217,10 +219,10 @@ class RepositoryMixin(Base):
             return (model, info) if with_info else model
         for option in ("config", *LABEL_OPTIONS):
             kwargs.pop(option, None)
-        return cls._from_adapter(name, config, hub, kwargs)
+        return cls._from_adapter(name, config, hub, kwargs, force=force)
 
     @classmethod
-    def _from_adapter(cls, name: str, config: Any, hub: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    def _from_adapter(cls, name: str, config: Any, hub: dict[str, Any], kwargs: dict[str, Any], *, force: bool) -> Any:
         with_info = kwargs.pop("output_loading_info", False)
         base = kwargs.pop("base_model", None)
         for option in ("revision", "subfolder", "code_revision", "use_safetensors", "adapter_kwargs", "_from_auto"):
@@ -229,6 +231,12 @@ class RepositoryMixin(Base):
         if base is None or isinstance(base, (str, os.PathLike)):
             base = cls._load_named_base(name, base, config, kwargs)
         check_base(config.text_config, base.config, name)
+        if not force and (parameter := differing(config.base_fingerprint or {}, base)) is not None:
+            raise ValueError(
+                f"The SAEs in {name} were put into a base with other weights. Expected the values of {parameter!r} as "
+                f"they were then. Received: the base {base.name_or_path!r}. Give the right one as `base_model=`, or "
+                f"`force=True` to take this one all the same."
+            )
         config.text_config = base.config
         model = cls(config, lm=cls._wrap_base(base))
         missing = model._load_adapter(weights, name)
@@ -257,7 +265,7 @@ class RepositoryMixin(Base):
             if getattr(config, option, None) is not None:
                 options.setdefault(option, getattr(config, option))
         try:
-            return cls._load_base(str(source), options)
+            return cls._load_base(str(source), options, config.text_config)
         except OSError as error:
             raise OSError(
                 f"{name} holds SAEs for the base {str(source)!r}, which could not be loaded. "
@@ -370,27 +378,3 @@ class RepositoryMixin(Base):
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self._resized = getattr(self, "_resized", False) or embeddings.weight.shape[0] != before
         return embeddings
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # pyright: ignore
-        """Save as `save_pretrained` does and upload it in one commit; returns the commit's information.
-
-        Args:
-            repo_id: `user/name` on the Hub.
-            kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
-                `max_shard_size`.
-        """
-        options = {k: kwargs.pop(k) for k in UPLOAD_OPTIONS if k in kwargs}
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / repo_id.rsplit("/", 1)[-1]
-            self.save_pretrained(path, **kwargs)
-            write_whole(path / "README.md", model_card(self, repo_id))
-            return self._upload(str(path), repo_id, **options)
-
-    def _upload(
-        self, folder: str, repo_id: str, private: bool | None = None, token: Any = None, **options: Any
-    ) -> Any:
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        options = {k: v for k, v in options.items() if v is not None}
-        options.setdefault("commit_message", f"Upload {type(self).__name__}")
-        return api.upload_folder(folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_UPLOADED, **options)

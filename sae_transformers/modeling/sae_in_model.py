@@ -210,10 +210,11 @@ def _chosen(where: Tensor, yes: Code, no: Code) -> Code:
 
 
 def _concept_loss(pre_acts: Tensor, labels: Tensor | None) -> Tensor:
-    """Binary cross-entropy summed over known labels, (...), from (..., n_concepts) pre-activations."""
+    """Binary cross-entropy summed over known labels, (...), from (..., n_concepts) pre-activations; an unknown one is
+    -100 or any other negative number."""
     if labels is None:
         return pre_acts.new_zeros(pre_acts.shape[:-1])
-    known = labels != -100
+    known = labels >= 0
     goal = torch.where(known, labels, 0.0).to(pre_acts)
     loss = F.binary_cross_entropy_with_logits(pre_acts, goal, reduction="none")
     return torch.where(known, loss, 0.0).sum(-1)

@@ -44,11 +44,15 @@ def choose(x: Tensor, W_enc: Tensor, bias: Tensor, chooser: Chooser) -> tuple[Se
     return Selection(latents, F.pad(counts.cumsum(0), (1, 0)), d_sae), values.to(out_dtype)
 
 
-def top_k_of(k: int) -> Chooser:
-    """The `k` largest signed pre-activations of each token; all where there are fewer."""
+def top_k_of(k: int, *, magnitude: bool = False) -> Chooser:
+    """The `k` largest signed pre-activations of each token, or those of the largest `magnitude`; all where there are
+    fewer."""
 
     def chooser(pre_acts: Tensor) -> Chosen:
-        values, latents = pre_acts.topk(min(k, pre_acts.shape[1]), dim=-1, sorted=False)
+        by = pre_acts.abs() if magnitude else pre_acts
+        values, latents = by.topk(min(k, pre_acts.shape[1]), dim=-1, sorted=False)
+        if magnitude:
+            values = pre_acts.gather(-1, latents)
         counts = latents.new_full((len(latents),), latents.shape[1])
         return latents.flatten(), values.flatten(), counts
 

@@ -67,9 +67,11 @@ def encode(sae: SparseAutoencoder, x: Tensor, k: int, training: bool, bandwidth:
 
 
 def encode_among(sae: SparseAutoencoder, x: Tensor, k: int, among: Tensor, *, rectified: bool = True) -> Code:
-    """The `k` largest latents of each token among some, (m,) int64; all of them where there are fewer."""
+    """The `k` largest latents of each token among some, (m,) int64; all of them where there are fewer. Largest is what
+    the activation takes for it: `abs_topk` goes by magnitude."""
     columns = sae.W_enc.detach().index_select(1, among)
-    found, values = choose(_input(sae, x).detach(), columns, bias_of(sae).detach()[among], top_k_of(k))
+    chooser = top_k_of(k, magnitude=sae.config.activation == "abs_topk")
+    found, values = choose(_input(sae, x).detach(), columns, bias_of(sae).detach()[among], chooser)
     selection = Selection(found.latents, found.offsets, sae.config.d_sae, among)
     pre_acts = _differentiable(sae, x, selection, values)
     return Code(selection, pre_acts, after_top_k(pre_acts, sae.config.activation) if rectified else pre_acts)

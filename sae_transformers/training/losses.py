@@ -29,7 +29,7 @@ def concept_losses(pre_acts: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         pre_acts: (..., n_concepts).
-        labels: (..., n_concepts), 0 to 1, or -100 for unknown.
+        labels: (..., n_concepts), 0 to 1, or -100 (any negative number) for unknown.
 
     Returns:
         (..., n_concepts).

@@ -1,0 +1,57 @@
+"""Which class a base is: a config alone does not say where a family has a language model and a multimodal one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+UNKNOWN = "Unrecognized configuration class"
+
+
+def by_architecture(auto_classes: Sequence[Any], config: Any) -> list[Any]:
+    """The Auto classes, those first that make what the config was saved from (`architectures`)."""
+    saved_from = getattr(config, "architectures", None) or ()
+
+    def fits(auto: Any) -> bool:
+        try:
+            made = auto._model_mapping.get(type(config), None)
+        except (AttributeError, KeyError, ValueError):
+            return False
+        return any(cls.__name__ in saved_from for cls in (made if isinstance(made, tuple) else (made,)) if cls)
+
+    return sorted(auto_classes, key=lambda auto: not fits(auto))
+
+
+def load_base(auto_classes: Sequence[Any], name: str, options: dict[str, Any], config: Any = None) -> Any:
+    """A base from a folder or the Hub, by the first Auto class that knows it.
+
+    Args:
+        config: of the base, where it is known before.
+    """
+    return _first(by_architecture(auto_classes, config), "from_pretrained", name, options)
+
+
+def base_from_config(auto_classes: Sequence[Any], config: Any, options: dict[str, Any]) -> Any:
+    """A new base of a config, by the first Auto class that knows it, or by the class of transformers it names."""
+    try:
+        return _first(by_architecture(auto_classes, config), "from_config", config, options)
+    except ValueError as error:
+        named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0] or " ", None)
+        if UNKNOWN not in str(error) or not (isinstance(named, type) and issubclass(named, PreTrainedModel)):
+            raise
+        return named._from_config(config, **options)
+
+
+def _first(auto_classes: Sequence[Any], method: str, what: Any, options: dict[str, Any]) -> Any:
+    unknown = None
+    for auto in auto_classes:
+        try:
+            return getattr(auto, method)(what, **options)
+        except ValueError as error:
+            if UNKNOWN not in str(error):
+                raise
+            unknown = unknown or error
+    raise unknown or ValueError("No Auto class was given. Received: auto_classes=().")
