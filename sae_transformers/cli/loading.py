@@ -9,7 +9,7 @@ from typing import Any
 def load_sae(name: str, place: str | None, **options: Any) -> Any:
     """An SAE by name, put at a place given as one text."""
     from ..modeling import SparseAutoencoder
-    from ..modeling.configuration_sae import SITES
+    from ..modeling.configuration_sparse_autoencoder import SITES
 
     if place is not None:
         parts = place.split(".")

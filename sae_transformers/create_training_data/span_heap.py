@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.configuration_sae import TOPK_ACTIVATIONS
+from ..modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 
 ACTIVATIONS = ("relu", "own")
 EMPTY = 2**63 - 1  # text number of an entry that is not there: behind every text

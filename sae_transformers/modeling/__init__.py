@@ -4,9 +4,16 @@ with no import but torch, transformers (with what it brings) and the standard li
 Importing it registers the classes with transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
-from .configuration_sae import LossWeights, SaeConfig, SparseAutoencoderConfig
+from .configuration_sae import SaeConfig
+from .configuration_sparse_autoencoder import LossWeights, SparseAutoencoderConfig
 from .modeling_sae import SaeModel
 from .modeling_sae_causal_lm import SaeForCausalLM
 from .modeling_sae_sequence_classification import SaeForSequenceClassification
@@ -35,4 +42,5 @@ __all__ = [
 AutoConfig.register(SaeConfig.model_type, SaeConfig, exist_ok=True)
 AutoModel.register(SaeConfig, SaeModel, exist_ok=True)
 AutoModelForCausalLM.register(SaeConfig, SaeForCausalLM, exist_ok=True)
+AutoModelForImageTextToText.register(SaeConfig, SaeForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(SaeConfig, SaeForSequenceClassification, exist_ok=True)

@@ -14,8 +14,8 @@ TOLERANCE = 0.05
 
 
 def base_fingerprint(base: nn.Module) -> dict[str, list[float]]:
-    """A few values of a few of the body's matrices, by name. Cheap, whatever the base's size; matrices whose values are
-    not at hand (offloaded, quantised) are left out."""
+    """A few values of a few of the body's matrices, by name. Cheap, whatever the base's size; matrices whose values
+    are not at hand (offloaded, quantised) are left out."""
     shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
     body = f"{getattr(base, 'base_model_prefix', '')}."
     if any(name.startswith(body) for name in shapes):  # heads are new where a base has none

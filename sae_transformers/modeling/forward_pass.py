@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base_arguments import cached_tokens, positions_of
 from .call_record import CallRecord
-from .configuration_sae import LossWeights
+from .configuration_sparse_autoencoder import LossWeights
 from .outputs import output_class
 from .steering_plan import BoundSteering
 

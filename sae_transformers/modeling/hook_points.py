@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_sae import SITES
+from .configuration_sparse_autoencoder import SITES
 from .hook_families import STREAMS, bert_half, module_of, names_of, refusal_of
 
 MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc2")

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from .configuration_sae import SaeConfig, SparseAutoencoderConfig
+from .configuration_sae import SaeConfig
+from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .repository_files import HUB_OPTIONS, check_values, check_writable, read_adapter, write_whole
 
 FORMAT = "sae_transformers sparse autoencoder"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .activations import after_top_k, gated, jump_relu, select
 from .call_record import CallRecord
-from .configuration_sae import TOPK_ACTIVATIONS, SparseAutoencoderConfig
+from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .outputs import SparseAutoencoderOutput, SparseFeatures
 from .sae_files import SaeFilesMixin
 from .sae_in_model import Code, InModelMixin, Normalized

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configuration_sae import TOPK_ACTIVATIONS, SparseAutoencoderConfig
+from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .steering import UNITS, FeatureEdit, Steering
 
 FAR = 2**31  # further than any position

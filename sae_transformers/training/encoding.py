@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..modeling import SparseAutoencoder
 from ..modeling.activations import after_top_k, jump_relu
-from ..modeling.configuration_sae import TOPK_ACTIVATIONS
+from ..modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from .choosing import Chooser, above, batch_top_k, choose, selected_by, top_k_of
 from .sparse_ops import Selection, selected_pre_acts
 

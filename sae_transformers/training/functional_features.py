@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..evaluation.sparse_codes import SparseCodes, stack_rows
 from ..modeling import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from ..modeling.configuration_sae import TOPK_ACTIVATIONS
+from ..modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from .mutual_information import code_mutual_information
 
 NAMES = ("mutual_information", "expectation", "values_a", "values_b")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modeling import SparseAutoencoder
-from ..modeling.configuration_sae import TOPK_ACTIVATIONS
+from ..modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from .arguments import SaeLossArguments
 from .encoding import Code, bias_of, encode, encode_among
 from .losses import concept_losses, normalized_mse

@@ -9,7 +9,7 @@ import pytest
 
 from sae_transformers.hub_cards.citations import ACTIVATIONS, BIBTEX, bibtex, methods_used
 from sae_transformers.hub_cards.facts import AuthorFacts, author_facts, read_annotations, read_author_facts, read_model
-from sae_transformers.modeling.configuration_sae import ACTIVATIONS as KNOWN_ACTIVATIONS
+from sae_transformers.modeling.configuration_sparse_autoencoder import ACTIVATIONS as KNOWN_ACTIVATIONS
 from tests.hub_cards import folders
 
 

@@ -86,11 +86,11 @@ def clean_environment(home: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run_script(name: str, *arguments: object, folder: Path, env: dict[str, str]) -> str:
+def run_script(name: str, *arguments: object, folder: Path, env: dict[str, str], timeout: int = 300) -> str:
     """Run a script of tests/scripts in a fresh interpreter, outside the checkout; returns what it printed."""
     command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
     result = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     return result.stdout + result.stderr

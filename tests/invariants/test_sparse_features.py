@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_transformers import SparseFeatures
-from sae_transformers.modeling.configuration_sae import ACTIVATIONS
+from sae_transformers.modeling.configuration_sparse_autoencoder import ACTIVATIONS
 from tests.tiny import tiny_sae
 
 

@@ -144,7 +144,8 @@ def test_what_a_checkpoint_holds_and_that_it_loads(base_path, tmp_path, weights_
     folder = tmp_path / "run" / "checkpoint-2"
     config = json.loads((folder / "config.json").read_text())
     assert set(config["auto_map"]) == {
-        "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification",
+        "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText",
+        "AutoModelForSequenceClassification",
     }  # fmt: skip
     for reference in config["auto_map"].values():
         assert (folder / f"{reference.partition('.')[0]}.py").is_file()

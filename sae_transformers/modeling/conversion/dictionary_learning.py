@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..configuration_sae import SITES
+from ..configuration_sparse_autoencoder import SITES
 from .checkpoint import Checkpoint
 from .dictionary_learning_write import write
 from .format import (

@@ -1,0 +1,259 @@
+"""What a sparse autoencoder is: its sizes, its mathematics, its place in a base model; and the weights of losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+ACTIVATIONS = (
+    "relu", "topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax",
+    "batch_topk", "jumprelu", "gated", "identity",
+)  # fmt: skip
+TOPK_ACTIVATIONS = ("topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax")
+NORMALIZATIONS = ("none", "layer_norm", "constant_norm", "scalar")
+SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_in", "mlp_act", "attn_heads")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}.")
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}.")
+
+
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r}.")
+
+
+def check_dtype(values: Mapping[str, Any]) -> None:
+    for name in ("dtype", "torch_dtype"):
+        value = values.get(name)
+        if isinstance(value, str) and value != "auto" and not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError(f"`{name}` must be the name of a torch dtype, as 'bfloat16'. Received: {name}={value!r}.")
+
+
+def read_fields(cls: Any, values: Mapping[str, Any], what: str) -> Any:
+    """An instance of a dataclass from its dict; an unknown name is an error, never ignored."""
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(values) - known, key=str):
+        raise ValueError(f"Unknown {what} fields {unknown}. Known: {', '.join(sorted(known))}.")
+    return cls(**values)
+
+
+@dataclass
+class SparseAutoencoderConfig:
+    """One sparse autoencoder: its sizes, its mathematics and its place in the base model.
+
+    Args:
+        d_in: width of the hidden state that is read.
+        d_sae: number of latents (features).
+        d_out: width of the hidden state that is written; `d_in` unless this is a transcoder.
+        activation: `relu`, `topk`, `batch_topk` (its threshold is used at inference), `jumprelu`, `gated`, `identity`,
+            or `topk-sigmoid` / `topk-tanh` / `topk-identity` (top-k of the signed pre-activations, then that
+            function), `abs_topk` (the largest magnitudes, with their sign), `groupmax` (the largest of each of `k`
+            groups of neighbours).
+        k: latents kept per token by the top-k activations; the average for `batch_topk`.
+        normalization: what is done to the input and undone on the output: `none`; `layer_norm` (per token, unbiased
+            standard deviation, eps added to it in the division only); `constant_norm` (scaled to norm sqrt(d_in));
+            `scalar` (multiplied by `input_scale`).
+        input_scale: the factor of `normalization="scalar"`; the output is divided by `output_scale`.
+        output_scale: defaults to `input_scale`.
+        layer_norm_eps: the eps of `layer_norm`.
+        normalize_output: whether the normalisation is undone on the output; some transcoders leave it out.
+        apply_b_dec_to_input: whether `b_dec` is subtracted from the normalised input before the encoder.
+        tied: one matrix for both directions, `W_enc = W_dec.T`.
+        skip_connection: adds `x @ W_skip.T` to the output (skip transcoders).
+        glu: pre-activations are multiplied by `sigmoid(x @ W_glu + b_glu)`.
+        scaled_selection: top-k activations choose by the pre-activation times `selection_scale`, a buffer (d_sae,).
+        layer: index of the decoder block, from 0.
+        site: of that block: `resid_pre`, `resid_post`, `mlp_out`, `attn_out`, or `mlp_in`, `mlp_act`, `attn_heads`:
+            what its MLP, its MLP's last linear map and its attention's last linear map read.
+        hook: instead of `layer` and `site`, a module path of the base, optionally ended by `.input` or `.output`
+            (the default), as in `model.layers.10.mlp.output`.
+        hook_out: where the decoder writes, when it is not where the encoder reads (transcoders).
+        concepts: name -> latent trained to detect it.
+        feature_names: latent -> label, for people.
+        metadata: anything worth keeping: origin, licence, training data.
+    """
+
+    d_in: int
+    d_sae: int
+    d_out: int | None = None
+    activation: str = "relu"
+    k: int | None = None
+    normalization: str = "none"
+    input_scale: float = 1.0
+    output_scale: float | None = None
+    layer_norm_eps: float = 1e-5
+    normalize_output: bool = True
+    apply_b_dec_to_input: bool = True
+    tied: bool = False
+    skip_connection: bool = False
+    glu: bool = False
+    scaled_selection: bool = False
+    layer: int | None = None
+    site: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
+    concepts: dict[str, int] = field(default_factory=dict)
+    feature_names: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("hook", "hook_out"):
+            check_kind(name, getattr(self, name), (str, type(None)), "a module path")
+        for name in ("concepts", "feature_names", "metadata"):
+            check_kind(name, getattr(self, name), Mapping, "a dict")
+        for name in (
+            "apply_b_dec_to_input", "tied", "skip_connection", "normalize_output", "glu", "scaled_selection",
+        ):  # fmt: skip
+            check_kind(name, getattr(self, name), bool, "True or False")
+        for name in ("d_in", "d_sae"):
+            check_count(name, getattr(self, name))
+        self.d_out = self.d_in if self.d_out is None else self.d_out
+        check_count("d_out", self.d_out)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("normalization", self.normalization, NORMALIZATIONS)
+        if self.activation in TOPK_ACTIVATIONS or self.k is not None:
+            check_count("k", self.k)
+            if self.k is not None and self.k > self.d_sae:
+                raise ValueError(f"`k` must not exceed `d_sae`={self.d_sae}. Received: k={self.k!r}.")
+        if self.activation == "groupmax" and self.d_sae % (self.k or 1):
+            raise ValueError(
+                f"`activation='groupmax'` needs d_sae to be a multiple of k. "
+                f"Received: d_sae={self.d_sae!r}, k={self.k!r}."
+            )
+        if self.scaled_selection and self.activation not in TOPK_ACTIVATIONS:
+            raise ValueError(
+                f"`scaled_selection=True` needs a top-k activation. Received: activation={self.activation!r}."
+            )
+        if self.glu and (self.activation == "gated" or self.tied):
+            raise ValueError(
+                f"`glu=True` needs an activation other than 'gated' and tied=False. "
+                f"Received: activation={self.activation!r}, tied={self.tied!r}."
+            )
+        if self.tied and (self.d_out != self.d_in or self.activation == "gated"):
+            raise ValueError(
+                f"`tied=True` needs d_out == d_in and an activation other than 'gated'. "
+                f"Received: d_in={self.d_in!r}, d_out={self.d_out!r}, activation={self.activation!r}."
+            )
+        if self.d_out != self.d_in and self.normalization == "layer_norm" and self.normalize_output:
+            raise ValueError(
+                f"`normalization='layer_norm'` is undone with the input's mean and needs d_out == d_in. "
+                f"Received: d_in={self.d_in!r}, d_out={self.d_out!r}."
+            )
+        for name in ("input_scale", "output_scale", "layer_norm_eps"):
+            value = getattr(self, name)
+            optional = name == "output_scale" and value is None
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not optional and not (number and value > 0):  # pyright: ignore[reportOptionalOperand]
+                raise ValueError(f"`{name}` must be a finite positive number. Received: {name}={value!r}.")
+        self._check_place()
+        for name, feature in self.concepts.items():
+            if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < self.d_sae:
+                raise ValueError(
+                    f"`concepts` must map names to latents in [0, {self.d_sae}). Received: "
+                    f"concepts[{name!r}]={feature!r}."
+                )
+
+    def _check_place(self) -> None:
+        if self.site is not None:
+            check_choice("site", self.site, SITES)
+        if self.layer is not None:
+            check_count("layer", self.layer, minimum=0)
+        if self.hook is not None and (self.layer is not None or self.site is not None):
+            raise ValueError(
+                f"Give either `hook` or `layer` with `site`, not both. "
+                f"Received: hook={self.hook!r}, layer={self.layer!r}, site={self.site!r}."
+            )
+        if self.layer is not None and self.site is None:
+            self.site = "resid_post"
+        if self.hook_out is None and self.d_out != self.d_in and self.placed:
+            raise ValueError(
+                f"A transcoder writes {self.d_out} values where it reads {self.d_in}: say where with `hook_out`. "
+                f"Received: hook_out=None."
+            )
+
+    @property
+    def placed(self) -> bool:
+        """Whether the config says where in the base the SAE stands."""
+        return self.hook is not None or self.layer is not None
+
+    @property
+    def read_at(self) -> str:
+        """The place that is read, as one string: `layers.14.resid_post` or the module path."""
+        return self.hook if self.hook is not None else f"layers.{self.layer}.{self.site}"
+
+    @property
+    def write_at(self) -> str:
+        """The place that is written; the same as `read_at` unless this is a transcoder."""
+        return self.hook_out or self.read_at
+
+    def resolve_feature(self, feature: int | str | None) -> int:
+        """The index of a latent given by index or by concept name."""
+        if isinstance(feature, str):
+            if feature not in self.concepts:
+                known = ", ".join(map(repr, self.concepts)) or "none: give an index"
+                raise ValueError(
+                    f"No concept of that name in this SAE; it has {known}. Received: feature={feature!r}."
+                )
+            return self.concepts[feature]
+        if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < self.d_sae:
+            raise ValueError(
+                f"`feature` must be a concept name or an integer in [0, {self.d_sae}). Received: feature={feature!r}."
+            )
+        return feature
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; only what differs from the defaults."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {k: v for k, v in asdict(self).items() if k in ("d_in", "d_sae") or (v != defaults[k] and v != {})}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SparseAutoencoderConfig:
+        """Read what `to_dict` wrote; an unknown name is an error, never ignored."""
+        check_kind("saes", values, Mapping, "a list of SparseAutoencoderConfig objects or their dicts")
+        if missing := [name for name in ("d_in", "d_sae") if name not in values]:
+            raise ValueError(
+                f"An SAE config needs `d_in` and `d_sae`; {missing} is missing. Received: {dict(values)}."
+            )
+        return read_fields(cls, values, "SAE config")
+
+
+@dataclass
+class LossWeights:
+    """Weight of each term in `loss`. All but the first are off by default.
+
+    Args:
+        lm: cross-entropy of the language model, or the classifier's own loss.
+        reconstruction: normalised mean squared error of each SAE.
+        sparsity: L1 norm of the latents (times decoder norms) over the norm of the input.
+        conditioning: binary cross-entropy of each concept latent's pre-activation.
+        unintended: of a feature head, how far its weights align with unintended features (SelfReg's penalty).
+        unintended_state: of a feature head, how active unintended features are in the states it reads.
+    """
+
+    lm: float = 1.0
+    reconstruction: float = 0.0
+    sparsity: float = 0.0
+    conditioning: float = 0.0
+    unintended: float = 0.0
+    unintended_state: float = 0.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"Loss weights must be finite numbers. Received: {f.name}={value!r}.")
+
+    @property
+    def any_sae_term(self) -> bool:
+        return bool(self.reconstruction or self.sparsity or self.conditioning)
