@@ -194,6 +194,12 @@ class RepositoryMixin(UploadMixin, Base):
         if not isinstance(config, PreTrainedConfig):
             labels = {k: kwargs[k] for k in LABEL_OPTIONS if kwargs.get(k) is not None}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **labels)
+        if getattr(config, "text_config", None) is None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a base model without SAEs. Expected what `save_pretrained` of a "
+                f"model with SAEs wrote. Use `{cls.__name__}.from_base({str(pretrained_model_name_or_path)!r}, "
+                f"saes=[...])`."
+            )
         scope = getattr(config, "weights_scope", "full")
         force = kwargs.pop("force", False)
         if kwargs.pop("use_safetensors", None) is False:

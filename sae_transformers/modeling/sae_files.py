@@ -116,6 +116,11 @@ def _found(name: str, hub: dict[str, Any], given: dict[str, Any]) -> str:
     if Path(name).name.isdigit() and (Path(name).parent / CONFIG_NAME).is_file():  # of a model with several
         hub["subfolder"] = Path(name).name
         return str(Path(name).parent)
+    if name.startswith((".", "/", "~")) or "\\" in name:  # no Hub id begins so
+        raise FileNotFoundError(
+            f"There is no such folder or file. Received: {name!r}, from {str(Path.cwd())!r}. "
+            f"Give the path of an SAE, or a Hub id as 'owner/name'."
+        )
     with contextlib.suppress(ModuleNotFoundError):  # code that came with a repository knows no releases
         releases = importlib.import_module(f"{CONVERSION}.releases")
         if (found := releases.find_sae(name)) is not None:

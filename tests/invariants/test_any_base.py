@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GenerationConfig,
+)
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SaeForSequenceClassification, Steering
+from sae_transformers import (
+    FeatureEdit,
+    SaeForCausalLM,
+    SaeForSequenceClassification,
+    SparseAutoencoder,
+    Steering,
+)
 from sae_transformers.modeling.base_arguments import cache_argument, cache_of
+from tests.architectures import tiny_bases
 from tests.tiny import COMMON, VOCAB, prompt, tiny_base, tiny_model, tiny_sae
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -23,6 +37,10 @@ RECURRENT = {
     "rwkv": {"attention_hidden_size": 32, "context_length": 64},
 }
 PUSH = Steering([FeatureEdit(feature=3, op="set", value=9.0), FeatureEdit(feature=5, op="direction", value=4.0)])
+
+
+def tiny_family(family: str):
+    return tiny_bases.tiny_base(family)
 
 
 def recurrent(family: str):
@@ -288,3 +306,53 @@ def test_a_plan_made_before_the_dtype_changed():
     model.double()
     assert torch.equal(model(prompt(), steering=plan).logits, model(prompt(), steering=PUSH).logits)
     assert model(prompt(), steering=plan).logits.shape[-1] == VOCAB
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def test_buffers_that_no_file_holds_are_the_bases_own_after_loading(tmp_path):
+    """Falcon-H1 fills its mixers' `mup_vector` where transformers initialises the model around them."""
+    base = tiny_family("falcon_h1")
+    model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)], weights_scope="full")
+    model.save_pretrained(tmp_path)
+    loaded = SaeForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(prompt()).logits, model(prompt()).logits)
+
+
+def test_another_base_of_the_same_shape_is_told(tmp_path):
+    tiny_base(seed=0).save_pretrained(tmp_path / "base")
+    SaeForCausalLM.from_base(str(tmp_path / "base"), [tiny_sae(layer=1)]).save_pretrained(tmp_path / "model")
+    config = SaeForCausalLM.from_pretrained(
+        tmp_path / "model", dtype=torch.bfloat16
+    ).config  # rounding is no other base
+    assert len(config.base_fingerprint) > 2
+    tiny_base(seed=7).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="other weights.*force=True"):
+        SaeForCausalLM.from_pretrained(tmp_path / "model")
+    forced = SaeForCausalLM.from_pretrained(tmp_path / "model", force=True)
+    assert torch.equal(forced(prompt()).logits, tiny_base(seed=7)(prompt()).logits)
+
+
+def test_what_is_not_there_and_what_has_no_saes_is_said(tmp_path):
+    tiny_base().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="base model without SAEs.*from_base"):
+        SaeForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder.*nowhere"):
+        SparseAutoencoder.from_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_steering_in_a_generation_config_has_a_json_form():
+    config = GenerationConfig(sae_steering=PUSH)
+    assert Steering.coerce(json.loads(config.to_json_string())["sae_steering"]) == PUSH
+
+
+@pytest.mark.parametrize("unknown", [-100.0, -1.0])
+def test_a_negative_concept_label_is_unknown(unknown):
+    model = tiny_model(concepts={"one": 3})
+    model.config.loss_weights["conditioning"] = 1.0
+    targets = torch.tensor([[1.0], [unknown]])
+    first = model(prompt()[:1], concept_targets=targets[:1]).sae_losses["conditioning"]
+    both = model(prompt(), concept_targets=targets).sae_losses["conditioning"]
+    torch.testing.assert_close(both, first / 2)
