@@ -308,7 +308,7 @@ def test_a_plan_made_before_the_dtype_changed():
     assert model(prompt(), steering=plan).logits.shape[-1] == VOCAB
 
 
-# -- loading -----------------------------------------------------------------------------------------------------------
+# -- loading ---------------------------------------------------------------------------------------------------------
 
 
 def test_buffers_that_no_file_holds_are_the_bases_own_after_loading(tmp_path):
@@ -324,10 +324,8 @@ def test_buffers_that_no_file_holds_are_the_bases_own_after_loading(tmp_path):
 def test_another_base_of_the_same_shape_is_told(tmp_path):
     tiny_base(seed=0).save_pretrained(tmp_path / "base")
     SaeForCausalLM.from_base(str(tmp_path / "base"), [tiny_sae(layer=1)]).save_pretrained(tmp_path / "model")
-    config = SaeForCausalLM.from_pretrained(
-        tmp_path / "model", dtype=torch.bfloat16
-    ).config  # rounding is no other base
-    assert len(config.base_fingerprint) > 2
+    rounded = SaeForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)  # is no other base
+    assert len(rounded.config.base_fingerprint) > 2
     tiny_base(seed=7).save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="other weights.*force=True"):
         SaeForCausalLM.from_pretrained(tmp_path / "model")

@@ -114,3 +114,15 @@ def test_latents_among_some_have_the_saes_own_activation(activation, after):
     sae, x = new_sae(activation), hidden()
     code = encode_among(sae, x, 2, torch.tensor([4, 5]))
     torch.testing.assert_close(dense(code)[:, 4:6], after(sae.encode_pre_acts(x)[:, 4:6]), rtol=1e-12, atol=1e-12)
+
+
+def test_latents_among_some_are_the_largest_by_the_activations_own_measure():
+    """AuxK of an `abs_topk` SAE goes by magnitude, as the activation does."""
+    among = torch.arange(0, D_SAE, 3)
+    for activation in ("abs_topk", "topk"):
+        sae, x = new_sae(activation), hidden()
+        pre_acts = sae.encode_pre_acts(x)[:, among]
+        best = (pre_acts.abs() if activation == "abs_topk" else pre_acts).topk(4).indices
+        wanted = torch.zeros(len(x), D_SAE, dtype=F64).scatter(1, among[best], pre_acts.gather(1, best))
+        found = encode_among(sae, sae.normalize(x).x, 4, among, rectified=False)
+        torch.testing.assert_close(dense(found), wanted, rtol=1e-12, atol=1e-12)
