@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..modeling.base_arguments import cache_argument, cache_of
+from ..modeling.base_arguments import cache_argument, cache_of, continues
 from .answers import decisions_of, read_judgement
 from .llm_budget import Account, Budget, Estimate, TokenCount, Tokens
 from .llm_requests import REJECTED, Answer, Chat, ChatRequest
@@ -128,10 +129,12 @@ class LocalChat(Chat):
                     tokenizer(f" {label}", add_special_tokens=False)["input_ids"], device=base.device
                 )
                 logits = read.logits[0]  # (1, vocabulary), of the label's first token
-                if len(option) > 1:
-                    rest = base(option[None, :-1], **{cache_argument(base): cache_of(read)}, use_cache=True)
-                    logits = torch.cat([logits, rest.logits[0]])
-                    cache_of(read).crop(1 - len(option))
+                if len(option) > 1 and continues(cache_of(read)):
+                    again = {cache_argument(base): copy.deepcopy(cache_of(read))}
+                    logits = torch.cat([logits, base(option[None, :-1], **again, use_cache=True).logits[0]])
+                elif len(option) > 1:  # the text again, with the label behind it
+                    whole = torch.cat([torch.tensor(before, device=base.device), option[:-1]])
+                    logits = base(whole[None], use_cache=False).logits[0, -len(option) :]
                 scores.append(float(logits.float().log_softmax(-1).gather(1, option[:, None]).mean()))
         return f"{text} {labels[max(range(len(labels)), key=scores.__getitem__)]} ]]"
 

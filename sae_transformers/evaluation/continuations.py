@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from ..modeling import Steering
-from ..modeling.base_arguments import cache_argument, cache_of
+from ..modeling.base_arguments import cache_argument, cache_of, continues
 from .generation import continuation_mask
 from .journal import Journal, result_of
 
@@ -237,7 +237,7 @@ def _losses_after(model: Any, ids: Tensor, mask: Tensor, length: int) -> Tensor:
         if len(rows) and not alone[rows[0]]:
             start = length - int(mask[rows[0], :length].sum())  # the first real token
             out = model(input_ids=ids[rows[:1], start:length], use_cache=True, logits_to_keep=1)
-            if hasattr(cache_of(out), "batch_repeat_interleave"):
+            if continues(cache_of(out)):
                 cache, first = cache_of(out), out.logits[:, -1:]
         for part in rows.split(LOGIT_ROWS) if len(rows) else ():
             found[part.cpu()] = _losses(model, ids[part, start:], mask[part, start:], length - start, cache, first)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..modeling.base_arguments import cache_argument, cache_of
+from ..modeling.base_arguments import cache_argument, cache_of, continues
 from ..modeling.forward_pass import steering_rows_for
 from ..modeling.steering_plan import BoundSteering
 from .likelihood import token_scores
@@ -54,8 +54,7 @@ def short_answers(
     ids = [_ids(tokenizer, text) for text in prompts]
     others = None if contrast is None else [_ids(tokenizer, text) for text in contrast]
     _check_lengths(model, [*ids, *(others or [])], max_new_tokens)
-    shared = _shared_beginning(ids) if _edits_last_token_only(steering) else 0
-    prefix = _read_prefix(model, ids[0][:shared]) if shared else None
+    shared, prefix = _shared_prefix(model, ids, steering)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends = _line_ends(tokenizer)
     answers = [""] * len(ids)
@@ -124,8 +123,7 @@ def answer_log_likelihoods(
         raise ValueError("Every answer needs a token. Received: an empty one.")
     longest = max((len(option) for row in told for option in row), default=0)
     _check_lengths(model, ids, longest)
-    shared = _shared_beginning(ids) if _edits_last_token_only(steering) else 0
-    prefix = _read_prefix(model, ids[0][:shared]) if shared else None
+    shared, prefix = _shared_prefix(model, ids, steering)
     plan = model.prepare_steering(steering) if steering is not False else None
     options: dict[str, Any] = {"steering": False} if hasattr(model, "saes") else {}
     result = torch.zeros(len(ids), len(answers[0]) if ids else 0)
@@ -159,16 +157,27 @@ def answer_log_likelihoods(
                 )
                 logits = read.logits[:, -1:]
                 if width > 1:
-                    rest = model(
-                        input_ids=tail[:, :-1],
-                        attention_mask=torch.cat([mask, counted[:, :-1]], 1),
-                        position_ids=positions[:, -1:] + torch.arange(1, width, device=model.device),
-                        **{cache_argument(model): cache_of(read)},
-                        use_cache=True,
-                        **options,
-                    )
-                    cache_of(read).crop(1 - width)
-                    logits = torch.cat([logits, rest.logits], 1)
+                    after_prompt = positions[:, -1:] + torch.arange(1, width, device=model.device)
+                    both = torch.cat([mask, counted[:, :-1]], 1)
+                    if continues(cache_of(read)):
+                        rest = model(
+                            input_ids=tail[:, :-1],
+                            attention_mask=both,
+                            position_ids=after_prompt,
+                            **{cache_argument(model): copy.deepcopy(cache_of(read))},
+                            use_cache=True,
+                            **options,
+                        )
+                        logits = torch.cat([logits, rest.logits], 1)
+                    else:  # the prompt again, with the answer behind it
+                        logits = model(
+                            input_ids=torch.cat([rows, tail[:, :-1]], 1),
+                            attention_mask=both,
+                            position_ids=torch.cat([positions, after_prompt], 1),
+                            use_cache=False,
+                            logits_to_keep=width,
+                            **options,
+                        ).logits[:, -width:]
                 found = logits.float().log_softmax(-1).gather(-1, tail[..., None])[..., 0]
                 result[members, column] = ((found * counted).sum(-1) / counted.sum(-1)).cpu()
             bar.update(len(members))
@@ -210,6 +219,16 @@ def _check_lengths(model: Any, rows: Sequence[Sequence[int]], new: int) -> None:
             f"Prompts must leave room for {new} new tokens in a context of {limit}. "
             f"Received: {longest} tokens with the answer. Use fewer demonstrations or shorter contexts."
         )
+
+
+def _shared_prefix(model: Any, rows: list[list[int]], steering: Any) -> tuple[int, Any]:
+    """How many tokens all rows begin with, and the cache after them; 0 and None where reading them once would not do:
+    steering reaches them, the base cannot go on from a cache by several tokens, or it looks back over a window, in
+    which the padding behind the beginning would count."""
+    shared = _shared_beginning(rows) if _edits_last_token_only(steering) else 0
+    prefix = _read_prefix(model, rows[0][:shared]) if shared else None
+    window = any(getattr(layer, "is_sliding", False) for layer in getattr(prefix, "layers", ()))
+    return (0, None) if window or not continues(prefix) else (shared, prefix)
 
 
 def _edits_last_token_only(steering: Any) -> bool:

@@ -54,6 +54,17 @@ def cached_tokens(cache: Any) -> Any:
         return None
 
 
+# Layers of a cache that hold keys and values of tokens, and nothing that a token has changed.
+PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
+
+
+def continues(cache: Any) -> bool:
+    """Whether several tokens at once may follow those in a cache, and be taken away again: true of keys and values.
+    Recurrent states are changed by a token for good, and some families restart them with a second chunk (Jamba)."""
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(type(layer).__name__ in PLAIN_LAYERS for layer in layers)
+
+
 class BaseArguments:
     """The arguments that a base's forward pass reads.
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..modeling import Steering
+from ..modeling.base_arguments import continues
 from ..modeling.steering_plan import BoundSteering
-
-JOINABLE = ("DynamicLayer", "DynamicSlidingWindowLayer")  # the layers of a cache that `_joined` understands
 
 
 class RunningBatch:
@@ -34,7 +33,7 @@ class RunningBatch:
         self.model = model
         self.device = model.get_input_embeddings().weight.device
         # Whether rows can join others: always, but for models whose cache is more than keys and values.
-        self.joins = all(type(layer).__name__ in JOINABLE for layer in self._empty_cache().layers)
+        self.joins = continues(self._empty_cache())
         self.clear()
 
     def _empty_cache(self) -> Any:

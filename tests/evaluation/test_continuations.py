@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from sae_transformers import FeatureEdit, Steering
+from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.evaluation.continuations import chat_prompts, continue_prompts, likelihood
 from sae_transformers.evaluation.generation import continuation_perplexity
+from tests.architectures import tiny_bases
 from tests.create_training_data.words import word_tokenizer
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_sae
 
 PROMPTS = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9 w10"]
 
@@ -135,3 +136,16 @@ def test_what_is_refused(model: Any, tokenizer: Any, options: dict, told: str) -
     given = {"prompts": PROMPTS, "new_tokens": 6, **options}
     with pytest.raises(ValueError, match=told):
         continue_prompts(model, tokenizer, given.pop("prompts"), given.pop("steerings", None), **given)
+
+
+@pytest.mark.parametrize("family", ["jamba", "bamba", "mamba"])
+def test_rows_of_one_prompt_on_bases_whose_cache_cannot_be_repeated(family: str, tokenizer: Any) -> None:
+    base = tiny_bases.tiny_base(family)
+    model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)])
+    together = continue_prompts(model, tokenizer, [PROMPTS[2]] * 2, [steering(0.5), None], new_tokens=5)
+    for row in range(2):
+        ids = tokenizer(PROMPTS[2] + " " + together.texts[row], return_tensors="pt")["input_ids"]
+        length = tokenizer(PROMPTS[2], return_tensors="pt")["input_ids"].shape[1]
+        logits = base(input_ids=ids).logits[0, length - 1 : -1].double().log_softmax(-1)
+        expected = -float(logits.gather(1, ids[0, length:, None]).sum().detach())
+        assert float(together.losses[row]) == pytest.approx(expected, rel=1e-4)

@@ -8,6 +8,7 @@ import torch
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation import short_answers as module
 from sae_transformers.evaluation.short_answers import answer_log_likelihoods, short_answers, text_losses
+from tests.architectures import tiny_bases
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_model, tiny_sae
 
@@ -138,3 +139,20 @@ def test_line_breaks_end_an_answer():
         base.lm_head.weight.zero_()
         base.lm_head.weight[ends[-1]] = 1e-3
     assert short_answers(base, tokenizer, ["w1 w2", "w3"], max_new_tokens=3) == ["", ""]
+
+
+@pytest.mark.parametrize("family", ["jamba", "bamba", "gemma3_text", "qwen3_next"])
+def test_bases_whose_cache_cannot_be_continued_read_the_whole_text(family):
+    """Jamba forgets its state and Bamba its positions where several tokens follow a cache."""
+    base = tiny_bases.tiny_base(family)
+    tokenizer, answers = word_tokenizer(), [["w5 w6 w7", "w8"], ["w9 w10", "w11 w12 w13"]]
+    found = answer_log_likelihoods(base, tokenizer, PROMPTS[:2], answers)
+    expected = torch.empty(2, 2)
+    for i, prompt in enumerate(PROMPTS[:2]):
+        for j, answer in enumerate(answers[i]):
+            before, after = tokenizer(prompt)["input_ids"], tokenizer(answer)["input_ids"]
+            with torch.no_grad():
+                logits = base(torch.tensor([before + after])).logits[0].log_softmax(-1)
+            told = logits[len(before) - 1 : -1].gather(-1, torch.tensor(after)[:, None])
+            expected[i, j] = told.mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

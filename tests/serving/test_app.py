@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
+from sae_transformers.modeling.tested_releases import NEWEST, OLDEST
 from tests.serving.running import STEERINGS, Running, offline, running, served_model, served_tokenizer
 
 KEY = "sk-of-the-server-0123456789"
@@ -157,7 +158,7 @@ def test_responses_need_a_transformers_that_has_them(server: Running, monkeypatc
 
     monkeypatch.delattr(response, "_ResponseStreamBuilder")
     answer = server.post("/responses", {"model": "tiny", "input": TEXT})
-    assert answer.status == 501 and "transformers 5.12 to 5.23" in answer.error["message"]
+    assert answer.status == 501 and f"transformers {OLDEST} to {NEWEST}" in answer.error["message"]
     assert server.chat(TEXT).choices[0].message.content == expected(DEFAULT)  # the rest does not need them
 
 
