@@ -137,23 +137,33 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
+        told = RequestError("The server is stopping.", code="stopping", status=503)
+        try:
+            self._write()
+        except Exception as error:  # a fault of the engine itself: nobody may wait for it for ever
+            told = _told(error)
+        with self._changed:
+            self._stopping = True
+            left, self.waiting = [*self.running, *self.waiting], deque()
+        self.running = []
+        self.batch.clear()
+        for answer in left:
+            answer.fail(told)
+
+    def _write(self) -> None:
+        """Write answers until the engine is stopped."""
         while True:
             with self._changed:
                 while not (self.waiting or self.running or self._stopping):
                     self._changed.wait()
                 if self._stopping:
-                    left, self.waiting = [*self.running, *self.waiting], deque()
-                    break
+                    return
                 self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
             self._guarded(self._step, self.running)
             with self._changed:
                 joining = self._joining()
             if joining:
                 self._guarded(lambda joining=joining: self._join(joining), joining)
-        self.running = []
-        self.batch.clear()
-        for answer in left:
-            answer.fail(RequestError("The server is stopping.", code="stopping", status=503))
 
     def _joining(self) -> list[Answer]:
         """The first of those that wait, as many as there is room for; one that does not fit waits for an empty

@@ -25,11 +25,19 @@ class RunningBatch:
     Args:
         model: a `SaeForCausalLM` in eval mode.
 
+    Raises:
+        ValueError: a base whose state is no `DynamicCache` (RWKV, MiniMax).
+
     Between calls with n rows and L columns: `mask` is (n, L) int64, 0 at padding; `places` (n, 3) int64 as
     `steering_rows_for` makes them: row of the steering's tables, first real column, end of the prompt.
     """
 
     def __init__(self, model: Any) -> None:
+        if not model.lm._supports_default_dynamic_cache():  # a state of its own, which rows would not share
+            raise ValueError(
+                f"Texts are written together in a `DynamicCache` of transformers. Received: {type(model.lm).__name__} "
+                f"(model_type={model.lm.config.model_type!r}), which keeps a state of its own. Use `generate`."
+            )
         self.model = model
         self.device = model.get_input_embeddings().weight.device
         # Whether rows can join others: always, but for models whose cache is more than keys and values.

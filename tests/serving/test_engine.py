@@ -171,6 +171,19 @@ def test_stopping_tells_those_that_wait() -> None:
     assert asked[1].answer.error is not None and asked[1].answer.error.status == 503
 
 
+def test_an_engine_that_fails_itself_ends_what_waits_for_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AttributeError("a fault of the engine")
+
+    monkeypatch.setattr(engine.batch, "fits", fail)
+    asked = [Asked(), Asked()]
+    engine.submit([one.answer for one in asked])
+    for one in asked:
+        assert one.ended().finish == "error" and one.answer.error.code == "model_failed"
+    with pytest.raises(RequestError):
+        engine.submit([Asked().answer])
+
+
 def test_rows_must_be_positive() -> None:
     with pytest.raises(ValueError, match="max_concurrent=0"):
         Engine(MODEL, TOKENIZER, max_concurrent=0)

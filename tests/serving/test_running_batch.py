@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from sae_transformers import FeatureEdit, FeatureReweighting, Steering
+from sae_transformers import FeatureEdit, FeatureReweighting, SaeForCausalLM, Steering
 from sae_transformers.serving.running_batch import RunningBatch
+from tests.architectures import tiny_bases
 from tests.serving.running import STEERINGS
-from tests.tiny import ARCHITECTURES, prompt, tiny_model
+from tests.tiny import ARCHITECTURES, prompt, tiny_model, tiny_sae
 
 FAST = ("gemma2", "gpt2")  # sliding windows and rotary, learnt positions
 
@@ -103,3 +104,23 @@ def test_a_batch_that_breaks_half_way_holds_nothing(part: str, monkeypatch: pyte
         else:
             batch.keep([0])
     assert batch.cache is None and not len(batch)
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "gemma3", "qwen3_next"])
+def test_bases_with_other_states_write_as_alone(family: str) -> None:
+    model = SaeForCausalLM.from_base(tiny_bases.tiny_base(family), saes=[tiny_sae(layer=1)]).eval()
+    steering = Steering([FeatureEdit(feature=3, op="direction", value=6.0)], positions="generated")
+    ids = prompt(1, 7)[0].tolist()
+    batch, written = RunningBatch(model), []
+    logits = batch.join([ids], [steering])
+    for _ in range(6):
+        written.append(int(logits[0].argmax()))
+        logits = batch.step([written[-1]])
+    assert written == alone(model, ids, steering, 6)
+
+
+@pytest.mark.parametrize("family", ["rwkv", "minimax"])
+def test_a_state_that_rows_cannot_share_is_refused(family: str) -> None:
+    model = SaeForCausalLM.from_base(tiny_bases.tiny_base(family), saes=[tiny_sae(layer=1)]).eval()
+    with pytest.raises(ValueError, match=f"model_type='{family}'.*generate"):
+        RunningBatch(model)
