@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from typing import Any
 
 import pytest
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     GenerationConfig,
 )
 
@@ -171,47 +168,6 @@ def test_generate_takes_embeddings():
         steering = Steering(PUSH.edits, positions=positions)
         by_ids = model.generate(prompt(), steering=steering, **GREEDY)[:, 9:]
         assert torch.equal(model.generate(inputs_embeds=embeddings, steering=steering, **GREEDY), by_ids)
-
-
-def multimodal() -> tuple[Any, dict[str, torch.Tensor]]:
-    """A tiny Gemma 3 as its 4B and larger releases are, whose vision tower has as many layers, and an input."""
-    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    sizes = {"image_size": 28, "patch_size": 14}
-    torch.manual_seed(0)
-    parts: dict[str, Any] = {"text_config": {**text, **heads}, "vision_config": {**vision, **sizes}}
-    parts |= {"mm_tokens_per_image": 4, "image_token_id": 290}
-    config = Gemma3Config(**parts)
-    base = Gemma3ForConditionalGeneration(config).eval()
-    base.generation_config.eos_token_id = None
-    ids = prompt(2, 12)
-    ids[:, 2:6] = 290
-    images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    return base, {"input_ids": ids, "pixel_values": images, "token_type_ids": (ids == 290).long()}
-
-
-@pytest.mark.parametrize("place", [{"layer": 1}, {"hook": "model.layers.1.output"}], ids=["layer", "hook"])
-def test_a_multimodal_base_is_read_and_steered_with_an_image_in_its_prompt(place, tmp_path):
-    base, inputs = multimodal()
-    model = SaeForCausalLM.from_base(copy.deepcopy(base), saes=[tiny_sae(**place)], weights_scope="full")
-    with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, base(**inputs).logits)
-        hidden = base(**inputs, output_hidden_states=True).hidden_states[2]
-        sae = model.saes[0]
-        expected = ((hidden - sae.b_dec) @ sae.W_enc + sae.b_enc)[..., 3].mean(-1)
-    plain = base.generate(**inputs, **GREEDY)
-    assert torch.equal(model.generate(**inputs, **GREEDY), plain)
-    torch.testing.assert_close(model.detect(inputs, feature=3).per_text, expected, rtol=1e-5, atol=1e-5)
-    steering = Steering(PUSH.edits, positions="generated")
-    steered = model.generate(**inputs, steering=steering, **GREEDY)
-    assert not torch.equal(steered, plain)
-    assert torch.equal(model.generate(**inputs, steering=steering, use_cache=False, **GREEDY), steered)
-    model.save_pretrained(tmp_path)
-    loaded = SaeForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(loaded.generate(**inputs, steering=steering, **GREEDY), steered)
-    loaded.resize_token_embeddings(310, mean_resizing=False)
-    assert loaded(**inputs).logits.shape[-1] == loaded.config.get_text_config().vocab_size == 310
 
 
 # -- whose steering --------------------------------------------------------------------------------------------------

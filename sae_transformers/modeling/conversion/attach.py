@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
+from ..base_classes import base_from_config
 from ..modeling_sae_causal_lm import SaeForCausalLM
 from ..modeling_sae_sequence_classification import SaeForSequenceClassification
 from ..repository_files import commit_of
@@ -28,7 +29,8 @@ def attach(
     force: bool = False,
     base_options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Write the repository that `from_pretrained` loads: SAEs, code and a pointer to the base.
+    """Write the repository that `from_pretrained` loads: SAEs, code, a pointer to the base, and the processor of a
+    base that reads images.
 
     Args:
         base: folder or Hub id; the one that the SAEs name by default.
@@ -57,7 +59,7 @@ def attach(
     config = AutoConfig.from_pretrained(base, **options)
     cls: Any = HEADS[head]
     with torch.device("meta"):
-        lm = cls.auto_model.from_config(config)
+        lm = base_from_config((cls.auto_model, *cls.other_auto_models), config, {})
     lm.name_or_path = base
     with contextlib.suppress(OSError):  # none published
         lm.generation_config = GenerationConfig.from_pretrained(base, **options)
@@ -66,4 +68,7 @@ def attach(
     # What has no values yet, a classifier's head too, is not written.
     stored = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
     model.save_pretrained(out, state_dict=stored)
+    if config.get_text_config() is not config:  # reads images: what prepares them goes with the model
+        with contextlib.suppress(OSError, ValueError, ImportError):  # none published, or it needs a package
+            AutoProcessor.from_pretrained(base, **options).save_pretrained(out)
     return model
