@@ -27,6 +27,7 @@ from .repository_files import (
     HUB_OPTIONS,
     check_base,
     check_loaded,
+    check_quantization,
     check_values,
     check_writable,
     commit_of,
@@ -338,6 +339,7 @@ class RepositoryMixin(UploadMixin, Base):
             check_writable(save_directory)
         scope = self.config.weights_scope
         self._keys_to_ignore_on_save = set()
+        check_quantization(self.lm, scope)
         if scope == "sae":
             self._check_base_unchanged()
             keep = self._adapter_names()

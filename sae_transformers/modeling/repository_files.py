@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import (
     CONFIG_NAME,
@@ -106,6 +107,25 @@ def check_base(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -
                 f"The SAEs in {name} were made for a base with {field}={getattr(expected, field, None)!r}. "
                 f"Received: a base with {field}={getattr(found, field, None)!r}."
             )
+
+
+def check_quantization(base: nn.Module, scope: str) -> None:
+    """A quantised base is its loader's: its packed weights, saved from here, would come back as other numbers."""
+    quantized = next((m for m in base.modules() if getattr(m, "is_quantized", False) is True), None)
+    if quantized is None:
+        return
+    method = getattr(quantized, "quantization_method", None)
+    method = getattr(method, "value", method)
+    if scope == "full":
+        raise ValueError(
+            f"A quantised base cannot be saved whole. Expected weights_scope='sae', which points to the base. "
+            f"Received: weights_scope='full', quantisation by {method}. Or put the SAEs into the unquantised base."
+        )
+    warnings.warn(
+        f"The base is quantised ({method}), and the checkpoint names it without that: give `quantization_config=` to "
+        f"`from_pretrained` for the same numbers.",
+        stacklevel=4,
+    )
 
 
 def weight_files(name: str, hub: dict[str, Any]) -> list[str]:

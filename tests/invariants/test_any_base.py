@@ -310,3 +310,16 @@ def test_a_negative_concept_label_is_unknown(unknown):
     first = model(prompt()[:1], concept_targets=targets[:1]).sae_losses["conditioning"]
     both = model(prompt(), concept_targets=targets).sae_losses["conditioning"]
     torch.testing.assert_close(both, first / 2)
+
+
+def test_a_quantised_base_is_not_saved_whole_and_its_pointer_says_so(tmp_path):
+    """By the attributes that transformers sets; bitsandbytes itself, 8 and 4 bit on a CPU, is not installed here."""
+    tiny_base().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base.is_quantized, base.quantization_method = True, "bitsandbytes"
+    model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)])
+    with pytest.warns(UserWarning, match="bitsandbytes.*quantization_config="):
+        model.save_pretrained(tmp_path / "sae")
+    model.config.weights_scope = "full"
+    with pytest.raises(ValueError, match="quantised base cannot be saved whole.*bitsandbytes"):
+        model.save_pretrained(tmp_path / "full")
