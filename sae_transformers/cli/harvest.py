@@ -33,6 +33,13 @@ def harvest(
     label: Annotated[
         list[str] | None, typer.Option(help="Column of a 0/1 label, carried to the tokens. Repeatable.")
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Column of a row's image or images, for a multimodal base: pictures or paths of files."),
+    ] = None,
+    image_tokens: Annotated[
+        str, typer.Option(help="Tokens that stand for patches of an image: keep, drop, or only these.")
+    ] = "keep",
     txt_rows: Annotated[str, typer.Option(help="A row of a .txt file: paragraph, line or file.")] = "paragraph",
     split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
     subset: Annotated[str | None, typer.Option(help="Configuration of a Hub data set.")] = None,
@@ -83,6 +90,7 @@ def harvest(
             prefix_tokens=prefix_tokens,
             skip_first=skip_first,
             drop_special_tokens=drop_special,
+            image_tokens=image_tokens,
             dtype=dtype,
             rows_per_shard=rows_per_shard,
             tokens_at_once=tokens_at_once,
@@ -95,10 +103,12 @@ def harvest(
             subset=subset,
             streaming=streaming,
             txt_rows=txt_rows,
+            images=images,
         )
         if max_rows is not None:
             source = source.first(max_rows)
-        base, tokenizer, name = load_base(model, revision, model_dtype)
+        head = "AutoModelForCausalLM" if images is None else "AutoModelForImageTextToText"
+        base, tokenizer, name = load_base(model, revision, model_dtype, head)
         start = time.perf_counter()
         found = harvest_to_store(
             base,

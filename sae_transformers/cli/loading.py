@@ -23,7 +23,7 @@ def load_sae(name: str, place: str | None, **options: Any) -> Any:
 def load_base(
     name: str, revision: str | None, dtype: str, head: str = "AutoModelForCausalLM", **options: Any
 ) -> tuple[Any, Any, str]:
-    """A base model on this process's device, its tokenizer, and where it was found."""
+    """A base model on this process's device, its tokenizer (or processor, of images), and where it was found."""
     import torch
     import transformers
 
@@ -38,7 +38,9 @@ def load_base(
         dtype = "float32"
     found = find_base_model(name).name
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(found, revision=revision)
+        reads_images = head == "AutoModelForImageTextToText"
+        reader = transformers.AutoProcessor if reads_images else transformers.AutoTokenizer
+        tokenizer = reader.from_pretrained(found, revision=revision)
         base: Any = getattr(transformers, head).from_pretrained(found, revision=revision, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise OSError(f"{found!r} could not be read as a model: {str(error).strip().splitlines()[0]}") from error

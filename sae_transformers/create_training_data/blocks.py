@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .hidden_states import HiddenStateReader, kept_positions
+from .image_texts import IMAGE_TOKENS, ImageTexts, image_choice, image_token_ids
 from .text import TextRows, TextSource, tokenize
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -36,6 +37,8 @@ class HarvestSettings:
         prefix_tokens: length of that prefix, beginning token included.
         skip_first: leave out position 0 of each sequence, an outlier in norm (see `kept_positions`).
         drop_special_tokens: leave out the tokenizer's special tokens.
+        image_tokens: where rows hold images, `keep` the tokens that stand for their patches, `drop` them, or `only`
+            those.
         dtype: stored as bfloat16, float16 or float32.
         rows_per_shard: rows of text in a block, which is a file of the store and what memory has to hold.
         tokens_at_once: of a forward pass, padding counted. As another value changes results by rounding only, a
@@ -49,6 +52,7 @@ class HarvestSettings:
     prefix_tokens: int = 0
     skip_first: bool = True
     drop_special_tokens: bool = False
+    image_tokens: str = "keep"
     dtype: str = "bfloat16"
     rows_per_shard: int = 256
     tokens_at_once: int = 4096
@@ -63,7 +67,7 @@ class HarvestSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise ValueError(f"`{name}` must be an integer of {minimum} or more. Received: {name}={value!r}.")
-        for name, known in (("dtype", DTYPES), ("positions", POSITIONS)):
+        for name, known in (("dtype", DTYPES), ("positions", POSITIONS), ("image_tokens", IMAGE_TOKENS)):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}."
@@ -87,6 +91,7 @@ class Block(NamedTuple):
 
     sequences: (length,) int64 each. keep: (n_kept,) int64 each.
     token, position: (n_tokens,) int32. row: (n_tokens,) int64. labels: (n_tokens, n_labels) float32.
+    images: the rows, where they hold images.
     """
 
     sequences: list[Tensor]
@@ -95,6 +100,7 @@ class Block(NamedTuple):
     position: Tensor
     row: Tensor
     labels: Tensor
+    images: ImageTexts | None = None
 
 
 class Harvester:
@@ -102,14 +108,15 @@ class Harvester:
 
     Args:
         model: a base model, on its device.
-        tokenizer: of the base.
-        source: rows of text.
+        tokenizer: of the base; its processor (`AutoProcessor`) where the source has images.
+        source: rows of text, with or without images.
         settings: see `HarvestSettings`.
         keep: a further choice of tokens, `(token ids, positions, source rows) -> bool`, for one sequence at a time.
             A named function: the name stands for it in the index of a store.
 
     Raises:
-        ValueError: a place is not in the model, or `max_length` is more than the model can take.
+        ValueError: a place is not in the model, `max_length` is more than the model can take, or there are images
+            and no processor that reads them, or settings that do not go with images.
     """
 
     def __init__(
@@ -123,7 +130,9 @@ class Harvester:
     ) -> None:
         pack = settings.pack
         if pack is None:
-            pack = not source.labels and settings.positions == "all"
+            pack = not source.labels and settings.positions == "all" and source.images is None
+        self.image_tokens = image_token_ids(model.config)
+        self._check_images(tokenizer, source, replace(settings, pack=pack))
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit and settings.max_length > limit:
             raise ValueError(
@@ -132,11 +141,29 @@ class Harvester:
         self.settings = replace(settings, pack=pack)
         self.reader = HiddenStateReader(model, settings.places)
         self.tokenizer, self.source, self.keep = tokenizer, source, keep
-        self.dropped_ids: Sequence[int] = tokenizer.all_special_ids if settings.drop_special_tokens else ()
+        special = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        self.dropped_ids: Sequence[int] = special.all_special_ids if settings.drop_special_tokens else ()
+
+    def _check_images(self, processor: Any, source: TextSource, settings: HarvestSettings) -> None:
+        if source.images is None:
+            if settings.image_tokens != "keep":
+                raise ValueError(
+                    f"`image_tokens` goes with a column of images. Received: "
+                    f"image_tokens={settings.image_tokens!r}, images=None."
+                )
+            return
+        if getattr(processor, "image_processor", None) is None or not self.image_tokens:
+            raise ValueError(
+                f"Images need a multimodal base and its processor (`AutoProcessor`). Received: "
+                f"{type(processor).__name__} for the column {source.images!r}."
+            )
+        if settings.pack:
+            raise ValueError("Rows with images are not packed. Received: pack=True; leave it out.")
 
     def identity(self) -> dict[str, Any]:
         """All that decides the result but the places and the dtype, as JSON values."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("places", "dtype", "tokens_at_once")}
+        skipped = ("places", "dtype", "tokens_at_once", *(("image_tokens",) if self.source.images is None else ()))
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in skipped}
         return {
             **settings,
             "keep": None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}",
@@ -148,9 +175,17 @@ class Harvester:
     def tokens(self, number: int, rows: TextRows) -> Block:
         """Tokens of block `number`; no model needed."""
         settings, first = self.settings, number * self.settings.rows_per_shard
-        ids, source = tokenize(
-            self.tokenizer, rows.texts, first_row=first, max_length=settings.max_length, pack=bool(settings.pack)
-        )
+        images = None
+        if rows.images is None:
+            ids, source = tokenize(
+                self.tokenizer, rows.texts, first_row=first, max_length=settings.max_length, pack=bool(settings.pack)
+            )
+        else:
+            images = ImageTexts(
+                self.tokenizer, rows.texts, rows.images, first_row=first, max_length=settings.max_length
+            )
+            ids = images.ids
+            source = [torch.full_like(sequence, row) for sequence, row in zip(ids, images.rows, strict=True)]
         keep = []
         for sequence, of in zip(ids, source, strict=True):
             kept = kept_positions(
@@ -160,6 +195,8 @@ class Harvester:
                 skip_first=settings.skip_first,
                 dropped_ids=self.dropped_ids,
             )
+            if images is not None:
+                kept = kept[image_choice(sequence, self.image_tokens, settings.image_tokens)[kept]]
             if self.keep is not None:
                 kept = kept[self.keep(sequence, torch.arange(len(sequence)), of).bool()[kept]]
             keep.append(kept)
@@ -172,6 +209,7 @@ class Harvester:
             position=torch.cat(keep or none).int(),
             row=row,
             labels=rows.labels[row - first],
+            images=images,
         )
 
     def hidden(self, block: Block, *, report: Callable[[int], object] | None = None) -> dict[str, Tensor]:
@@ -186,6 +224,7 @@ class Harvester:
             dtype=getattr(torch, self.settings.dtype),
             tokens_at_once=self.settings.tokens_at_once,
             report=report and (lambda members: report(sum(len(block.keep[i]) for i in members))),
+            images=block.images,
         )
 
     def rows_for_tokens(self, max_tokens: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..modeling.call_record import StopForward
 from ..modeling.hook_points import HookPoint, find_hook_point, hook_tensor
+from .image_texts import ImageTexts
 
 
 class HiddenStates(NamedTuple):
@@ -52,8 +54,7 @@ class HiddenStateReader:
         found: dict[str, int] = {}
         with _evaluating(self.model):
             self._run(
-                torch.zeros(1, 2, dtype=torch.long),
-                None,
+                {"input_ids": torch.zeros(1, 2, dtype=torch.long)},
                 lambda place, hidden: found.update({place: hidden.shape[-1]}),
             )
         return {place: found[place] for place in self.points}
@@ -67,6 +68,7 @@ class HiddenStateReader:
         dtype: torch.dtype | None = None,
         tokens_at_once: int = 4096,
         report: Callable[[list[int]], object] | None = None,
+        images: ImageTexts | None = None,
     ) -> dict[str, Tensor]:
         """Hidden states of the kept tokens, in the order of the sequences whatever the batches were.
 
@@ -79,6 +81,7 @@ class HiddenStateReader:
             dtype: of the result, which the model's device casts to; the model's own by default.
             tokens_at_once: of a forward pass, padding counted; a longer sequence is a batch of its own.
             report: called with the numbers of the sequences of each batch after it.
+            images: the rows that the sequences are, where they hold images.
 
         Returns:
             {place: (n_tokens, width)}, on the device where the place is.
@@ -93,17 +96,18 @@ class HiddenStateReader:
         if not result.total:
             return {place: torch.empty(0, n, dtype=dtype or self.model.dtype) for place, n in self.widths().items()}
         with _evaluating(self.model):
-            for members in _batches(lengths, tokens_at_once):
-                ids, mask = _padded([sequences[i] for i in members])
+            for members in _batches(lengths, tokens_at_once, images.kinds if images else None):
+                inputs = images.inputs(members) if images else _padded([sequences[i] for i in members])
+                ids = inputs["input_ids"]
                 rows = torch.cat([keep[i] + line * ids.shape[1] for line, i in enumerate(members)])
                 goal = torch.cat([torch.arange(counts[i]) + firsts[i] for i in members])
-                self._run(ids, mask, partial(result.take, n_tokens=ids.numel(), rows=rows, goal=goal))
+                self._run(inputs, partial(result.take, n_tokens=ids.numel(), rows=rows, goal=goal))
                 if report:
                     report(members)
         result.check_range()
         return {place: result.hidden[place] for place in self.points}
 
-    def _run(self, ids: Tensor, mask: Tensor | None, take: Callable[[str, Tensor], None]) -> None:
+    def _run(self, inputs: dict[str, Tensor], take: Callable[[str, Tensor], None]) -> None:
         """One pass up to the last of the places, whichever that is."""
         waiting, thread = set(self.points), threading.get_ident()
 
@@ -116,11 +120,8 @@ class HiddenStateReader:
                 raise StopForward
 
         handles = [_hook(point, place, visit) for place, point in self.points.items()]
-        inputs = {"input_ids": ids.to(self.device)}
-        if mask is not None:
-            inputs["attention_mask"] = mask.to(self.device)
         try:
-            self.model(**inputs, use_cache=False)
+            self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}, use_cache=False)
         except StopForward:
             return
         finally:
@@ -186,23 +187,25 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _batches(lengths: Sequence[int], tokens_at_once: int) -> Iterator[list[int]]:
-    """Numbers of the sequences, the longest first, in batches of limited padded size; without empty ones."""
-    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        size = max(1, tokens_at_once // lengths[order[start]])
-        yield order[start : start + size]
-        start += size
+def _batches(lengths: Sequence[int], tokens_at_once: int, kinds: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """Numbers of the sequences, the longest of a kind first, in batches of limited padded size; without empty ones."""
+    found = kinds or [0] * len(lengths)
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (-found[i], -lengths[i]))
+    for _, same in itertools.groupby(order, key=lambda i: found[i]):
+        waiting = list(same)
+        while waiting:
+            size = max(1, tokens_at_once // lengths[waiting[0]])
+            yield waiting[:size]
+            waiting = waiting[size:]
 
 
-def _padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
     """ids and mask (batch, width), padded on the right; no mask where there is nothing to mask."""
     ids = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)  # the value at padding does not matter: masked
     lengths = torch.tensor([len(s) for s in sequences])
     if bool((lengths == ids.shape[1]).all()):
-        return ids, None
-    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return {"input_ids": ids}
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
 
 
 def kept_positions(

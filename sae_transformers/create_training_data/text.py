@@ -15,6 +15,8 @@ import torch
 from fsspec.core import url_to_fs
 from torch import Tensor
 
+from .image_texts import opened_images
+
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 TXT_ROWS = ("paragraph", "line", "file")
@@ -27,10 +29,14 @@ UNKNOWN_LABELS = ("", "-100", "-100.0", "none", "null", "nan")
 
 
 class TextRows(NamedTuple):
-    """texts: of consecutive rows. labels: (n_rows, n_labels) float32: 0, 1 or -100 for unknown."""
+    """texts: of consecutive rows. labels: (n_rows, n_labels) float32: 0, 1 or -100 for unknown.
+
+    images: of each row, where the source has a column of images.
+    """
 
     texts: list[str]
     labels: Tensor
+    images: list[list[Any]] | None = None
 
 
 class TokenRows(NamedTuple):
@@ -52,6 +58,7 @@ class TextSource:
         labels: columns with 0, 1 (or the names that `LABEL_NAMES` has) or nothing (-100, empty) for unknown.
         length: number of rows where it is known; then starting at a row must cost less than reading up to it.
         facts: what identifies the rows, as JSON values.
+        images: column of a row's image or images, see `opened_images`.
     """
 
     def __init__(
@@ -62,9 +69,10 @@ class TextSource:
         labels: Sequence[str] = (),
         length: int | None = None,
         facts: Mapping[str, Any] | None = None,
+        images: str | None = None,
     ) -> None:
-        self.column, self.labels = column, tuple(labels)
-        self.facts = {"column": column, **(facts or {})}
+        self.column, self.labels, self.images = column, tuple(labels), images
+        self.facts = {"column": column, **({} if images is None else {"images": images}), **(facts or {})}
         self.n_rows = length  # known at the latest when the end was seen
         self._iterate, self._seekable = iterate, length is not None
         self._rows: Iterator[Mapping[str, Any]] = iter(())
@@ -85,6 +93,7 @@ class TextSource:
             labels=self.labels,
             length=length,
             facts={**self.facts, "max_rows": count},
+            images=self.images,
         )
 
     def rows(self) -> Iterable[Mapping[str, Any]]:
@@ -95,14 +104,18 @@ class TextSource:
         """Rows `start` to `start + count`, fewer at the end, none behind it.
 
         Raises:
-            ValueError: a column is missing, a text is no string, or a label is unknown.
+            ValueError: a column is missing, a text is no string, a label is unknown, or an image cannot be read.
         """
         if self.n_rows is not None:
             count = max(0, min(count, self.n_rows - start))
         rows = self._seek(start, count) if count else []
         texts = [self._text(row, start + i) for i, row in enumerate(rows)]
         values = [[self._label(row, name, start + i) for name in self.labels] for i, row in enumerate(rows)]
-        return TextRows(texts, torch.tensor(values, dtype=torch.float32).view(len(rows), len(self.labels)))
+        labels = torch.tensor(values, dtype=torch.float32).view(len(rows), len(self.labels))
+        if self.images is None:
+            return TextRows(texts, labels)
+        images = [opened_images(_value(row, self.images, start + i), start + i) for i, row in enumerate(rows)]
+        return TextRows(texts, labels, images)
 
     def _seek(self, start: int, count: int) -> list[Mapping[str, Any]]:
         if self._position is None or start < self._position or (self._seekable and start != self._position):
@@ -163,13 +176,20 @@ def _value(row: Mapping[str, Any], column: str, number: int) -> Any:
 
 
 def rows_of_list(
-    texts: Sequence[str], labels: Mapping[str, Sequence[Any]] | None = None, *, name: str = "list"
+    texts: Sequence[str],
+    labels: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    images: Sequence[Any] | None = None,
+    name: str = "list",
 ) -> TextSource:
-    """Texts in memory, with a list of values for each label."""
+    """Texts in memory, with a list of values for each label, and of images where there are any."""
     columns = dict(labels or {})
+    names = tuple(columns)
+    if images is not None:
+        columns["images"] = images
     if wrong := [key for key, values in columns.items() if len(values) != len(texts)]:
         raise ValueError(
-            f"Every label needs {len(texts)} values. Received: {len(columns[wrong[0]])} for {wrong[0]!r}."
+            f"Every column needs {len(texts)} values. Received: {len(columns[wrong[0]])} for {wrong[0]!r}."
         )
 
     def iterate(start: int) -> Iterator[Mapping[str, Any]]:
@@ -177,7 +197,8 @@ def rows_of_list(
             yield {"text": texts[i], **{key: values[i] for key, values in columns.items()}}
 
     facts = {"text": name, "rows": len(texts)}
-    return TextSource(iterate, labels=tuple(columns), length=len(texts), facts=facts)
+    column = None if images is None else "images"
+    return TextSource(iterate, labels=names, length=len(texts), facts=facts, images=column)
 
 
 def open_text(
@@ -190,6 +211,7 @@ def open_text(
     revision: str | None = None,
     streaming: bool = False,
     txt_rows: str = "paragraph",
+    images: str | None = None,
 ) -> TextSource:
     """Rows of a Hub data set, a file, a folder or a glob of files, local or behind any fsspec URL.
 
@@ -199,6 +221,7 @@ def open_text(
         split, subset, revision: of a Hub data set.
         streaming: read a Hub data set over the network as it is needed, in place of a copy on disk.
         txt_rows: what a row of a .txt file is: `paragraph` (blank lines between), `line` or `file`.
+        images: column of a row's image or images: pictures, their bytes, or paths of files here.
 
     Raises:
         OSError: nothing there.
@@ -214,7 +237,12 @@ def open_text(
         facts = {"text": source, "subset": subset, "split": split, "revision": revision}
         length = None if streaming else len(dataset)
         return TextSource(
-            _iterate_dataset(dataset, streaming), column=column, labels=labels, length=length, facts=facts
+            _iterate_dataset(dataset, streaming),
+            column=column,
+            labels=labels,
+            length=length,
+            facts=facts,
+            images=images,
         )
     if fs.isdir(place):
         found = [name for name in fs.find(place) if _suffix(name)]
@@ -234,7 +262,7 @@ def open_text(
     # Sizes, so that a harvest does not go on with a file that has changed.
     sizes = {PurePosixPath(name).name: fs.size(name) for name in files}
     facts = {"text": source, "files": sizes, "txt_rows": txt_rows}
-    return TextSource(iterate, column=column, labels=labels, facts=facts)
+    return TextSource(iterate, column=column, labels=labels, facts=facts, images=images)
 
 
 def _suffix(name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from tests.architectures.base_facts import BaseFacts, base_facts
 from tests.architectures.families import IMAGE_TEXT
 from tests.architectures.tiny_bases import AUTO_CLASSES, tiny_base
 from tests.architectures.tiny_inputs import NEEDS_IMAGE, NO_IMAGE_INPUTS, tiny_inputs
-from tests.invariants.published import clean_environment, run_script
 from tests.tiny import tiny_sae
 
 TOLERANCE, NEW_TOKENS = 1e-4, 4
@@ -71,26 +69,6 @@ def grid_row(model_type: str, task: str, folder: Path) -> dict[str, Cell]:
         if alone := subject.facts.reloaded:
             row |= {name: Cell(row[name].state, f"the base alone: {alone}") for name in ("adapter", "full")}
         return row
-
-
-def loaded_without_the_library(rows: dict[str, dict[str, Cell]], folder: Path) -> None:
-    """Fill `adapter` and `full` of all rows, from one run of another interpreter over what they saved."""
-    said = run_script("load_families.py", folder, folder=folder, env=clean_environment(folder.parent), timeout=3600)
-    found = json.loads(said[said.index("FOUND ") + 6 :].splitlines()[0])
-    for name, row in rows.items():
-        for column in ("adapter", "full"):
-            seen = found.get(name, {}).get(column)
-            if row[column].state == "yes":
-                row[column] = _loaded(seen, row[column].note)
-
-
-def _loaded(seen: str | None, alone: str) -> Cell:
-    if seen is None or not seen.startswith("["):
-        return Cell("NO", seen or "not saved")
-    idle, steered = json.loads(seen)
-    if max(idle, steered) > TOLERANCE or not alone and idle > ROUNDING:
-        return Cell("n/a" if alone else "NO", alone or f"{idle:.1e}, steered {steered:.1e}")
-    return Cell("yes", f"to {idle:.0e}" if idle else "")
 
 
 def _filled(column: Callable[[Subject], Cell], subject: Subject) -> Cell:

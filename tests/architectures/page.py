@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from tests.architectures.grid import Cell
@@ -43,9 +44,8 @@ def page(rows: Mapping[str, Mapping[str, Cell]], left_out: Mapping[str, str], re
         left_out: `task.model_type` -> why it has no row.
         release: of transformers.
     """
-    needed = ("idle", "resid_post", "cached", "adapter", "full")
-    all_yes = sum(all(row[column].state == "yes" for column in needed) for row in rows.values())
-    parts = [HEAD.format(release=release, count=len(rows), all_yes=all_yes)]
+    whole = sum(all_yes({column: cell.state for column, cell in row.items()}) for row in rows.values())
+    parts = [HEAD.format(release=release, count=len(rows), all_yes=whole)]
     notes: dict[str, int] = {}
     for task in sorted({name.partition(".")[0] for name in rows}):
         parts.append(f"## {task}\n\n| family | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}\n")
@@ -59,6 +59,28 @@ def page(rows: Mapping[str, Mapping[str, Cell]], left_out: Mapping[str, str], re
         lines = "".join(f"| {family} | {task} | {_plain(why)} |\n" for task, family, why in split)
         parts.append(f"## Without a row\n\n| family | class | why |\n|---|---|---|\n{lines}")
     return "\n".join(parts)
+
+
+def read_page(text: str) -> tuple[str, dict[str, dict[str, str]]]:
+    """What a page says: the release of transformers, and `task.model_type` -> column -> state."""
+    release = re.search(r"with transformers\s+(\S+):", text)
+    if release is None:
+        raise ValueError("Expected a page as `page` writes it. Received: one that names no release of transformers.")
+    rows: dict[str, dict[str, str]] = {}
+    for section in text.split("\n## ")[1:]:
+        task = section.partition("\n")[0]
+        if task in ("Notes", "Without a row"):
+            break
+        for line in section.splitlines()[4:]:
+            family, *cells = (part.strip() for part in line.strip("|\n").split("|"))
+            words = (cell.partition(" ")[0].replace("–", "n/a") for cell in cells)
+            rows[f"{task}.{family}"] = dict(zip(COLUMNS, words, strict=True))
+    return release[1], rows
+
+
+def all_yes(states: Mapping[str, str]) -> bool:
+    """A family that can be had, steered where the stream is, generated with the cache, saved and loaded."""
+    return all(states[column] == "yes" for column in ("idle", "resid_post", "cached", "adapter", "full"))
 
 
 def _shown(cell: Cell, notes: dict[str, int]) -> str:

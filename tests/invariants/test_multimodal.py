@@ -7,22 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForImageTextToText,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3Processor,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 from typer.testing import CliRunner
@@ -30,38 +20,12 @@ from typer.testing import CliRunner
 from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, Steering
 from sae_transformers.cli import app
 from tests.invariants.published import clean_environment, run_script
-from tests.tiny import prompt, tiny_sae
+from tests.multimodal import multimodal, picture, processor
+from tests.tiny import tiny_sae
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 PUSH = [FeatureEdit(feature=3, op="set", value=9.0), FeatureEdit(feature=5, op="direction", value=4.0)]
 STEERING = Steering(PUSH, positions="generated")
-IMAGE, BEGIN, END = 290, 291, 292
-WORDS = {
-    "<pad>": 0,
-    "<bos>": 1,
-    "<eos>": 2,
-    "<image_soft_token>": IMAGE,
-    "<start_of_image>": BEGIN,
-    "<end_of_image>": END,
-}
-
-
-def multimodal() -> tuple[Any, dict[str, torch.Tensor]]:
-    """A tiny Gemma 3 as its 4B and larger releases are, whose vision tower has as many layers, and an input."""
-    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    sizes = {"image_size": 28, "patch_size": 14}
-    torch.manual_seed(0)
-    parts: dict[str, Any] = {"text_config": {**text, **heads}, "vision_config": {**vision, **sizes}}
-    parts |= {"mm_tokens_per_image": 4, "image_token_id": IMAGE}
-    config = Gemma3Config(**parts)
-    base = Gemma3ForConditionalGeneration(config).eval()
-    base.generation_config.eos_token_id = None
-    ids = prompt(2, 12)
-    ids[:, 2:6] = IMAGE
-    images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    return base, {"input_ids": ids, "pixel_values": images, "token_type_ids": (ids == IMAGE).long()}
 
 
 @pytest.mark.parametrize("place", [{"layer": 1}, {"hook": "model.layers.1.output"}], ids=["layer", "hook"])
@@ -95,25 +59,6 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base.save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder
-
-
-def processor() -> Any:
-    words = {f"w{i}": i for i in range(300) if i not in WORDS.values()} | WORDS
-    made = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    made.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    tokens: Any = {
-        "pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<pad>",
-        "extra_special_tokens": {
-            "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
-        },
-    }  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **tokens)
-    images = transformers.Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
-    return Gemma3Processor(images, tokenizer, image_seq_length=4)
-
-
-def picture() -> Image.Image:
-    return Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=numpy.uint8))
 
 
 @pytest.fixture
@@ -177,6 +122,34 @@ def test_the_pipeline_gives_what_generate_gives(base_folder, tmp_path):
         with torch.no_grad():
             tokens = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
         assert found["generated_text"].split() == ready.decode(tokens, skip_special_tokens=True).split()
+
+
+CHAT_TEMPLATE = """<bos> {% for turn in messages %}{% for part in turn.content %}{% if part.type == 'image' %}\
+<start_of_image> {% else %}{{ part.text }} {% endif %}{% endfor %}{% endfor %}"""
+
+
+def test_a_chat_with_an_image_is_what_its_text_is(base_folder):
+    model = SaeForCausalLM.from_base(str(base_folder), saes=[tiny_sae(layer=1)])
+    model.generation_config.eos_token_id = None
+    ready = processor()
+    ready.chat_template = CHAT_TEMPLATE
+    content = [
+        {"type": "text", "text": "w5"},
+        {"type": "image", "image": picture()},
+        {"type": "text", "text": "w7 w8"},
+    ]
+    chat = [{"role": "user", "content": content}]
+    inputs = ready.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    text = "<bos> w5 <start_of_image> w7 w8 "
+    alone = ready(text=text, images=[picture()], return_tensors="pt", add_special_tokens=False)
+    assert torch.equal(inputs["input_ids"], alone["input_ids"]) and torch.equal(
+        inputs["pixel_values"], alone["pixel_values"]
+    )
+    with torch.no_grad():
+        found = model.generate(**inputs, steering=STEERING, **GREEDY)
+        assert torch.equal(found, model.generate(**alone, steering=STEERING, **GREEDY))
+        assert not torch.equal(found, model.generate(**inputs, **GREEDY))
+    assert torch.equal(model.detect(inputs, feature=3).per_text, model.detect(alone, feature=3).per_text)
 
 
 # PEFT asks for transformers' old name of activation checkpointing.
