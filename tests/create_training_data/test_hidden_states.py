@@ -140,14 +140,14 @@ def test_another_thread_may_use_the_model_meanwhile() -> None:
     expected, got = base(ids).logits, []
 
     class Interrupted(HiddenStateReader):
-        def _run(self, ids: torch.Tensor, mask: Any, take: Any) -> None:
+        def _run(self, inputs: Any, take: Any) -> None:
             def take_and_wait(place: str, hidden: torch.Tensor) -> None:
                 thread = threading.Thread(target=lambda: got.append(base(prompt(1, 5)).logits))
                 thread.start()
                 thread.join()
                 take(place, hidden)
 
-            super()._run(ids, mask, take_and_wait)
+            super()._run(inputs, take_and_wait)
 
     Interrupted(base, ["layers.0.resid_post"]).read([ids[0]], [torch.arange(5)])
     assert torch.equal(got[0], expected)
