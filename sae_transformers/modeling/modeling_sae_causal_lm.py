@@ -138,7 +138,9 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
 
     # -- generation --------------------------------------------------------------------------------------------------
 
-    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any
+    ) -> Any:
         """As the base's own `generate`, which is what runs, with this model's forward pass in it.
 
         Keyword Args:

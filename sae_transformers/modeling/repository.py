@@ -50,7 +50,7 @@ else:
     Base = object
 
 
-class RepositoryMixin(UploadMixin, Base):
+class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Making, loading, saving and publishing of models with SAEs."""
 
     config: Any
@@ -116,7 +116,7 @@ class RepositoryMixin(UploadMixin, Base):
             raise TypeError(
                 f"Options {sorted(base_options)} load a base by name. Received: a loaded {type(base).__name__}."
             )
-        text_config = base.config
+        text_config: Any = base.config
         text_config.architectures = text_config.architectures or [type(base).__name__]  # which class to make again
         steering_dict = None
         if steering is not None:

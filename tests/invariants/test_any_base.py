@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -315,7 +316,7 @@ def test_a_negative_concept_label_is_unknown(unknown):
 def test_a_quantised_base_is_not_saved_whole_and_its_pointer_says_so(tmp_path):
     """By the attributes that transformers sets; bitsandbytes itself, 8 and 4 bit on a CPU, is not installed here."""
     tiny_base().save_pretrained(tmp_path / "base")
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     base.is_quantized, base.quantization_method = True, "bitsandbytes"
     model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)])
     with pytest.warns(UserWarning, match="bitsandbytes.*quantization_config="):

@@ -179,7 +179,9 @@ def test_an_engine_that_fails_itself_ends_what_waits_for_it(engine: Engine, monk
     asked = [Asked(), Asked()]
     engine.submit([one.answer for one in asked])
     for one in asked:
-        assert one.ended().finish == "error" and one.answer.error.code == "model_failed"
+        assert one.ended().finish == "error"
+        error = one.answer.error
+        assert error is not None and error.code == "model_failed"
     with pytest.raises(RequestError):
         engine.submit([Asked().answer])
 
