@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, SaeForSequenceClassification, SparseAutoencoder, Steering
+from sae_transformers.modeling.base_classes import UNKNOWN
 from sae_transformers.modeling.hook_points import find_blocks
 from tests.architectures.base_facts import BaseFacts, base_facts
 from tests.architectures.families import IMAGE_TEXT
@@ -81,7 +82,7 @@ def _filled(column: Callable[[Subject], Cell], subject: Subject) -> Cell:
         refused = "are not the text's tokens" in str(error)
         return Cell("refused" if refused else "NO", f"{type(error).__name__}: {error}")
     except Exception as error:  # whatever a base raises is what is measured
-        return Cell("NO", f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+        return Cell("NO", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 class Refused(Exception):
@@ -243,7 +244,10 @@ class Subject:
             expected[name] = model(**self.inputs, **options).logits.contiguous()
         model.config.weights_scope = "full"
         model.save_pretrained(folder / "full")
-        save_file({k: v.contiguous() for k, v in self.inputs.items()}, folder / "inputs.safetensors")
+        save_file(
+            {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.inputs.items()},
+            folder / "inputs.safetensors",
+        )
         save_file(expected, folder / "expected.safetensors")
         (folder / "steering.json").write_text(PUSH.to_json())
         try:
@@ -260,7 +264,9 @@ class Subject:
         try:
             base = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         except ValueError as error:
-            return Cell("n/a", f"no classifier of this family: {str(error).splitlines()[0][:80]}")
+            if UNKNOWN not in str(error):
+                return Cell("n/a", f"the base alone: {str(error).splitlines()[0][:120]}")
+            return Cell("n/a", "transformers has no text classifier of this family")
         try:
             model = SaeForSequenceClassification.from_base(base.eval(), **head).eval()
         except ValueError as error:
