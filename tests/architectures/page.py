@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tests.architectures.grid import Cell
 
@@ -17,9 +17,9 @@ HEAD = """# Architectures
 <!-- Written by `make architectures`; a slow test holds it. Do not edit. -->
 
 Every class of transformers' causal-LM and image-text-to-text mappings that can be made tiny, with transformers
-{release}: {count} families, random weights, one SAE at the second block that runs. `yes`: shown with numbers in this
-run. `refused`: the library says no when the model is made or called, with the reason in the notes. `–`: nothing to
-compare with, since the base alone breaks the identity or has no such class.
+{release}: {count} classes of {families} families, random weights, one SAE at the second block that runs. `yes`: shown
+with numbers in this run. `refused`: the library says no when the model is made or called, for the reason in the notes.
+`–`: nothing to compare with, since the base alone breaks the identity or has no such class.
 
 | column | what was compared |
 |---|---|
@@ -32,7 +32,7 @@ compare with, since the base alone breaks the identity or has no such class.
 | classifier head | a feature head scores a padded text as the text alone |
 | compile | `fullgraph=True`, idle and steered, as eager |
 
-{all_yes} families have idle, `resid_post`, cached = uncached and both reloads all `yes`.
+{all_yes} of these families have idle, `resid_post`, cached = uncached and both reloads all `yes`.
 """
 
 
@@ -44,8 +44,9 @@ def page(rows: Mapping[str, Mapping[str, Cell]], left_out: Mapping[str, str], re
         left_out: `task.model_type` -> why it has no row.
         release: of transformers.
     """
-    whole = sum(all_yes({column: cell.state for column, cell in row.items()}) for row in rows.values())
-    parts = [HEAD.format(release=release, count=len(rows), all_yes=whole)]
+    states = {name: {column: cell.state for column, cell in row.items()} for name, row in rows.items()}
+    counts = {"count": len(rows), "families": len(families_of(states)), "all_yes": len(families_of(states, all_yes))}
+    parts = [HEAD.format(release=release, **counts)]
     notes: dict[str, int] = {}
     for task in sorted({name.partition(".")[0] for name in rows}):
         parts.append(f"## {task}\n\n| family | {' | '.join(COLUMNS.values())} |\n|---|{'---|' * len(COLUMNS)}\n")
@@ -76,6 +77,11 @@ def read_page(text: str) -> tuple[str, dict[str, dict[str, str]]]:
             words = (cell.partition(" ")[0].replace("–", "n/a") for cell in cells)
             rows[f"{task}.{family}"] = dict(zip(COLUMNS, words, strict=True))
     return release[1], rows
+
+
+def families_of(rows: Mapping[str, Mapping[str, str]], holds: Callable[[Mapping[str, str]], bool] = bool) -> set[str]:
+    """The families of rows for which something holds; some have a row as a language model and one with images."""
+    return {name.partition(".")[2] for name, row in rows.items() if holds(row)}
 
 
 def all_yes(states: Mapping[str, str]) -> bool:
