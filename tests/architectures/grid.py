@@ -67,8 +67,8 @@ def grid_row(model_type: str, task: str, folder: Path) -> dict[str, Cell]:
         row |= {name: dataclasses.replace(saved) for name in ("adapter", "full")}
         if (folder / "full").is_dir() and saved.state == "n/a":
             row["full"] = Cell("yes")
-        if alone := subject.facts.reloaded:
-            row |= {name: Cell(row[name].state, f"the base alone: {alone}") for name in ("adapter", "full")}
+        if saved.state == "yes" and (alone := subject.facts.reloaded):
+            row |= dict.fromkeys(("adapter", "full"), Cell("yes", f"the base alone: {alone}"))
         return row
 
 
