@@ -127,7 +127,8 @@ def test_the_record_says_what_was_measured_on_what(done: tuple[Path, Result], fo
     assert list(record.suites) == MINE.split(",")
     assert record.model["saes"][0]["place"] == "layers.1.resid_post" and record.model["saes"][0]["d_sae"] == 64
     assert record.model["steering"]["edits"][0]["feature"] == 3 and record.model["base"].endswith("base")
-    assert record.versions["torch"] == torch.__version__ and record.created.endswith("+00:00")
+    assert record.versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert record.created.endswith("+00:00")
     assert record.command == (
         f"sae-transformers evaluate model --suite {MINE} --texts texts.txt --labelled labelled.csv --seeds 0 --ks 1,3 "
         "--crows-pairs crows.csv --max-length 16 --resamples 20"
