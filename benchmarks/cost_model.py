@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 
 from sae_transformers import SaeTrainer, SaeTrainingArguments, SparseAutoencoder, SparseAutoencoderConfig, TensorTokens
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader
+from sae_transformers.latents.hidden_states import HiddenStateReader
 
 FLOAT32 = 4
 

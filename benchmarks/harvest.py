@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader, _batches, _padded, kept_positions
 from sae_transformers.create_training_data.packages import cache_folder
 from sae_transformers.create_training_data.shards import HarvestSettings, harvest_to_store
-from sae_transformers.create_training_data.text import rows_of_list
+from sae_transformers.latents.hidden_states import HiddenStateReader, _batches, _padded, kept_positions
+from sae_transformers.latents.texts import rows_of_list
 
 GOAL = 1.02
 CONVERTED = cache_folder() / "SmolLM2-135M-Instruct-from-Q4_1"  # where the quickstart keeps it

@@ -42,7 +42,7 @@ from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.blocks import HarvestSettings
 from sae_transformers.create_training_data.labelled_text import load_labelled_text
 from sae_transformers.create_training_data.stream import HiddenStateStream
-from sae_transformers.create_training_data.text import TextSource
+from sae_transformers.latents.texts import TextSource
 from sae_transformers.training.arguments import SaeLossArguments, SaeTrainingArguments
 from sae_transformers.training.objective import SaeObjective
 from sae_transformers.training.trainer import SaeTrainer

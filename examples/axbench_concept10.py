@@ -42,7 +42,6 @@ from sae_transformers.create_training_data.concept_sets import (
     Example,
     read_concept_sets,
 )
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader
 from sae_transformers.evaluation.classification import summary
 from sae_transformers.evaluation.concept_steering import (
     OfflineJudge,
@@ -53,7 +52,8 @@ from sae_transformers.evaluation.concept_steering import (
 from sae_transformers.evaluation.continuations import chat_prompts
 from sae_transformers.evaluation.detection import auroc, code_aurocs, fit_linear_probe, mean_by_text
 from sae_transformers.evaluation.journal import Journal
-from sae_transformers.evaluation.sparse_codes import SparseCodes, encode_texts
+from sae_transformers.latents.hidden_states import HiddenStateReader
+from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts
 from sae_transformers.training.diffmean import fit_diffmean
 from sae_transformers.training.feature_search import STATISTICS, FeatureSearch, input_scores, search_features
 from sae_transformers.training.state_vectors import direction_sae

@@ -31,9 +31,10 @@ from sae_transformers import (
 )
 from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.blocks import HarvestSettings
+from sae_transformers.create_training_data.packing import tokenize
 from sae_transformers.create_training_data.shards import harvest_to_store
-from sae_transformers.create_training_data.text import open_text, tokenize
 from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
+from sae_transformers.latents.texts import open_text
 from sae_transformers.training.initialization import usual_norm
 
 

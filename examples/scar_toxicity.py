@@ -32,13 +32,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts, toxic_chat
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader, kept_positions
 from sae_transformers.evaluation.detection import auroc, fit_linear_probe, latent_aurocs, mean_by_text
 from sae_transformers.evaluation.divergence import mean_first_divergent_token
 from sae_transformers.evaluation.generation import continuation_mask, continuation_perplexity, repetition
 from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
 from sae_transformers.evaluation.scar_protocol import FACTORS
 from sae_transformers.evaluation.toxicity import toxicity_scorer
+from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
 from sae_transformers.training.arguments import SaeTrainingArguments
 from sae_transformers.training.diffmean import fit_diffmean
 from sae_transformers.training.initialization import usual_norm_limit

@@ -34,9 +34,9 @@ from sae_transformers import SparseAutoencoder
 from sae_transformers.create_training_data.annotation_tables import read_unintended
 from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.concepts import read_rows, toxic_chat
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader
 from sae_transformers.evaluation.classification import classification_metrics, paired_t_test, summary
 from sae_transformers.evaluation.reliance import swap_sensitivity
+from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.training.arguments import SaeTrainingArguments
 from sae_transformers.training.head_settings import ALIGNMENTS, METHODS, HeadSettings
 from sae_transformers.training.heads import TrainedHead, train_heads

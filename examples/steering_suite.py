@@ -29,13 +29,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae_transformers import SaeForCausalLM, SparseAutoencoder
 from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader, kept_positions
 from sae_transformers.evaluation.journal import Journal
 from sae_transformers.evaluation.results import Results, SuiteResult, data_file, versions, write_results
 from sae_transformers.evaluation.scorers import get_scorer
-from sae_transformers.evaluation.sparse_codes import encode_texts
 from sae_transformers.evaluation.steering_plot import plot_steering
 from sae_transformers.evaluation.suite_steering import steering_suite
+from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
+from sae_transformers.latents.sparse_codes import encode_texts
 from sae_transformers.training.feature_search import search_features
 from sae_transformers.training.steering_baselines import steering_methods
 

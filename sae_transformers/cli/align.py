@@ -14,9 +14,9 @@ from .errors import guarded
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..create_training_data.text_states import TextStates
     from ..evaluation.topic_alignment import TextEvidence, TopicUncertainty, UncertaintyThreshold
     from ..evaluation.topic_generation import TopicComparison
+    from ..latents.text_states import TextStates
     from ..training.topic_scores import TopicScores
 
 
@@ -94,10 +94,11 @@ def align_topic(
 
 
 def _align(s: dict[str, Any], console: Any) -> None:
-    from ..create_training_data.hidden_states import HiddenStateReader
     from ..create_training_data.sentence_embeddings import SentenceEmbedder
-    from ..create_training_data.text_states import read_text_states, read_texts
     from ..evaluation.topic_alignment import topic_uncertainty
+    from ..latents.hidden_states import HiddenStateReader
+    from ..latents.text_states import read_text_states
+    from ..latents.texts import read_column
     from ..modeling import SaeForCausalLM
     from ..training.topic_scores import SUMMARIES, read_topic_scores, topic_distances, topic_scores
     from .loading import load_base, load_sae
@@ -105,8 +106,8 @@ def _align(s: dict[str, Any], console: Any) -> None:
     variants = [_variant(s, name) for name in dict.fromkeys([s["method"], *s["compare"].split(",")]) if name]
     if s["summary"] not in SUMMARIES:
         raise ValueError(f"--summary must be one of {', '.join(SUMMARIES)}. Received: {s['summary']!r}.")
-    texts = {part: read_texts(s[part], s[f"{part}_column"]) for part in ("reference", "topic")}
-    test = read_texts(s["topic_test"], s["topic_test_column"]) if s["topic_test"] else texts["topic"]
+    texts = {part: read_column(s[part], s[f"{part}_column"]) for part in ("reference", "topic")}
+    test = read_column(s["topic_test"], s["topic_test_column"]) if s["topic_test"] else texts["topic"]
     sae = load_sae(s["sae"], s["place"])
     base, tokenizer, name = load_base(s["model"], None, s["model_dtype"])
     model: Any = SaeForCausalLM.from_base(base, saes=[sae.to(base.device)]).eval()
@@ -283,12 +284,12 @@ def _steering(s: dict[str, Any], variant: _Variant, scores: Tensor) -> Any:
 def _comparison(
     s: dict[str, Any], model: Any, tokenizer: Any, embedder: Any, reference: TextStates, test: list[str]
 ) -> TopicComparison:
-    from ..create_training_data.text_states import read_texts
     from ..evaluation.acceptability import AcceptabilityClassifier, SlorScorer, unigram_log_probs
     from ..evaluation.topic_generation import TopicComparison
+    from ..latents.texts import read_column
 
     if s["prompts"] is not None:
-        prompts = read_texts(s["prompts"], s["prompts_column"])[: s["prompt_count"]]
+        prompts = read_column(s["prompts"], s["prompts_column"])[: s["prompt_count"]]
     else:
         starts = [tokenizer.decode(ids[: s["prompt_tokens"]], skip_special_tokens=True) for ids in reference.ids]
         prompts = [start for start in dict.fromkeys(starts) if start.strip()][: s["prompt_count"]]

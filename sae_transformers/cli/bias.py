@@ -131,8 +131,8 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _read_parts(s: dict[str, Any]) -> dict[str, Any]:
     """Name -> pairs, or last-word texts; those that choose end in `choose`."""
-    from ..create_training_data.classification_data import read_texts_of
     from ..evaluation.bias import read_crows_pairs, read_winobias
+    from ..latents.texts import read_column
 
     limit, parts = s["max_pairs"], {}
     for part, name, most in (("dev", "choose", s["max_choose"] or limit), ("test", "test", limit)):
@@ -144,7 +144,7 @@ def _read_parts(s: dict[str, Any]) -> dict[str, Any]:
         parts["CrowS gender"] = [pair for pair in pairs if pair.kind == "gender"][:limit]
         parts["CrowS other"] = [pair for pair in pairs if pair.kind != "gender"][:limit]
     if s["lambada"] is not None:
-        rows = read_texts_of(s["lambada"], "text")[: s["max_lambada"]]
+        rows = read_column(s["lambada"], "text", keep_empty=True)[: s["max_lambada"]]
         parts["LAMBADA choose"] = rows[::4]
         parts["LAMBADA"] = [row for i, row in enumerate(rows) if i % 4]
     return {name: part for name, part in parts.items() if part}
@@ -156,8 +156,8 @@ def _find(s: dict[str, Any], model: Any, tokenizer: Any, console: Any) -> tuple[
 
     from ..create_training_data.gendered_texts import both_versions
     from ..create_training_data.swaps import read_word_pairs
-    from ..create_training_data.text import open_text
-    from ..evaluation.sparse_codes import encode_texts
+    from ..latents.sparse_codes import encode_texts
+    from ..latents.texts import open_text
     from ..training.bias_reduction import GENDERED_PAIRS, rank_by_swaps, rank_by_tokens
 
     pairs = read_word_pairs(s["words"] or GENDERED_PAIRS)
@@ -203,7 +203,7 @@ def _states(model: Any, ids: list[Tensor], tokens_at_once: int) -> tuple[Tensor,
     each (n,) and its id (n,)."""
     import torch
 
-    from ..create_training_data.hidden_states import HiddenStateReader
+    from ..latents.hidden_states import HiddenStateReader
 
     place = model.saes[0].config.read_at
     keep = [torch.arange(1, len(row)) for row in ids]

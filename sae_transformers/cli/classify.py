@@ -85,11 +85,12 @@ def classify(
 def _classify(s: dict[str, Any], console: Any) -> None:
     from dataclasses import replace
 
-    from ..create_training_data.classification_data import read_classification, read_texts_of
+    from ..create_training_data.classification_data import read_classification
     from ..create_training_data.shards import Store
     from ..create_training_data.swaps import read_word_pairs, swapped_pairs
     from ..create_training_data.templates import templated_ids
     from ..evaluation.plots import plot_methods
+    from ..latents.texts import read_column
     from ..modeling import SaeForSequenceClassification
     from ..modeling.feature_head import FeatureHead, FeatureHeadConfig
     from ..training.classifier import Comparison, put_head, read_texts, score_texts, tune_base
@@ -125,7 +126,7 @@ def _classify(s: dict[str, Any], console: Any) -> None:
         raise ValueError(f"--max-length must be at most {limit} for this model. Received: {s['max_length']}.")
     texts = dict(data.texts)
     if s["original"] is not None:
-        texts |= {part: read_texts_of(s[part], s["swap_column"]) for part in ("original", "swapped")}
+        texts |= {part: read_column(s[part], s["swap_column"], keep_empty=True) for part in ("original", "swapped")}
     elif s["swap_words"] is not None:
         found = swapped_pairs(texts.get("test", texts["train"]), read_word_pairs(s["swap_words"]))
         texts |= dict(zip(("original", "swapped"), found, strict=True))
@@ -192,7 +193,7 @@ class _Reading:
     """Hidden states of tokens at the SAE's place, as the classifier's pooling counts them."""
 
     def __init__(self, base: Any, sae: Any, pooling: str, tokens_at_once: int) -> None:
-        from ..create_training_data.hidden_states import HiddenStateReader
+        from ..latents.hidden_states import HiddenStateReader
 
         self.place, self.sae, self.pooling, self.max_norm = sae.config.read_at, sae.to(base.device), pooling, None
         self.reader, self.tokens_at_once = HiddenStateReader(base, [self.place]), tokens_at_once

@@ -155,9 +155,9 @@ def _spans(
     from ..create_training_data.span_activations import read_span_settings, read_span_tokens
     from ..create_training_data.span_files import read_spans, read_table
     from ..create_training_data.span_tokens import SpanSettings
-    from ..create_training_data.text import open_text
     from ..evaluation.activation_histograms import ActivationHistograms
     from ..hub_cards.dashboard_data import OWN_ACTIVATION, SpanShown
+    from ..latents.texts import open_text
 
     if s["texts"] is None:
         if s["spans"] is not None:

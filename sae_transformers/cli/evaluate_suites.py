@@ -108,8 +108,8 @@ def _file(source: str | Path, rows: Any, n: int) -> DataFile:
 
 
 def _reconstruction(s: dict[str, Any]) -> Prepared:
-    from ..create_training_data.text import open_text
     from ..evaluation.suite_reconstruction import reconstruction_suite
+    from ..latents.texts import open_text
 
     if s["max_texts"] < 2:
         raise ValueError(f"--max-texts must be 2 or more. Received: {s['max_texts']}.")
@@ -250,10 +250,10 @@ def _scorer(s: Mapping[str, Any], name: str, labelled: Any) -> Any:
 
 
 def _fairness(s: dict[str, Any]) -> Prepared:
-    from ..create_training_data.classification_data import read_texts_of
     from ..evaluation.bias import read_crows_pairs, read_winobias
     from ..evaluation.results import data_file
     from ..evaluation.suite_fairness import fairness_suite
+    from ..latents.texts import read_column
 
     pairs: dict[str, Any] = {}
     files: list[DataFile] = []
@@ -269,7 +269,7 @@ def _fairness(s: dict[str, Any]) -> Prepared:
         files.append(data_file(s["crows_pairs"], rows=len(found)))
     words: list[str] = []
     if s["lambada"] is not None:
-        words = read_texts_of(str(s["lambada"]), "text")
+        words = read_column(str(s["lambada"]), "text", keep_empty=True)
         files.append(_file(s["lambada"], words, len(words)))
         words = words[: s["limit"]]
     both = None
@@ -277,7 +277,7 @@ def _fairness(s: dict[str, Any]) -> Prepared:
         given, other = ("original", "swapped") if s["swapped"] is None else ("swapped", "original")
         raise ValueError(f"--{given} needs --{other}, the same texts. Received: --{given} alone.")
     if s["original"] is not None:
-        sides = [read_texts_of(s[name], s["swapped_column"]) for name in ("original", "swapped")]
+        sides = [read_column(s[name], s["swapped_column"], keep_empty=True) for name in ("original", "swapped")]
         if len(sides[0]) != len(sides[1]):
             raise ValueError(
                 f"--original and --swapped need as many rows. Received: {len(sides[0])}, {len(sides[1])}."

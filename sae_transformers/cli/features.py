@@ -129,8 +129,8 @@ def _hidden_states(s: dict[str, Any], base: Any, tokenizer: Any, sae: Any) -> It
     import torch
     from tqdm import tqdm
 
-    from ..create_training_data.hidden_states import HiddenStateReader
-    from ..create_training_data.text import open_text
+    from ..latents.hidden_states import HiddenStateReader
+    from ..latents.texts import open_text
 
     reader = HiddenStateReader(base, [sae.config.read_at])
     source = open_text(s["text"], column=s["column"], txt_rows=s["txt_rows"])

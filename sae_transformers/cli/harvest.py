@@ -77,7 +77,7 @@ def harvest(
 
     from ..create_training_data.blocks import HarvestSettings
     from ..create_training_data.shards import harvest_to_store, rank_and_world
-    from ..create_training_data.text import open_text
+    from ..latents.texts import open_text
 
     rank, world = rank_and_world()
     start = 0.0

@@ -117,7 +117,7 @@ def _last_states(s: dict[str, Any], model: Any, tokenizer: Any, prompts: list[st
     """Of each SAE the hidden states (n, d_in) of the prompts' last tokens."""
     import torch
 
-    from ..create_training_data.hidden_states import HiddenStateReader
+    from ..latents.hidden_states import HiddenStateReader
 
     ids = [torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long) for text in prompts]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -141,11 +141,10 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
     import torch
     from rich.table import Table
 
-    from ..create_training_data.classification_data import read_texts_of
-    from ..create_training_data.text import open_text
     from ..evaluation.detection import auroc
     from ..evaluation.short_answers import short_answers
-    from ..evaluation.sparse_codes import encode_texts
+    from ..latents.sparse_codes import encode_texts
+    from ..latents.texts import open_text, read_column
     from ..training.functional_features import functional_features, functional_steering, select_features
 
     if s["proportion"] is None and s["count"] is None:
@@ -154,7 +153,7 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
     for name in ("prompts_a", "prompts_b"):
         path = s[name]
         lines = open_text(str(path), txt_rows="line").rows() if path.suffix == ".txt" else None
-        texts = [str(row["text"]) for row in lines] if lines else read_texts_of(str(path), s["column"])
+        texts = [str(row["text"]) for row in lines] if lines else read_column(str(path), s["column"], keep_empty=True)
         texts = [text for text in texts if text.strip()]
         if len(texts) < 4:
             raise ValueError(f"Each behaviour needs four prompts or more. Received: {len(texts)} in {str(path)!r}.")

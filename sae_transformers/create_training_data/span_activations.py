@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .hidden_states import HiddenStateReader
+from ..latents.hidden_states import HiddenStateReader
+from ..latents.texts import TextSource
 from .shards import Store
 from .span_tokens import SpanSettings, TextTokens, text_tokens
-from .text import TextSource
 
 CODES_AT_ONCE = 2048  # tokens of an encoding
 CLOSE = 0.02  # a maximum that is read again may differ so much: batches differ, and so does rounding

@@ -23,13 +23,13 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..latents.hidden_states import HiddenStateReader
+from ..latents.texts import TextSource
 from .blocks import weights_digest
-from .hidden_states import HiddenStateReader
 from .shards import Store, rank_and_world
 from .span_files import WRITERS, Spans, read_spans, read_table
 from .span_heap import EMPTY, SpanHeap, add_hidden
 from .span_tokens import SpanSettings, template_tokens, text_tokens
-from .text import TextSource
 
 __all__ = ["SpanSettings", "Spans", "collect_spans", "read_spans", "template_tokens"]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..latents.texts import TextSource
 from .blocks import Block, Harvester, HarvestSettings, KeepTokens
 from .shards import rank_and_world
-from .text import TextSource
 
 
 class HiddenStateStream(IterableDataset):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..latents.sparse_codes import SparseCodes, encode_texts
 from ..modeling import SparseAutoencoder
-from .sparse_codes import SparseCodes, encode_texts
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse, of logistic regression, tried by cross-validation
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..latents.sparse_codes import SparseCodes
 from .detection import LinearProbe, code_aurocs
-from .sparse_codes import SparseCodes
 
 CHOICES = ("mean_difference", "auroc")
 

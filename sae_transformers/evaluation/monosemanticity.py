@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .sparse_codes import SparseCodes
+from ..latents.sparse_codes import SparseCodes
 
 TOP_LEVELS = 3  # that SCAR draws
 

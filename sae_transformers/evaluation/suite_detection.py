@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..latents.text_latents import TextCodes, encode_text_means, named_features, text_ids
 from .classification import summary
 from .concept_steering import word_scorer
 from .detection import auroc, code_aurocs, fit_linear_probe
@@ -16,7 +17,6 @@ from .intervals import BOOTSTRAP, percentiles, resample_counts, weighted_aurocs,
 from .k_sparse_probing import CHOICES, fit_sparse_probe, rank_latents
 from .monosemanticity import concept_tree
 from .results import Measurement, SuiteResult
-from .text_codes import TextCodes, encode_text_means, named_features, text_ids
 
 PARTS = (0.5, 0.2, 0.3)  # of the texts of each label: to fit and choose, to set thresholds, to report
 LEAST = 3  # texts of each label in each part

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..latents.text_latents import encode_text_means, named_features, text_ids
 from .bias import PairScores, SentencePair, last_word_summary, preference, score_last_words, score_pairs
 from .classification import bootstrap_interval
 from .reliance import swap_sensitivity
 from .results import Measurement, SuiteResult
-from .text_codes import encode_text_means, named_features, text_ids
 
 OVER_PAIRS, OVER_TEXTS = "bootstrap over pairs", "bootstrap over texts"
 STEERED, NONE = "steered", "none"

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..latents.text_latents import TextBatch, batches_of, text_ids
 from .intervals import BOOTSTRAP, percentiles, resample_counts
 from .reconstruction import ReplacedLosses, replaced_losses
 from .results import Measurement, SuiteResult
-from .text_codes import TextBatch, batches_of, text_ids
 
 LATENTS_AT_ONCE = 1 << 24  # of a forward pass of an SAE whose latents are dense: 64 MiB of float32
 TOKEN_SUMS = ("tokens", "squared_error", "relative_error", "cosine", "active", "squares")

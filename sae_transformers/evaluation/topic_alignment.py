@@ -26,9 +26,9 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from ..latents.sparse_codes import SparseCodes
 from ..modeling import SparseAutoencoder
 from .generation import repetition
-from .sparse_codes import SparseCodes
 
 KINDS = ("unaligned", "mixed", "aligned")
 TWICE = 2 / 3  # q_j of a latent that has twice the share in the topic's texts

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..create_training_data.hidden_states import HiddenStates, harvest
 from ..create_training_data.labelled_text import LabelledTexts
 from ..evaluation.detection import auroc, mean_by_text
 from ..evaluation.generation import continuation_mask, continuation_perplexity, repetition
+from ..latents.hidden_states import HiddenStates, harvest
 from ..modeling import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from ..training.conditioned_latent import fit_conditioned_sae
 from ..training.diffmean import fit_diffmean

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.detection import code_aurocs
-from ..evaluation.sparse_codes import encode_texts
+from ..latents.sparse_codes import encode_texts
 from ..modeling import FeatureEdit, SparseAutoencoder, Steering
 from .unintended import counterfactual_features
 

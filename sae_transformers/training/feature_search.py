@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..evaluation.detection import code_aurocs
-from ..evaluation.sparse_codes import SparseCodes
 from ..evaluation.unembedding import final_norm
+from ..latents.sparse_codes import SparseCodes
 from ..modeling import FeatureEdit, Steering
 
 NEUTRAL_PROMPT = "From my experience,"  # of the paper's code

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..evaluation.sparse_codes import SparseCodes, stack_rows
+from ..latents.sparse_codes import SparseCodes, stack_rows
 from ..modeling import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from ..modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from .mutual_information import code_mutual_information

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..evaluation.sparse_codes import SparseCodes
+from ..latents.sparse_codes import SparseCodes
 
 NOISE = 1e-10  # in standard deviations, as scikit-learn adds it to tell equal values apart
 VALUES_AT_ONCE = 1 << 16  # what stays in a core's cache

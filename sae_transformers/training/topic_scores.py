@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.sparse_codes import SparseCodes, encode_texts
+from ..latents.sparse_codes import SparseCodes, encode_texts
 from ..modeling import FeatureEdit, FeatureReweighting, SparseAutoencoder, Steering
 
 SUMMARIES = {"avg": "sum", "max": "max", "counts": "count"}  # how each pools a text's tokens

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.create_training_data import labelled_text, text
+from sae_transformers.create_training_data import labelled_text
 from sae_transformers.create_training_data.labelled_text import LabelledTexts, load_labelled_text, split_texts
+from sae_transformers.latents import texts
 
 
 def write(folder: Path, name: str, text: str) -> str:
@@ -46,7 +47,7 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, name: str, content
 
 
 def test_a_missing_file_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "_load_hub", lambda *args, **options: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(texts, "_load_hub", lambda *args, **options: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match="'nowhere.csv'"):
         load_labelled_text("nowhere.csv")
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sae_transformers.create_training_data import shards
 from sae_transformers.create_training_data.blocks import Harvester, HarvestSettings
 from sae_transformers.create_training_data.shards import Harvested, harvest_to_store
-from sae_transformers.create_training_data.text import TextSource, rows_of_list
+from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, prompt, tiny_base
 

@@ -17,7 +17,7 @@ from sae_transformers.create_training_data.span_activations import (
 )
 from sae_transformers.create_training_data.span_files import read_table
 from sae_transformers.create_training_data.spans import SpanSettings, collect_spans
-from sae_transformers.create_training_data.text import TextSource, rows_of_list
+from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 

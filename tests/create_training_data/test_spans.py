@@ -13,7 +13,7 @@ from sae_transformers.create_training_data.span_files import TextSpan, escape, r
 from sae_transformers.create_training_data.span_heap import SpanHeap, add_hidden
 from sae_transformers.create_training_data.span_tokens import SpanSettings, template_tokens, text_tokens
 from sae_transformers.create_training_data.spans import SpanCollector, Spans, collect_spans
-from sae_transformers.create_training_data.text import TextSource, rows_of_list
+from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_model, tiny_sae
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from sae_transformers.create_training_data.blocks import Harvester, HarvestSettings
 from sae_transformers.create_training_data.stream import HiddenStateStream
-from sae_transformers.create_training_data.text import TextSource, rows_of_list
+from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, tiny_base
 

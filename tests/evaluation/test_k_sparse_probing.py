@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from sae_transformers.evaluation.k_sparse_probing import fit_sparse_probe, rank_latents
-from sae_transformers.evaluation.sparse_codes import SparseCodes
+from sae_transformers.latents.sparse_codes import SparseCodes
 
 LABELS = torch.arange(60) % 2
 

@@ -3,7 +3,7 @@ import torch
 from sklearn.tree import DecisionTreeClassifier
 
 from sae_transformers.evaluation.monosemanticity import concept_tree
-from sae_transformers.evaluation.sparse_codes import SparseCodes
+from sae_transformers.latents.sparse_codes import SparseCodes
 
 
 def codes(n: int = 80, d: int = 30, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

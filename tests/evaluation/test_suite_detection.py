@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from sae_transformers.evaluation.results import SuiteResult
 from sae_transformers.evaluation.suite_detection import best_threshold, detection_suite, split_rows
-from sae_transformers.evaluation.text_codes import encode_text_means, text_ids
+from sae_transformers.latents.text_latents import encode_text_means, text_ids
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_model, tiny_sae
 

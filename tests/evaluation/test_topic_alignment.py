@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
-from sae_transformers.evaluation.sparse_codes import SparseCodes
 from sae_transformers.evaluation.topic_alignment import (
     TextEvidence,
     calibrate_threshold,
@@ -21,6 +20,7 @@ from sae_transformers.evaluation.topic_alignment import (
     topic_similarity,
     topic_uncertainty,
 )
+from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.training.topic_scores import prompt_summaries, topic_distances, topic_scores
 from tests.tiny import tiny_sae
 

@@ -19,7 +19,7 @@ from sae_transformers import (
 from sae_transformers.create_training_data.blocks import HarvestSettings
 from sae_transformers.create_training_data.shards import harvest_to_store
 from sae_transformers.create_training_data.stream import HiddenStateStream
-from sae_transformers.create_training_data.text import rows_of_list
+from sae_transformers.latents.texts import rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, tiny_base
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3F
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader
+from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.modeling import hook_families
 from sae_transformers.modeling.hook_points import find_blocks, find_hook_point
 from tests.tiny import WIDTH, prompt, tiny_base, tiny_sae

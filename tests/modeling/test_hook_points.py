@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader
+from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.modeling.hook_points import HookPoint, find_blocks, find_hook_point, hook_tensor
 from tests.invariants.naive import block_list, site_module
 from tests.tiny import ARCHITECTURES, LAYERS, prompt, tiny_base, tiny_sae

@@ -11,14 +11,14 @@ import torch
 from transformers import PrinterCallback
 
 from sae_transformers import FeatureEdit, FeatureReweighting, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader
-from sae_transformers.evaluation.sparse_codes import SparseCodes
 from sae_transformers.evaluation.topic_alignment import (
     TextEvidence,
     calibrate_threshold,
     reconstruction_sums,
     topic_uncertainty,
 )
+from sae_transformers.latents.hidden_states import HiddenStateReader
+from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.modeling.call_record import CallRecord
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.training.arguments import SaeTrainingArguments

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, mutual_info_score
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.detection import auroc
-from sae_transformers.evaluation.sparse_codes import SparseCodes
+from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.training.feature_search import (
     NEUTRAL_PROMPT,
     FeatureSearch,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sae_transformers.evaluation.sparse_codes import SparseCodes
+from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.training.functional_features import (
     FunctionalFeatures,
     functional_features,

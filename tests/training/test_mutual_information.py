@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.feature_selection import mutual_info_classif
 
-from sae_transformers.evaluation.sparse_codes import SparseCodes
+from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.training.mutual_information import code_mutual_information, mutual_information
 
 LOW = [0.1032, 0.9417, 1.3571, 2.7183, 3.1416, 4.6692, 5.2203, 6.6067]

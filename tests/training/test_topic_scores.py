@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_transformers import FeatureEdit, FeatureReweighting, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from sae_transformers.evaluation.sparse_codes import SparseCodes
+from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.training.topic_scores import (
     METHODS,
     prompt_summaries,

@@ -8,7 +8,8 @@ import fsspec
 import pytest
 import torch
 
-from sae_transformers.create_training_data.text import TextSource, open_text, rows_of_list, tokenize
+from sae_transformers.create_training_data.packing import tokenize
+from sae_transformers.latents.texts import TextSource, open_text, rows_of_list
 from tests.create_training_data.words import word_tokenizer
 
 ROWS = [{"text": f"w{i} w{i}", "label": i % 2, "inner": {"text": f"w{i + 1}"}} for i in range(7)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae_transformers.evaluation.sparse_codes import SparseCodes, encode_texts, stack_rows
+from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts, stack_rows
 from tests.tiny import tiny_sae
 
 TEXTS = torch.tensor([0, 0, 2, 1, 1, 1, 0, 3])  # a text's tokens need not be together

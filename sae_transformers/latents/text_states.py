@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .classification_data import read_texts_of
 from .hidden_states import HiddenStateReader, kept_positions
-from .text import open_text
 
-ROW_NUMBERS = ("", "index", "unnamed: 0")  # columns, as pandas writes them
 OUTLIER = 10.0  # times the median norm
 
 
@@ -79,27 +76,3 @@ def read_text_states(
     if not left:
         raise ValueError(f"Expected states of a norm of at most {limit:.6g}. Received: {len(norms)}, all longer.")
     return TextStates([texts[i] for i in left], [ids[i] for i in left], hidden, index, len(texts) - len(left), limit)
-
-
-def read_texts(source: str, column: str | None = None) -> list[str]:
-    """Texts of a file, folder or Hub data set that are not empty.
-
-    Args:
-        source: as `open_text` takes it.
-        column: by default `text`, or the only one beside a row number.
-
-    Raises:
-        ValueError: no row, no such column, several that may be meant, or no text with a word.
-    """
-    if column is None:
-        first = next(iter(open_text(source).rows()), None)
-        if first is None:
-            raise ValueError(f"Expected rows of text. Received: none in {source!r}.")
-        names = [name for name in first if name is not None and name.lower() not in ROW_NUMBERS]
-        column = "text" if "text" in names else names[0] if len(names) == 1 else None
-        if column is None:
-            raise ValueError(f"Which column of {source!r} is the text? Name it. Received: columns {names}.")
-    texts = [text for text in read_texts_of(source, column) if text.strip()]
-    if not texts:
-        raise ValueError(f"Expected texts with a word. Received: none in column {column!r} of {source!r}.")
-    return texts

@@ -1,12 +1,8 @@
-"""Rows of text, with labels where there are any: from the Hub or from files, read block by block; and their tokens."""
+"""Rows of text, with labels where there are any: from memory, from the Hub or from files, read block by block."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -16,15 +12,14 @@ from fsspec.core import url_to_fs
 from torch import Tensor
 
 from .image_texts import opened_images
+from .text_files import SUFFIXES, TXT_ROWS, rows_of_file, suffix_of
 
-SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-TXT_ROWS = ("paragraph", "line", "file")
 LABEL_NAMES = {
     "0": 0, "neg": 0, "negative": 0, "false": 0, "0.0": 0,
     "1": 1, "pos": 1, "positive": 1, "true": 1, "1.0": 1,
 }  # fmt: skip
 UNKNOWN = -100.0
+ROW_NUMBERS = ("", "index", "unnamed: 0")  # columns, as pandas writes them
 UNKNOWN_LABELS = ("", "-100", "-100.0", "none", "null", "nan")
 
 
@@ -37,16 +32,6 @@ class TextRows(NamedTuple):
     texts: list[str]
     labels: Tensor
     images: list[list[Any]] | None = None
-
-
-class TokenRows(NamedTuple):
-    """What the model reads, one tensor a sequence.
-
-    ids: (length,) int64. source: (length,) int64, number of the source row of each token.
-    """
-
-    ids: list[Tensor]
-    source: list[Tensor]
 
 
 class TextSource:
@@ -172,6 +157,46 @@ def _value(row: Mapping[str, Any], column: str, number: int) -> Any:
     return found
 
 
+def column_of(rows: Sequence[Mapping[str, Any]], source: str, name: str) -> list[Any]:
+    """A column of rows; `source` is for the error.
+
+    Raises:
+        ValueError: a row has no value there.
+    """
+    for number, row in enumerate(rows, 1):
+        if row.get(name) is None:
+            known = ", ".join(repr(key) for key in row if key is not None)
+            raise ValueError(
+                f"Every row of {source!r} needs a column {name!r}; row {number} has none. Received: {known}."
+            )
+    return [row[name] for row in rows]
+
+
+def read_column(source: str, column: str | None = None, *, keep_empty: bool = False) -> list[str]:
+    """The texts of a file, folder or Hub data set.
+
+    Args:
+        source: as `open_text` takes it.
+        column: by default `text`, or the only one beside a row number.
+        keep_empty: keep texts without a word, where rows of two columns or files belong together.
+
+    Raises:
+        ValueError: no row, no such column, several that may be meant, or no text with a word.
+    """
+    rows = list(open_text(source).rows())
+    if not rows:
+        raise ValueError(f"Expected rows of text. Received: none in {source!r}.")
+    if column is None:
+        names = [name for name in rows[0] if name is not None and name.lower() not in ROW_NUMBERS]
+        column = "text" if "text" in names else names[0] if len(names) == 1 else None
+        if column is None:
+            raise ValueError(f"Which column of {source!r} is the text? Name it. Received: columns {names}.")
+    texts = [text for text in map(str, column_of(rows, source, column)) if keep_empty or text.strip()]
+    if not texts:
+        raise ValueError(f"Expected texts with a word. Received: none in column {column!r} of {source!r}.")
+    return texts
+
+
 # -- where rows come from --------------------------------------------------------------------------------------------
 
 
@@ -231,7 +256,7 @@ def open_text(
         raise ValueError(f"`txt_rows` must be one of {', '.join(TXT_ROWS)}. Received: txt_rows={txt_rows!r}.")
     fs, place = url_to_fs(source)
     if "://" not in source and not any(c in source for c in "*?[") and not fs.exists(place):
-        if _suffix(source):
+        if suffix_of(source):
             raise FileNotFoundError(f"There is no file {source!r}.")
         dataset = _load_hub(source, subset, split=split, revision=revision, streaming=streaming)
         facts = {"text": source, "subset": subset, "split": split, "revision": revision}
@@ -245,31 +270,24 @@ def open_text(
             images=images,
         )
     if fs.isdir(place):
-        found = [name for name in fs.find(place) if _suffix(name)]
+        found = [name for name in fs.find(place) if suffix_of(name)]
     else:
         found = [str(name) for name in fs.glob(place)] if any(c in place for c in "*?[") else [place]
     files = sorted(name for name in found if fs.isfile(name))
     if not files:
         raise FileNotFoundError(f"There is no file {source!r} of {', '.join(SUFFIXES)}.")
-    if wrong := [name for name in files if not _suffix(name)]:
+    if wrong := [name for name in files if not suffix_of(name)]:
         raise ValueError(f"Text files end in {', '.join(SUFFIXES)}. Received: {PurePosixPath(wrong[0]).name!r}.")
 
     def iterate(start: int) -> Iterator[Mapping[str, Any]]:
         return itertools.islice(
-            itertools.chain.from_iterable(_rows_of(fs, name, txt_rows) for name in files), start, None
+            itertools.chain.from_iterable(rows_of_file(fs, name, txt_rows) for name in files), start, None
         )
 
     # Sizes, so that a harvest does not go on with a file that has changed.
     sizes = {PurePosixPath(name).name: fs.size(name) for name in files}
     facts = {"text": source, "files": sizes, "txt_rows": txt_rows}
     return TextSource(iterate, column=column, labels=labels, facts=facts, images=images)
-
-
-def _suffix(name: str) -> str | None:
-    """The kind of a file, or None if it is none of ours; `a.jsonl.gz` is .jsonl."""
-    path = PurePosixPath(name)
-    suffix = PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    return suffix if suffix in SUFFIXES else None
 
 
 def _load_hub(name: str, subset: str | None, **options: Any) -> Any:
@@ -286,101 +304,3 @@ def _iterate_dataset(dataset: Any, streaming: bool) -> Callable[[int], Iterable[
     if streaming:
         return lambda start: dataset.skip(start)
     return lambda start: (dataset[i] for i in range(start, len(dataset)))
-
-
-def _rows_of(fs: Any, name: str, txt_rows: str) -> Iterator[Mapping[str, Any]]:
-    suffix = _suffix(name)
-    if suffix == ".parquet":
-        from datasets import load_dataset
-
-        yield from load_dataset("parquet", data_files=fs.unstrip_protocol(name), split="train", streaming=True)  # pyright: ignore[reportReturnType]
-        return
-    csv.field_size_limit(sys.maxsize)
-    newline = "" if suffix == ".csv" else None
-    try:
-        with (
-            fs.open(name, "rb", compression="infer") as raw,
-            io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as file,
-        ):
-            if suffix == ".csv":
-                yield from csv.DictReader(file)
-            elif suffix == ".txt":
-                yield from ({"text": text} for text in _texts_of(file, txt_rows))
-            else:
-                yield from _objects_of(file, PurePosixPath(name).name)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"Text files are UTF-8. Received: {PurePosixPath(name).name}: {error}.") from None
-
-
-def _texts_of(file: Iterable[str], txt_rows: str) -> Iterator[str]:
-    if txt_rows == "file":
-        yield "".join(file)
-    elif txt_rows == "line":
-        yield from (line.rstrip("\n") for line in file)
-    else:
-        for blank, lines in itertools.groupby(file, lambda line: not line.strip()):
-            if not blank:
-                yield "".join(lines).strip()
-
-
-def _objects_of(file: io.TextIOBase, name: str) -> Iterator[Mapping[str, Any]]:
-    """Objects one a line, or one list of them."""
-    first = next((line for line in file if line.strip()), "")
-    if first.lstrip().startswith("["):
-        try:
-            entries = json.loads(first + file.read())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} is no list of JSON objects: {error}.") from None
-        numbered = enumerate(entries)
-    else:
-        numbered = ((number, line) for number, line in enumerate(itertools.chain([first], file), 1) if line.strip())
-    for number, entry in numbered:
-        if isinstance(entry, str):
-            try:
-                entry = json.loads(entry)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"Line {number} of {name} is no JSON object: {error}.") from None
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"Entry {number} of {name} is no JSON object. Received: {str(entry)[:60]!r}.")
-        yield entry
-
-
-# -- tokens ----------------------------------------------------------------------------------------------------------
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], *, first_row: int, max_length: int, pack: bool) -> TokenRows:
-    """Texts as sequences of at most `max_length` tokens; empty texts give none.
-
-    Args:
-        first_row: number of the first text in the source.
-        pack: join the texts with the end token between and cut them every `max_length` tokens, the rest being a
-            shorter sequence; a tokenizer that starts texts with a beginning token has it at each cut. Otherwise a
-            text is a sequence, cut at its end.
-
-    Raises:
-        ValueError: packing needs an end token, and the tokenizer has none.
-    """
-    numbers = [i for i, text in enumerate(texts) if text.strip()]
-    if not numbers:
-        return TokenRows([], [])
-    options = {"add_special_tokens": False} if pack else {"truncation": True, "max_length": max_length}
-    wanted = [texts[i] for i in numbers]
-    found = tokenizer(wanted, return_attention_mask=False, verbose=False, **options)["input_ids"]
-    ids = [torch.tensor(row, dtype=torch.long) for row in found]
-    source = [torch.full((len(row),), first_row + i) for i, row in zip(numbers, ids, strict=True)]
-    if not pack:
-        return TokenRows(ids, source)
-    if tokenizer.eos_token_id is None:
-        raise ValueError("Packing puts an end token between texts. Received: eos_token_id=None; give `pack=False`.")
-    joined, origin = [], []
-    for row, numbers_of_row in zip(ids, source, strict=True):
-        end = torch.full_like(row[:1], tokenizer.eos_token_id)  # empty where the row is
-        joined += [row, end]
-        origin += [numbers_of_row, numbers_of_row[:1]]
-    all_ids, all_source = torch.cat(joined[:-1]), torch.cat(origin[:-1])
-    start = tokenizer("")["input_ids"][:1]
-    if not start or start[0] != tokenizer.bos_token_id:
-        return TokenRows(list(all_ids.split(max_length)), list(all_source.split(max_length)))
-    pieces = zip(all_ids.split(max_length - 1), all_source.split(max_length - 1), strict=True)
-    begun = [(torch.cat([torch.tensor(start), part]), torch.cat([of[:1], of])) for part, of in pieces]
-    return TokenRows([part for part, _ in begun], [of for _, of in begun])

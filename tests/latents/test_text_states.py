@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader
-from sae_transformers.create_training_data.text_states import read_text_states, read_texts
+from sae_transformers.latents.hidden_states import HiddenStateReader
+from sae_transformers.latents.text_states import read_text_states
+from sae_transformers.latents.texts import read_column
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base
 
@@ -74,7 +75,7 @@ def test_bad_input() -> None:
 )
 def test_the_column_of_the_text(tmp_path: Path, name: str, content: str, column: str | None) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    assert read_texts(str(tmp_path / name), column) == ["one", "two"]
+    assert read_column(str(tmp_path / name), column) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -88,4 +89,4 @@ def test_the_column_of_the_text(tmp_path: Path, name: str, content: str, column:
 def test_no_text(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=told):
-        read_texts(str(tmp_path / "rows.csv"))
+        read_column(str(tmp_path / "rows.csv"))

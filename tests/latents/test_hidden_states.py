@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_transformers import SaeForCausalLM
-from sae_transformers.create_training_data.hidden_states import HiddenStateReader, harvest, kept_positions
+from sae_transformers.latents.hidden_states import HiddenStateReader, harvest, kept_positions
 from sae_transformers.modeling.hook_points import find_hook_point
 from tests.tiny import ARCHITECTURES, WIDTH, prompt, tiny_base, tiny_sae
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_transformers.evaluation.text_codes import batches_of, encode_text_means, text_ids
+from sae_transformers.latents.text_latents import batches_of, encode_text_means, text_ids
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_model, tiny_sae
 

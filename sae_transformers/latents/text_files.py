@@ -1,0 +1,80 @@
+"""Rows of text files of five kinds, also compressed, read one after the other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+TXT_ROWS = ("paragraph", "line", "file")
+
+
+def suffix_of(name: str) -> str | None:
+    """The kind of a file, or None if it is none of ours; `a.jsonl.gz` is .jsonl."""
+    path = PurePosixPath(name)
+    suffix = PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    return suffix if suffix in SUFFIXES else None
+
+
+def rows_of_file(fs: Any, name: str, txt_rows: str) -> Iterator[Mapping[str, Any]]:
+    suffix = suffix_of(name)
+    if suffix == ".parquet":
+        from datasets import load_dataset
+
+        yield from load_dataset("parquet", data_files=fs.unstrip_protocol(name), split="train", streaming=True)  # pyright: ignore[reportReturnType]
+        return
+    csv.field_size_limit(sys.maxsize)
+    newline = "" if suffix == ".csv" else None
+    try:
+        with (
+            fs.open(name, "rb", compression="infer") as raw,
+            io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as file,
+        ):
+            if suffix == ".csv":
+                yield from csv.DictReader(file)
+            elif suffix == ".txt":
+                yield from ({"text": text} for text in _texts_of(file, txt_rows))
+            else:
+                yield from _objects_of(file, PurePosixPath(name).name)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Text files are UTF-8. Received: {PurePosixPath(name).name}: {error}.") from None
+
+
+def _texts_of(file: Iterable[str], txt_rows: str) -> Iterator[str]:
+    if txt_rows == "file":
+        yield "".join(file)
+    elif txt_rows == "line":
+        yield from (line.rstrip("\n") for line in file)
+    else:
+        for blank, lines in itertools.groupby(file, lambda line: not line.strip()):
+            if not blank:
+                yield "".join(lines).strip()
+
+
+def _objects_of(file: io.TextIOBase, name: str) -> Iterator[Mapping[str, Any]]:
+    """Objects one a line, or one list of them."""
+    first = next((line for line in file if line.strip()), "")
+    if first.lstrip().startswith("["):
+        try:
+            entries = json.loads(first + file.read())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is no list of JSON objects: {error}.") from None
+        numbered = enumerate(entries)
+    else:
+        numbered = ((number, line) for number, line in enumerate(itertools.chain([first], file), 1) if line.strip())
+    for number, entry in numbered:
+        if isinstance(entry, str):
+            try:
+                entry = json.loads(entry)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Line {number} of {name} is no JSON object: {error}.") from None
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"Entry {number} of {name} is no JSON object. Received: {str(entry)[:60]!r}.")
+        yield entry
