@@ -52,6 +52,11 @@ read.
 """
 
 
+def whole_path(name: str) -> str:
+    """A folder of this machine by its absolute path, so that it is found from any folder; a Hub id as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
 def model_card(model: Any, repo: str) -> str:
     """A first model card; `hub_cards` makes a full one from measured values."""
     base = model.config.base_model_name_or_path
