@@ -78,13 +78,17 @@ def _serve(s: dict[str, Any], console: Any) -> None:
 def _load(s: dict[str, Any]) -> tuple[Any, Any]:
     from ..modeling import SaeForCausalLM, Steering
     from .loading import load_base, load_sae
+    from .saved_models import has_saes, load_saved, read_config
 
-    saes = [load_sae(name, s["place"]) for name in s["sae"] or ()]
-    model, tokenizer, _ = load_base(s["model"], s["revision"], s["dtype"])
-    if not hasattr(model, "saes"):
-        model = SaeForCausalLM.from_base(model, saes=saes)
-    elif saes:
-        raise ValueError(f"{s['model']} has SAEs of its own. Received also: --sae {s['sae'][0]}.")
+    found = read_config(s["model"], s["revision"])
+    if has_saes(found[1]):
+        if s["sae"]:
+            raise ValueError(f"{s['model']} has SAEs of its own. Received also: --sae {s['sae'][0]}.")
+        model, tokenizer = load_saved(s["model"], s["revision"], s["dtype"], found=found)
+    else:
+        saes = [load_sae(name, s["place"]) for name in s["sae"] or ()]
+        base, tokenizer, _ = load_base(s["model"], s["revision"], s["dtype"])
+        model = SaeForCausalLM.from_base(base, saes=saes)
     if s["steering"] is not None:
         text = s["steering"]
         if not text.lstrip().startswith(("{", "[")):

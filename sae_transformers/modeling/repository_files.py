@@ -54,7 +54,7 @@ read.
 
 def whole_path(name: str) -> str:
     """A folder of this machine by its absolute path, so that it is found from any folder; a Hub id as it is."""
-    return os.path.abspath(name) if os.path.isdir(name) else name
+    return str(Path(name).resolve()) if Path(name).is_dir() and not Path(name).is_absolute() else name
 
 
 def model_card(model: Any, repo: str) -> str:
