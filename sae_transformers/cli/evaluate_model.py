@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 
@@ -19,7 +18,7 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
     from ..modeling import SaeForCausalLM
     from .evaluate_suites import parse_feature
     from .loading import load_base, load_sae
-    from .saved_models import load_saved
+    from .saved_models import load_saved, read_steering
     from .steer import check_length
 
     model: Any
@@ -37,7 +36,7 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     if s["steering"] is not None:
-        steering = _steering(s["steering"])
+        steering = read_steering(s["steering"])
         model.prepare_steering(steering)
         model.steering = steering
     for text in s["feature"] or ():
@@ -46,16 +45,6 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
             raise ValueError(f"--feature: the model has {len(model.saes)} SAEs, from 0. Received: {text!r}.")
         model.config.sae_configs[sae].resolve_feature(feature)
     return model, tokenizer
-
-
-def _steering(path: Path) -> Any:
-    from ..modeling import Steering
-
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Steering.from_dict(told.get("steering", told) if isinstance(told, dict) else told)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--steering must be the JSON of a Steering. Received: {str(path)!r}: {error}") from error
 
 
 def model_facts(s: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,25 @@ def load_tokenizer(sources: list[tuple[str, str | None]]) -> Any:
     also = f", nor has its base {others[-1]!r}" if others else ""
     reasons = "; ".join(f"{source!r}: {reason}" for source, reason in told.items())
     raise OSError(
-        f"{name!r} has no tokenizer that can be read{also}. Expected one beside the model: write the base's there with "
+        f"{name!r} has no tokenizer that can be read{also}. Expected one beside the model: write the base's there by "
         f"`tokenizer.save_pretrained(...)`. Received: {reasons}"
     )
+
+
+def read_steering(given: str | Path) -> Any:
+    """The `Steering` of --steering: JSON, or a file of it; also in a report that has one, as steer writes.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from ..modeling import Steering
+
+    text = str(given)
+    if is_file := not text.lstrip().startswith(("{", "[")):
+        text = Path(text).read_text(encoding="utf-8")
+    try:
+        told = json.loads(text)
+        return Steering.from_dict(told.get("steering", told) if isinstance(told, dict) else told)
+    except (ValueError, TypeError) as error:
+        named = f"{str(given)!r}: " if is_file else ""
+        raise ValueError(f"--steering must be the JSON of a Steering. Received: {named}{error}") from error

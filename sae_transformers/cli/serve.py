@@ -76,9 +76,9 @@ def _serve(s: dict[str, Any], console: Any) -> None:
 
 
 def _load(s: dict[str, Any]) -> tuple[Any, Any]:
-    from ..modeling import SaeForCausalLM, Steering
+    from ..modeling import SaeForCausalLM
     from .loading import load_base, load_sae
-    from .saved_models import has_saes, load_saved, read_config
+    from .saved_models import has_saes, load_saved, read_config, read_steering
 
     found = read_config(s["model"], s["revision"])
     if has_saes(found[1]):
@@ -90,10 +90,7 @@ def _load(s: dict[str, Any]) -> tuple[Any, Any]:
         base, tokenizer, _ = load_base(s["model"], s["revision"], s["dtype"])
         model = SaeForCausalLM.from_base(base, saes=saes)
     if s["steering"] is not None:
-        text = s["steering"]
-        if not text.lstrip().startswith(("{", "[")):
-            text = Path(text).read_text(encoding="utf-8")
-        model.steering = Steering.from_json(text)
+        model.steering = read_steering(s["steering"])
         model.generation_config.sae_steering = None
     return model.eval(), tokenizer
 
