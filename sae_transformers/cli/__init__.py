@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from . import (
     align,
     annotate,
@@ -25,6 +28,7 @@ from . import (
     steer,
     train,
 )
+from .errors import remember_options
 
 # Markdown: in the other forms typer takes `[default: ...]` for markup and shows nothing.
 app = typer.Typer(
@@ -32,9 +36,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sae-transformers {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
     """Sparse autoencoders as working parts of Hugging Face models."""
+    remember_options(context)
 
 
 # In the order of --help.

@@ -63,7 +63,7 @@ def attach(
             warnings.simplefilter("always", UserWarning)
             model = attach_saes(base, loaded, out, head=head, revision=revision, force=force)
     except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     for warning in told:
         Console().print(f"Warning: {warning.message}", markup=False, soft_wrap=True)
     table = Table("SAE", "what it is", "format", title=f"{model.config.base_model_name_or_path} in {out}")
@@ -103,7 +103,7 @@ def convert(
         probe = None if base is None else _probe(base, sae)
         found = export(sae, out, to, probe)
     except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     form = sae.config.metadata.get("format", "sae_transformers")
     what = f"hidden states of {base}" if base else "Gaussian rows"
     Console().print(

@@ -44,7 +44,7 @@ def train(
     try:
         metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
     except (ValueError, OSError, TypeError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     table = Table("metric", "value", title="Training")
     for name, value in metrics.items():
         table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")

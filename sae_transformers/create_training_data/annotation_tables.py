@@ -74,7 +74,8 @@ def write_annotations(
 
 
 def read_annotations(path: str | Path) -> list[AnnotationRow]:
-    """Read a table of either form, with the columns that its first line names; of a folder its features.tsv.
+    """Read a table of either form, with the columns that its first line names; of a folder its features.tsv (of
+    spans) or words.tsv (of feature-table).
 
     Raises:
         ValueError: there is no column FeatureID or Words, or a line does not fit the first one.
@@ -82,7 +83,14 @@ def read_annotations(path: str | Path) -> list[AnnotationRow]:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "features.tsv"
+        names = ("features.tsv", "words.tsv")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"Expected a folder with {names[0]}, which spans writes, or {names[1]}, which feature-table writes. "
+                f"Received: {str(path)!r} with neither; give a table or such a folder."
+            )
+        path = found[0]
     if path.suffix == ".parquet":
         import pyarrow.parquet
 

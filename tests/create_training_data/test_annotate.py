@@ -391,7 +391,7 @@ def test_batches_from_the_command_line(server: FakeOpenAI, table: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--model", "m", "--task", "nothing"], 2, "Received: task='nothing'"),
+        (["--model", "m", "--task", "nothing"], 2, "Received: --task='nothing'"),
         (["--task", "toxicity"], 2, "Which model?"),
         (["--model", "m", "--task", "toxicity", "--price-in", "1"], 2, "go together"),
         (["--model", "m", "--task", "toxicity", "--extra", "[1]"], 2, "JSON object"),
