@@ -25,6 +25,7 @@ from sae_transformers.create_training_data.answers import decision_format, read_
 from sae_transformers.create_training_data.llm_client import LLMClient
 from sae_transformers.create_training_data.llm_requests import ChatRequest
 from sae_transformers.create_training_data.local_chat import LocalChat
+from sae_transformers.hub_cards import facts
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import tiny_base
@@ -159,6 +160,24 @@ def test_tables_read_back(tmp_path: Path) -> None:
     assert read_annotations(parquet) == rows
     assert pyarrow.parquet.read_table(parquet).column_names == [*lines[0].split("\t"), "Failure"]
     assert not [path for path in tmp_path.rglob(".*")]
+
+
+@pytest.mark.parametrize(
+    "text", ["\\theta and \\nu", "C:\\new\\table\\", "\\\\n", "a\\\nb\\\tc", "\\", r"re.sub('\\t', x)"]
+)
+def test_backslashes_come_back_as_they_were(tmp_path: Path, text: str) -> None:
+    row = AnnotationRow(1, f"Span 1: {text}", text, "yes", f"no|||{text}")
+    file = write_annotations([row], tmp_path / "t.tsv")
+    assert read_annotations(file) == [row]
+    assert facts.read_annotations(file)[1].meaning == text
+    again = write_annotations(read_annotations(file), tmp_path / "again.tsv")
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_tables_without_marked_backslashes_are_read_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "old.tsv").write_text("FeatureID\tSummary\tWords\n3\t\\phi \\rho\tSpan 1: a\\nSpan 2: \\(x\\)\n")
+    (row,) = read_annotations(tmp_path / "old.tsv")
+    assert (row.summary, row.spans()) == ("\\phi \\rho", ["a", "\\(x\\)"])
 
 
 AUTHORS = (
