@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from .. import __version__
 from . import (
     align,
     annotate,
@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"sae-transformers {__version__}")
+        typer.echo(f"sae-transformers {import_module('..', __name__).__version__}")
         raise typer.Exit
 
 
