@@ -1,5 +1,5 @@
 """Tables of features in SelfReg's layout: tab-separated, one line a feature; newlines, tabs and backslashes of a text
-are written as \\n, \\t and \\\\. A backslash before any other character is read as it is: older tables did not mark it.
+are written as \\n, \\t and \\\\. A backslash before another character is read as it is: older tables marked none.
 
 FeatureID  Words                               spans of each feature, "Span 1: ..." to a line
 FeatureID  Verify  Summary  Words              after explain
