@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -392,6 +393,17 @@ def test_a_run_without_enough_money_ends_clearly_and_goes_on(server: FakeOpenAI,
     code, output = run(*common)
     assert code == 0, output
     assert len(server.sent) == 5
+
+
+def test_a_server_that_is_not_there_is_named(table: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        url = f"http://127.0.0.1:{one.getsockname()[1]}/v1"
+    common = ["explain", str(table), "--out", str(tmp_path / "e"), "--model", "m", "--cache", str(tmp_path / "c")]
+    code, output = run(*common, "--base-url", url, "--max-attempts", "1", "--first", "2")
+    assert code == 1
+    assert f"because: gave up: after 1 attempts: no answer from {url}: Connection error. (ConnectError)" in output
+    code, output = run(*common, "--base-url", url, "--batch-file", str(tmp_path / "b.jsonl"), "--submit")
+    assert code == 1 and f"no answer from {url}: Connection error. (ConnectError)" in output
 
 
 def test_batches_from_the_command_line(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
