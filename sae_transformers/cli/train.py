@@ -21,6 +21,7 @@ def train(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder or URL of harvested hidden states.")] = None,
     method: Annotated[str | None, typer.Option(help="pretrain, finetune or condition.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the result: the recipe's output_dir.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     options: Annotated[bool, typer.Option("--options", help="List every other option with its meaning.")] = False,
 ) -> None:
@@ -40,7 +41,8 @@ def train(
             "Also every argument of transformers.TrainingArguments, and of SparseAutoencoderConfig for each SAE."
         )
         return
-    given = [f"--{name}={value}" for name, value in (("data", data), ("method", method)) if value is not None]
+    sections = {"data": data, "method": method, "output_dir": out}
+    given = [f"--{name}={value}" for name, value in sections.items() if value is not None]
     try:
         metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
     except (ValueError, OSError, TypeError) as error:

@@ -21,7 +21,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "finetune": {"finetune_dead": True, "weight_init": "keep", "bias_init": "keep"},
     "condition": {},
 }
-ALIASES = {"out": "output_dir"}  # what the other verbs call it
 SECTIONS = ("method", "data", "eval_data", "start_from", "sae", "training")
 
 
@@ -154,8 +153,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
         if not equals:
             # A lone `--bf16` means true.
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        name = name.replace("-", "_")
-        pairs.append((ALIASES.get(name, name), value))
+        pairs.append((name.replace("-", "_"), value))
     return pairs
 
 
