@@ -195,7 +195,7 @@ def test_a_concept_may_be_called_like_a_baseline() -> None:
     read = Results.from_dict(results.to_dict()).suites["detection"]
     assert read.measurements == of_data.measurements
     model = ModelFacts(Path("m"), {}, [])
-    told = {one.metric_name for one in eval_results(model, results)}
+    told = {str(one.metric_name) for one in eval_results(model, results)}
     for name in names:
         assert {f"detection: auroc ({name} of SAE 0)", f"detection: f1 ({name} of SAE 0)"} <= told
         (one,) = [m for m in found.measurements if (m.metric, m.method) == ("auroc", f"{name} of SAE 0")]
