@@ -68,6 +68,8 @@ def _detect(s: dict[str, Any], console: Any) -> None:
         found.save(s["out"])
         console.print(f"{s['out']}", markup=False)
     scores = found.scores[~found.scores.isnan()]
+    if not len(scores):
+        raise ValueError(f"No text has a token after the first {settings.skip_first}. Try a smaller --skip-first.")
     console.print(
         f"{len(texts):,} texts, score {scores.mean():.4g} ± {scores.std():.4g}, above 0 in {int((scores > 0).sum()):,}"
     )

@@ -16,10 +16,10 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
         ValueError: the model has no SAE, or a feature, steering or length does not fit it.
         OSError: it cannot be found.
     """
+    from ..latents.context import check_length
     from ..modeling import SaeForCausalLM
     from .evaluate_suites import parse_feature
     from .loading import load_base, load_sae
-    from .steer import check_length
 
     model: Any
     if s["sae"]:

@@ -80,6 +80,7 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     from ..create_training_data.concept_sets import read_concept_sets
     from ..create_training_data.shards import Store
     from ..evaluation.continuations import chat_prompts, prompt_ids
+    from ..latents.context import check_length
     from ..modeling import SaeForCausalLM
     from ..training.feature_search import best_of, search_features
     from ..training.strength import calibrate, ladders_of
@@ -153,12 +154,6 @@ def _journal(out: Path, base: Any, name: str, saes: Sequence[Any]) -> Journal:
 
 
 # -- shared ----------------------------------------------------------------------------------------------------------
-
-
-def check_length(base: Any, max_length: int) -> None:
-    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if max_length < 2 or (limit and max_length > limit):
-        raise ValueError(f"--max-length must be from 2 to {limit} for this model. Received: {max_length}.")
 
 
 def _tensor(values: Sequence[float]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.detection import auroc
+from ..latents.context import reading_length
 from ..latents.text_input import tokenized
 from ..latents.text_latents import batches_of
 from ..modeling.modeling_sae import SaePreTrainedModel
@@ -121,7 +122,8 @@ def detect(
     """
     settings = settings or DetectSettings()
     number = model.config.sae_configs[sae].resolve_feature(feature)
-    found = tokenized(tokenizer, texts, max_length=settings.max_length, text_column=text_column)
+    settings = replace(settings, max_length=reading_length(model, settings.max_length, 256))
+    found = tokenized(tokenizer, texts, max_length=settings.max_length or 0, text_column=text_column)
     if labels is not None and len(labels) != len(found.texts):
         raise ValueError(f"Expected a label for each of {len(found.texts)} texts. Received: {len(labels)} labels.")
     scores, done = torch.full((len(found.ids),), torch.nan), 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..latents.context import reading_length
 from ..latents.text_input import tokenized
 from ..modeling.modeling_sae import SaePreTrainedModel
 from .results import save_csv, to_frame
@@ -103,7 +104,7 @@ def top_features(
     *,
     sae: int = 0,
     skip_first: int = 1,
-    max_length: int = 1024,
+    max_length: int | None = None,
     names: Mapping[int, str] | None = None,
 ) -> TopFeaturesResult:
     """The features of a text, token by token; `strongest()` sums them up.
@@ -113,13 +114,13 @@ def top_features(
         k: features of a token, at most.
         sae: number of the SAE.
         skip_first: leading tokens that are not read: the first one is an outlier.
-        max_length: tokens; a longer text is cut.
+        max_length: tokens; a longer text is cut. By default 1,024, or what the model reads.
         names: feature -> name, beside the SAE's own concepts and feature names.
 
     Raises:
         ValueError: not one text, or no such SAE.
     """
-    found = tokenized(tokenizer, text, max_length=max_length)
+    found = tokenized(tokenizer, text, max_length=reading_length(model, max_length, 1024))
     if len(found.texts) != 1:
         raise ValueError(f"Expected one text. Received: {len(found.texts)}.")
     if not 0 <= sae < len(model.config.sae_configs):
