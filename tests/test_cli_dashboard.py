@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dashboard")
     word_tokenizer().save_pretrained(folder / "base")
     tiny_base(vocab_size=94).save_pretrained(folder / "base")
-    sae = tiny_sae(layer=1, k=4, concepts={"sea": 9}, feature_names={"3": "sky", "x": "none"})
+    sae = tiny_sae(layer=1, k=4, concepts={"sea": 9}, feature_names={"3": "sky"})
     sae.save_pretrained(folder / "sae")
     tiny_sae(layer=1, d_sae=32).save_pretrained(folder / "other")
     (folder / "text.txt").write_text("\n\n".join(word_texts(40)), encoding="utf-8")

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features")
     word_tokenizer().save_pretrained(folder / "base")
     tiny_base().save_pretrained(folder / "base")
-    tiny_sae(layer=1, k=4).save_pretrained(folder / "sae")
+    tiny_sae(layer=1, k=4, feature_names={"5": "rivers"}).save_pretrained(folder / "sae")
     tiny_sae(layer=1, d_in=16).save_pretrained(folder / "narrow")
     tiny_sae(layer=1, site="mlp_in").save_pretrained(folder / "inside")
     (folder / "text.txt").write_text("\n\n".join(word_texts(40)), encoding="utf-8")
@@ -122,14 +122,21 @@ def steer(folder: Path, *options: object) -> Result:
     return invoke("steer-feature", folder / "base", "w1 w2 w3", "--sae", folder / "sae", *options)
 
 
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:3]] for line in table.splitlines() if line.startswith("│")]
+
+
 def test_steering_side_by_side(folder: Path) -> None:
     options = ["--feature", 5, "--samples", 2, "--max-new-tokens", 4, "--layer", 1]
     result = steer(folder, *options, "--coefficient", 40)
     assert result.exit_code == 0, result.output
     assert "feature 5, 40 absolute" in result.stdout and "unsteered" in result.stdout
     assert steer(folder, *options, "--coefficient", 40).stdout == result.stdout
+    named = steer(folder, "--feature", "rivers", *options[2:], "--coefficient", 40)
+    assert "feature rivers, 40 absolute" in named.stdout, named.output
+    assert cells(named.stdout) == cells(result.stdout)
     nothing = steer(folder, *options, "--coefficient", 0, "--legacy").stdout
-    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in nothing.splitlines() if line.startswith("│")]
+    rows = cells(nothing)
     assert rows and all(steered == unsteered for steered, unsteered in rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -38,6 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = served_tokenizer()
     for name in ("base", "steered"):
         tokenizer.save_pretrained(folder / name)
+    model.lm.requires_grad_(False)
+    model.config.weights_scope = "sae"
+    model.config.base_model_name_or_path = str(folder / "base")
+    model.save_pretrained(folder / "no tokenizer")  # as save_pretrained leaves it
+    shutil.copytree(folder / "base", folder / "base without", ignore=shutil.ignore_patterns("*token*"))
+    model.config.base_model_name_or_path = str(folder / "base without")
+    model.save_pretrained(folder / "no tokenizer anywhere")
     return folder
 
 
@@ -85,6 +93,7 @@ def stream(port: int, key: str, **fields: Any) -> Any:
 
 CASES: dict[str, list[str]] = {
     "a steered repository": ["steered", "--name", "mine", "--log-level", "info"],
+    "a repository whose tokenizer is its base's": ["no tokenizer", "--name", "mine"],
     "a base with an SAE and a default": ["base", "--sae", "sae", "--steering", STEERING.to_json(), "--name", "mine"],
     "a base alone": ["base", "--max-concurrent", "1", "--name", "mine"],
 }
@@ -151,6 +160,14 @@ def test_mistakes(folder: Path, options: list[str], told: str) -> None:
     result = serve(folder / "steered", *(["--port", "0"] if "--port" not in options else []), *options)
     assert result.exit_code == 2, result.output
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ") and told in result.stderr.splitlines()[-1]
+
+
+def test_a_model_without_a_tokenizer_anywhere_says_so_in_whole_sentences(folder: Path) -> None:
+    result = serve(folder / "no tokenizer anywhere", "--port", "0")
+    name, base = str(folder / "no tokenizer anywhere"), str(folder / "base without")
+    assert result.exit_code == 2, result.output
+    assert f"Error: {name!r} has no tokenizer that can be read, nor has its base {base!r}. Expected" in result.stderr
+    assert f"Received: {base!r}: " in result.stderr and not result.stderr.rstrip().endswith(":")
 
 
 def test_without_its_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

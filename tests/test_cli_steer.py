@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import SaeForCausalLM, Steering
 from sae_transformers.cli import app
+from sae_transformers.cli.steering_option import read_steering
 from sae_transformers.create_training_data.concept_sets import read_concept_sets
 from sae_transformers.evaluation.detection import auroc
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
@@ -119,7 +120,7 @@ def test_steer_searches_calibrates_and_saves(folder: Path, tmp_path: Path) -> No
     loose = ["--perplexity-limit", "1e9", "--strengths", "0.5,2,8", "--ops", "direction,set"]
     result = steer(folder, tmp_path, *loose)
     assert result.exit_code == 0, result.output
-    record = json.loads((tmp_path / "steering.json").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert {row["sae"] for row in record["candidates"]} == {0, 1} and len(record["candidates"]) == 4
     assert all(row["auroc"] > 0.5 and 0 <= row["output_score"] <= 1 for row in record["candidates"])
     assert len(record["curve"]) == 4 * 2 * 3 and record["prompts"] == 6
@@ -127,14 +128,18 @@ def test_steer_searches_calibrates_and_saves(folder: Path, tmp_path: Path) -> No
     assert chosen["score"] > record["unsteered"]["score"] and record["steering"] == chosen["steering"]
     assert len(record["report"]) == 2 and "(chosen)" in result.stdout
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True).eval()
-    assert model.steering == Steering.from_dict(record["steering"]) and len(model.saes) == 2
+    written = Steering.from_json((tmp_path / "steering.json").read_text(encoding="utf-8"))
+    assert model.steering == written == Steering.from_dict(record["steering"])
+    for file in ("steering.json", "report.json"):
+        assert read_steering(tmp_path / file) == read_steering((tmp_path / file).read_text()) == written
+    assert len(model.saes) == 2
     ids = torch.tensor([[5, 6, 7]])
     plain = tiny_base(vocab_size=94)(input_ids=ids).logits
     assert not torch.allclose(model(input_ids=ids).logits, plain)
     assert torch.allclose(model(input_ids=ids, steering=False).logits, plain, atol=1e-5)
     again = steer(folder, tmp_path / "again", *loose)
-    assert json.loads((tmp_path / "again" / "steering.json").read_text(encoding="utf-8")) == record, again.output
-    assert WORDS[0] + " " not in result.output and WORDS[0] + " " not in (tmp_path / "steering.json").read_text()
+    assert json.loads((tmp_path / "again" / "report.json").read_text(encoding="utf-8")) == record, again.output
+    assert WORDS[0] + " " not in result.output and WORDS[0] + " " not in (tmp_path / "report.json").read_text()
 
 
 def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +161,9 @@ def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path, monkeypatch: pyt
     result = steer(folder, tmp_path / "out", *options)
     assert result.exit_code == 0 and "Goes on after 3 parts of" in result.stdout, result.output
     assert len(calls) == 2 * whole + 1
-    told = [(tmp_path / name / "steering.json").read_text(encoding="utf-8") for name in ("whole", "out")]
+    told = [(tmp_path / name / "report.json").read_text(encoding="utf-8") for name in ("whole", "out")]
     assert told[0] == told[1]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "steering.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json", "steering.json"]
 
 
 def test_steer_without_a_strength_within_the_budget_saves_no_steering(folder: Path, tmp_path: Path) -> None:
@@ -167,11 +172,13 @@ def test_steer_without_a_strength_within_the_budget_saves_no_steering(folder: Pa
     )
     assert result.exit_code == 0, result.output
     assert "Warning: No steering was chosen" in result.stdout
-    record = json.loads((tmp_path / "steering.json").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert record["steering"]["edits"] == [] and record["lower"] and len(record["curve"]) == 8
     assert {point["steering"]["edits"][0]["value"] for point in record["curve"]} == {0.0, None}
-    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
-    assert not model.steering
+    assert not read_steering(tmp_path / "steering.json") and not (tmp_path / "model").exists()
+    assert "from_pretrained" not in result.stdout
+    assert "no model was saved. What may help: more features (--top 4), another --selection" in result.stdout
+    assert "a --perplexity-limit above 1e-09" in result.stdout
 
 
 def test_steer_asks_a_judge(folder: Path, tmp_path: Path) -> None:
@@ -245,7 +252,7 @@ def test_concept_sets_are_made_read_and_searched(folder: Path, tmp_path: Path) -
     options = ["--concept", 1, "--strengths", "2", "--ops", "direction"]
     found = steer(folder, tmp_path / "out", *options, labelled=tmp_path / "sets")  # an absolute path replaces
     assert found.exit_code == 0, found.output
-    assert json.loads((tmp_path / "out" / "steering.json").read_text(encoding="utf-8"))["concept"] == "loops"
+    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["concept"] == "loops"
 
 
 def test_missing_answers_end_as_an_error_and_are_asked_again(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def judge(
         from ..create_training_data.annotation_tasks import load_task
 
         asking = _adapted(load_task(task), max_tokens, extra)
+        if not any(row.summary.strip() for row in rows):
+            raise ValueError(f"No feature of {features} has a summary; run explain first.")
         requests = annotate.ask(rows, asking, structured).requests
         return requests, lambda: annotate.judge(rows, client, asking, structured=structured)
 

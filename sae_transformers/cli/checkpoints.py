@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,9 +59,13 @@ def attach(
         if not sae:
             raise ValueError("Which SAE? Give --sae; --list shows what is known.")
         loaded = [load_sae(name, place) for name in sae]
-        model = attach_saes(base, loaded, out, head=head, revision=revision, force=force)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            model = attach_saes(base, loaded, out, head=head, revision=revision, force=force)
     except (ValueError, OSError, TypeError, ImportError) as error:
         fail(str(error), code=2)
+    for warning in told:
+        Console().print(f"Warning: {warning.message}", markup=False, soft_wrap=True)
     table = Table("SAE", "what it is", "format", title=f"{model.config.base_model_name_or_path} in {out}")
     for number, one in enumerate(loaded):
         table.add_row(str(number), describe(one.config), one.config.metadata.get("format", "sae_transformers"))

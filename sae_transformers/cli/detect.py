@@ -61,7 +61,7 @@ def _detect(s: dict[str, Any], console: Any) -> None:
     rows = list(open_text(s["texts"]).rows())
     texts = [str(text) for text in column_of(rows, s["texts"], s["text_column"])]
     labels = [LABEL_NAMES.get(str(row.get(s["label_column"])).strip().lower()) for row in rows]
-    model, tokenizer, _ = load(s["model"], s["sae"] or None, hook_point=s["hook_point"], dtype=s["model_dtype"])
+    model, tokenizer, _ = load(s["model"], s["sae"] or None, hook_point=s["hook_point"], model_dtype=s["model_dtype"])
     with progress_bar("texts") as progress:
         found = detect_texts(model, tokenizer, texts, name, labels, settings, sae=number, progress=progress)
     if s["out"] is not None:
@@ -109,7 +109,7 @@ def _features(s: dict[str, Any], console: Any) -> None:
     from ..workflows.top_features import top_features
     from .tables import show_rows
 
-    model, tokenizer, _ = load(s["model"], s["sae"] or None, hook_point=s["hook_point"], dtype=s["model_dtype"])
+    model, tokenizer, _ = load(s["model"], s["sae"] or None, hook_point=s["hook_point"], model_dtype=s["model_dtype"])
     found = top_features(model, tokenizer, s["text"], s["k"], sae=s["number"], skip_first=s["skip_first"])
     if s["out"] is not None:
         found.save(s["out"])

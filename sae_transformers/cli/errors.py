@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, NoReturn
 
 import typer
+
+OPTIONS = {"saes": "sae", "base_model": "base"}  # of a function -> of the command line
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -26,4 +29,9 @@ def guarded(action: Any, settings: dict[str, Any], width: int | None = None) -> 
     except ServiceRefused as error:
         fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
     except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(as_options(str(error)), code=2)
+
+
+def as_options(message: str) -> str:
+    """A message of a function's in the words of the command line: `saes=` is --sae."""
+    return re.sub(r"`(\w+)=`", lambda match: "--" + OPTIONS.get(match[1], match[1]).replace("_", "-"), message)

@@ -56,7 +56,7 @@ def evaluate(
     ] = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option(help="9, 1:9 (of SAE 1) or a concept's name. Repeatable. [default: the SAEs' concepts]"),
+        typer.Option(help="9, 1:9 (of SAE 1) or a name in the SAE. Repeatable. [default: the SAEs' concepts]"),
     ] = None,
     texts: Annotated[str | None, _reconstruction(help="Texts the SAE was not trained on.")] = None,
     max_texts: Annotated[int, _reconstruction(help="Of --texts; the first ones.")] = 500,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 
@@ -17,26 +16,22 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
         OSError: it cannot be found.
     """
     from ..latents.context import check_length
-    from ..modeling import SaeForCausalLM
+    from ..workflows.loading import load
     from .evaluate_suites import parse_feature
-    from .loading import load_base, load_sae
+    from .steering_option import read_steering
 
-    model: Any
-    if s["sae"]:
-        if s["base"] is not None:
-            raise ValueError(f"With --sae the model is the base. Received: --base {s['base']!r} too.")
-        saes = [load_sae(name, s["place"]) for name in s["sae"]]
-        loaded, tokenizer, name = load_base(s["model"], s["revision"], s["model_dtype"])
-        model = SaeForCausalLM.from_base(loaded, saes=saes).eval()
-        model.config.base_model_name_or_path = name
-    else:
-        model, tokenizer = _published(s)
+    loaded = load(
+        s["model"],
+        s["sae"] or None,
+        hook_point=s["place"],
+        base=s["base"],
+        model_dtype=s["model_dtype"],
+        revision=s["revision"],
+    )
+    model, tokenizer = loaded.model, loaded.tokenizer
     check_length(model.lm, s["max_length"])
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
     if s["steering"] is not None:
-        steering = _steering(s["steering"])
+        steering = read_steering(s["steering"])
         model.prepare_steering(steering)
         model.steering = steering
     for text in s["feature"] or ():
@@ -45,65 +40,6 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
             raise ValueError(f"--feature: the model has {len(model.saes)} SAEs, from 0. Received: {text!r}.")
         model.config.sae_configs[sae].resolve_feature(feature)
     return model, tokenizer
-
-
-def _published(s: Mapping[str, Any]) -> tuple[Any, Any]:
-    import torch
-    import transformers
-
-    from ..create_training_data.base_model import find_base_model
-    from ..modeling import SaeForCausalLM
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    options = {"revision": s["revision"]} if s["revision"] else {}
-    found = find_base_model(s["model"]).name
-    try:
-        config = transformers.AutoConfig.from_pretrained(found, **options)
-    except (OSError, ValueError) as error:
-        raise OSError(f"{s['model']!r} could not be read as a model: {str(error).splitlines()[0]}") from error
-    if config.model_type != "sae_transformer" or not config.saes:
-        raise ValueError(
-            f"{s['model']!r} has no SAE: give one with --sae, or a model that save_pretrained, attach or steer wrote. "
-            f"Received: a model of type {config.model_type!r}."
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = s["model_dtype"]
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ValueError(f"`model_dtype` must be auto, float32, bfloat16 or float16. Received: model_dtype={dtype!r}.")
-    dtype = "float32" if dtype == "auto" and device == "cpu" else dtype
-    base = {} if s["base"] is None else {"base_model": find_base_model(s["base"]).name}
-    try:
-        model = SaeForCausalLM.from_pretrained(found, dtype=dtype, **options, **base).to(device).eval()
-    except OSError as error:
-        raise OSError(str(error).replace("`base_model=`", "--base")) from error
-    sources = [found, base.get("base_model"), config.base_model_name_or_path]
-    return model, _tokenizer([source for source in sources if source], options)
-
-
-def _tokenizer(sources: list[str], options: Mapping[str, Any]) -> Any:
-    """The model's own tokenizer, or the base's: attach writes none."""
-    import transformers
-
-    for place, source in enumerate(sources):
-        if Path(source).is_dir() and not any(Path(source).glob("*token*")) and place + 1 < len(sources):
-            continue
-        try:
-            return transformers.AutoTokenizer.from_pretrained(source, **(options if place == 0 else {}))
-        except (OSError, ValueError, KeyError) as error:
-            if place + 1 == len(sources):
-                raise OSError(f"No tokenizer in {' or '.join(map(repr, sources))}: {error}") from error
-    raise OSError(f"No tokenizer in {' or '.join(map(repr, sources))}.")
-
-
-def _steering(path: Path) -> Any:
-    from ..modeling import Steering
-
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Steering.from_dict(told.get("steering", told) if isinstance(told, dict) else told)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--steering must be the JSON of a Steering. Received: {str(path)!r}: {error}") from error
 
 
 def model_facts(s: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def steer_feature(
     model: Annotated[str, typer.Argument(help="Base model: a folder or a Hub id.")],
     prompt: Annotated[str, typer.Argument(help="What is continued.")],
     sae: Annotated[str, typer.Option(help="The SAE, as attach takes it.")],
-    feature: Annotated[int, typer.Option(help="The latent.")],
+    feature: Annotated[str, typer.Option(help="The latent's number, or its name in the SAE.")],
     coefficient: Annotated[float, typer.Option(help="How much of its decoder row is added.")],
     unit: Annotated[
         str, typer.Option(help="absolute: times the decoder row; norm: in lengths of the hidden state; max.")
@@ -210,7 +210,8 @@ def steer_feature(
     try:
         autoencoder = load_sae(sae, place)
         check_layer(autoencoder.config, layer)
-        steering = vector_steering(feature, coefficient, unit=unit, legacy=legacy)
+        number = autoencoder.config.resolve_feature(int(feature) if feature.isdecimal() else feature)
+        steering = vector_steering(number, coefficient, unit=unit, legacy=legacy)
         base, tokenizer, _ = load_base(model, None, model_dtype)
         found = side_by_side(
             SaeForCausalLM.from_base(base, saes=[autoencoder]).eval(),

@@ -76,20 +76,14 @@ def _serve(s: dict[str, Any], console: Any) -> None:
 
 
 def _load(s: dict[str, Any]) -> tuple[Any, Any]:
-    from ..modeling import SaeForCausalLM, Steering
-    from .loading import load_base, load_sae
+    from ..workflows.loading import load
+    from .steering_option import read_steering
 
-    saes = [load_sae(name, s["place"]) for name in s["sae"] or ()]
-    model, tokenizer, _ = load_base(s["model"], s["revision"], s["dtype"])
-    if not hasattr(model, "saes"):
-        model = SaeForCausalLM.from_base(model, saes=saes)
-    elif saes:
-        raise ValueError(f"{s['model']} has SAEs of its own. Received also: --sae {s['sae'][0]}.")
+    model, tokenizer, _ = load(
+        s["model"], s["sae"] or [], hook_point=s["place"], model_dtype=s["dtype"], revision=s["revision"]
+    )
     if s["steering"] is not None:
-        text = s["steering"]
-        if not text.lstrip().startswith(("{", "[")):
-            text = Path(text).read_text(encoding="utf-8")
-        model.steering = Steering.from_json(text)
+        model.steering = read_steering(s["steering"])
         model.generation_config.sae_steering = None
     return model.eval(), tokenizer
 

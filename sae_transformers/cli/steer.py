@@ -36,7 +36,9 @@ def steer(
     ],
     sae: Annotated[list[str], typer.Option(help="An SAE to search, as attach takes it. Repeatable.")],
     prompts: Annotated[Path, typer.Option(help="Prompts to steer on, one a line: half choose, half report.")],
-    out: Annotated[Path, typer.Option(help="Folder of steering.json and model/.")] = Path("outputs/steering"),
+    out: Annotated[Path, typer.Option(help="Folder of steering.json, report.json, model/.")] = Path(
+        "outputs/steering"
+    ),
     concept: Annotated[int, typer.Option(help="Number of the concept in a folder of several.")] = 0,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
@@ -130,17 +132,28 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     for warning in told:
         console.print(f"Warning: {warning.message}", markup=False)
     _show(found, console)
-    model.steering = found.steering
-    model.config.base_model_name_or_path = name
     candidates = [row for search in searches for row in search.rows()[: s["top"]]]
     facts = {"concept": sets[s["concept"]].concept, "texts": len(examples), "prompts": len(prompts)}
     options = {key: value for key, value in s.items() if key in ("statistic", "selection", "scorer", "lower", "seed")}
-    Store(s["out"]).write_json("steering.json", {**found.to_dict(), "candidates": candidates, **facts, **options})
-    model.save_pretrained(s["out"] / "model")
-    tokenizer.save_pretrained(s["out"] / "model")
+    report = {**found.to_dict(), "candidates": candidates, **facts, **options}
+    for file, values in {"steering.json": found.steering.to_dict(), "report.json": report}.items():
+        Store(s["out"]).write_json(file, values)
+    if found.steering:
+        model.steering = found.steering
+        model.config.base_model_name_or_path = name
+        model.save_pretrained(s["out"] / "model")
+        tokenizer.save_pretrained(s["out"] / "model")
     journal.remove()
-    console.print(f"{s['out'] / 'steering.json'}", markup=False)
-    console.print(f"AutoModelForCausalLM.from_pretrained({str(s['out'] / 'model')!r}, trust_remote_code=True)")
+    console.print(f"{s['out'] / 'steering.json'}, {s['out'] / 'report.json'}", markup=False)
+    if found.steering:
+        console.print(f"AutoModelForCausalLM.from_pretrained({str(s['out'] / 'model')!r}, trust_remote_code=True)")
+    else:
+        console.print(
+            "steering.json changes nothing, and no model was saved. What may help: more features "
+            f"(--top {2 * s['top']}), another --selection or --scorer, weaker --strengths, or a --perplexity-limit "
+            f"above {s['perplexity_limit']:g}; the table shows which of them.",
+            markup=False,
+        )
 
 
 def _journal(out: Path, base: Any, name: str, saes: Sequence[Any]) -> Journal:

@@ -1,6 +1,6 @@
 """Harvest hidden states to a store: a folder, or any fsspec URL, of safetensors shards with an index.
 
-index.json                  what was harvested; written first
+index.json                  what was harvested; written before the first shard
 shard-000000.safetensors    one for each block of rows; whole or absent
 complete.json               number of tokens of each shard; written when all are there
 """
@@ -196,7 +196,8 @@ def harvest_to_store(
         source = source.first(harvester.rows_for_tokens(max_tokens))
         harvester.source = source
     name = model_name or model.config.name_or_path
-    _open_index(store, _index(harvester, name, revision or getattr(model.config, "_commit_hash", None)))
+    index = _index(harvester, name, revision or getattr(model.config, "_commit_hash", None))
+    _open_index(store, index, begin=False)
     rank, world = rank_and_world()
     there, new_tokens, writing = set(store.shards()), 0, None
     absent = (number for number in itertools.count(rank, world) if shard_name(number) not in there)
@@ -210,6 +211,8 @@ def harvest_to_store(
             wait = _start_copy(hidden)
             if writing is not None:
                 writing.result()
+            else:  # a run that fails before it has anything to write leaves a folder that takes other settings
+                _open_index(store, index, begin=True)
             writing = writer.submit(_write, store, number, wait, block, bool(source.labels))
         if writing is not None:
             writing.result()
@@ -229,8 +232,8 @@ def _index(harvester: Harvester, name: str, revision: str | None) -> dict[str, A
     }
 
 
-def _open_index(store: Store, index: dict[str, Any]) -> None:
-    """Write the index, or check that the one that is there is the same."""
+def _open_index(store: Store, index: dict[str, Any], *, begin: bool) -> None:
+    """Check that the index that is there is the same; write one, to `begin`, where there is none."""
     index = json.loads(json.dumps(index))  # tuples are lists there
     shards = store.shards()  # before the index, which another process may write just now, and its shards after it
     there = store.read_json("index.json")
@@ -240,7 +243,8 @@ def _open_index(store: Store, index: dict[str, Any]) -> None:
                 f"A store has an index.json. Received: url={store.url!r} with {len(shards)} shards and none; harvest "
                 f"to another folder."
             )
-        store.write_json("index.json", index)
+        if begin:
+            store.write_json("index.json", index)
         return
     flat, wanted = _flat(there), _flat(index)
     if different := [key for key in {**wanted, **flat} if flat.get(key) != wanted.get(key)]:

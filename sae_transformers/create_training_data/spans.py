@@ -4,7 +4,7 @@ One pass of the model: a block of rows at a time, of which only the `top_n` best
 `SpanHeap`). Then the winning texts alone are tokenised again, and their spans cut out by the tokenizer's own account
 of characters. In the folder:
 
-work/index.json             what is collected; written first
+work/index.json             what is collected; written before the first part
 work/part-00000.safetensors of a process: its best texts so far, and the blocks that are in it
 spans.parquet, spans.tsv, features.tsv, spans.json      the result, when all blocks are done; spans.json last
 """
@@ -162,8 +162,8 @@ class SpanCollector:
 
     # -- the folder --------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Spans | None:
-        """Write or check what is collected here; the result where it is already there."""
+    def _index(self) -> dict[str, Any]:
+        """What is collected, as JSON values."""
         facts = {
             "format": FORMAT,
             "version": VERSION,
@@ -175,11 +175,16 @@ class SpanCollector:
             "weights": weights_digest(self.reader.model),
             "sae": weights_digest(self.sae),
         }
-        index = json.loads(json.dumps(facts))
+        return json.loads(json.dumps(facts))
+
+    def _open(self, *, begin: bool = False) -> Spans | None:
+        """Check what is collected here, or write it, to `begin`; the result where it is already there."""
+        index = self._index()
         work, out = self._stores()
         known = work.read_json("index.json")
         if known is None:
-            work.write_json("index.json", index)
+            if begin:  # not before there is something to write: a run that failed takes other settings
+                work.write_json("index.json", index)
             return None
         if different := [key for key in {**index, **known} if index.get(key) != known.get(key)]:
             told = "; ".join(f"{key} is {known.get(key)!r} there and {index.get(key)!r} now" for key in different)
@@ -220,6 +225,7 @@ class SpanCollector:
         self.done = torch.cat([self.done, torch.tensor(new, dtype=torch.int64)])
         if self.work is None:
             return
+        self._open(begin=True)
         self.heap.settle()
         name = f"part-{self.rank:05d}.safetensors"
         if self.work.local:
@@ -257,6 +263,7 @@ class SpanCollector:
         n_texts, n_tokens = done[:, 1:].sum(0).tolist()
         spans = Spans(latent, text, score, position, start, end, span, heap.d_sae, n_texts, n_tokens, complete)
         if self.out is not None and complete:
+            self._open(begin=True)  # where there was no block at all
             for name, write in WRITERS.items():
                 self.out.put(name, lambda path, write=write: write(spans, path))
             self.out.write_json("spans.json", {"d_sae": spans.d_sae, "n_texts": n_texts, "n_tokens": n_tokens})

@@ -87,7 +87,7 @@ def fairness_suite(
         found += _of_words(words, bootstrap)
     notes = ["All texts stand after the token that begins or ends texts, so that their first word counts."]
     if not steering:
-        notes.append("The model has no default steering and none was given: nothing is compared.")
+        notes.append("No steering with an edit, the model's default or a given one: nothing is compared.")
     if swapped is not None:
         moved, note = _of_swaps(
             model, tokenizer, swapped, features, max_length, skip_first, tokens_at_once, bootstrap, report

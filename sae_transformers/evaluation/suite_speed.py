@@ -116,7 +116,7 @@ def speed_suite(
         "Speeds of `generate` and `decode` count new tokens; the time includes the pass over the prompt.",
     ]
     if not steering:
-        notes.append("The model has no default steering and none was given: `steered` is not measured.")
+        notes.append("No steering with an edit, the model's default or a given one: `steered` is not measured.")
     seconds = time.perf_counter() - start
     return SuiteResult("speed", settings, found, curves={"repeats": rows}, notes=notes, seconds=seconds)
 

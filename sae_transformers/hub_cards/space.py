@@ -46,6 +46,9 @@ def write_space(
         OSError: it cannot be read.
     """
     config, revision = _config(model_id, revision)
+    local = Path(model_id).is_dir()
+    if local:  # the page is started from its own folder
+        model_id = str(Path(model_id).resolve())
     entries: Sequence[Mapping[str, Any]] = config["saes"]
     saes = [int(entry["d_sae"]) for entry in entries]
     named = _named(entries)
@@ -56,7 +59,6 @@ def write_space(
                 f"The model has SAEs 0 to {len(saes) - 1} with {saes} features. Received: {name!r} at {sae}:{latent}."
             )
         named[name] = (sae, latent)
-    local = Path(model_id).is_dir()
     shown = Path(model_id).name if local else model_id
     title = title or f"Features of {shown.rpartition('/')[2]}"
     base = str(config.get("base_model_name_or_path") or "")

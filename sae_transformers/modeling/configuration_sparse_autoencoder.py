@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +16,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 TOPK_ACTIVATIONS = ("topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm", "scalar")
+SHOWN_NAMES = 10  # in a message: an SAE may have a name for every latent
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_in", "mlp_act", "attn_heads")
 
 
@@ -80,7 +82,7 @@ class SparseAutoencoderConfig:
             (the default), as in `model.layers.10.mlp.output`.
         hook_out: where the decoder writes, when it is not where the encoder reads (transcoders).
         concepts: name -> latent trained to detect it.
-        feature_names: latent -> label, for people.
+        feature_names: latent -> label; a label names its latent wherever a concept's name does.
         metadata: anything worth keeping: origin, licence, training data.
     """
 
@@ -163,6 +165,14 @@ class SparseAutoencoderConfig:
                     f"`concepts` must map names to latents in [0, {self.d_sae}). Received: "
                     f"concepts[{name!r}]={feature!r}."
                 )
+        for feature, label in self.feature_names.items():
+            number = "" if isinstance(feature, bool) else str(feature)
+            if not (number.isdecimal() and int(number) < self.d_sae and isinstance(label, str)):
+                raise ValueError(
+                    f"`feature_names` must map latents in [0, {self.d_sae}) to labels, as {{'5': 'rivers'}}; "
+                    f"`concepts` maps names to latents. Received: feature_names[{feature!r}]={label!r}."
+                )
+        self.feature_names = {str(feature): label for feature, label in self.feature_names.items()}  # as JSON has it
 
     def _check_place(self) -> None:
         if self.site is not None:
@@ -198,17 +208,28 @@ class SparseAutoencoderConfig:
         return self.hook_out or self.read_at
 
     def resolve_feature(self, feature: int | str | None) -> int:
-        """The index of a latent given by index or by concept name."""
+        """The index of a latent given by index, by concept name or else by its label in `feature_names`."""
         if isinstance(feature, str):
-            if feature not in self.concepts:
-                known = ", ".join(map(repr, self.concepts)) or "none: give an index"
+            if feature in self.concepts:
+                return self.concepts[feature]
+            named = [int(latent) for latent, label in self.feature_names.items() if label == feature]
+            if len(named) > 1:
                 raise ValueError(
-                    f"No concept of that name in this SAE; it has {known}. Received: feature={feature!r}."
+                    f"Features {', '.join(map(str, named))} of this SAE have that name: give one's number. "
+                    f"Received: feature={feature!r}."
                 )
-            return self.concepts[feature]
+            if not named:
+                names = list(dict.fromkeys([*self.concepts, *self.feature_names.values()]))
+                close = difflib.get_close_matches(feature, names, n=SHOWN_NAMES) or names[:SHOWN_NAMES]
+                known = ", ".join(map(repr, close)) or "none: give an index"
+                known += f", ... ({len(names)} in all)" if len(names) > len(close) else ""
+                raise ValueError(
+                    f"No concept or feature of that name in this SAE; it has {known}. Received: feature={feature!r}."
+                )
+            return named[0]
         if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < self.d_sae:
             raise ValueError(
-                f"`feature` must be a concept name or an integer in [0, {self.d_sae}). Received: feature={feature!r}."
+                f"`feature` must be a name or an integer in [0, {self.d_sae}). Received: feature={feature!r}."
             )
         return feature
 

@@ -28,6 +28,12 @@ class SparseFeatures(NamedTuple):
     values: torch.Tensor
     d_sae: int
 
+    def __repr__(self) -> str:
+        shape = (*self.values.shape[:-1], self.d_sae)
+        nnz = "?" if self.values.is_meta else int((self.values != 0).sum())
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return f"SparseFeatures(shape={shape}, nnz={nnz}, width={self.values.shape[-1]}, dtype={dtype})"
+
     def to_dense(self) -> torch.Tensor:
         """The same as one tensor, (..., d_sae)."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.d_sae)

@@ -52,6 +52,11 @@ read.
 """
 
 
+def whole_path(name: str) -> str:
+    """A folder of this machine by its absolute path, so that it is found from any folder; a Hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() and not Path(name).is_absolute() else name
+
+
 def model_card(model: Any, repo: str) -> str:
     """A first model card; `hub_cards` makes a full one from measured values."""
     base = model.config.base_model_name_or_path

@@ -78,6 +78,16 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             return self.W_dec.T
         return super().__getattr__(name)
 
+    def extra_repr(self) -> str:
+        """For `print`: what it is and where it stands."""
+        c = self.config
+        width = f"{c.d_in} -> {c.d_sae}" + (f" -> {c.d_out}" if c.d_out != c.d_in else "")
+        k = f", k={c.k}" if c.k is not None else ""
+        place = "no place yet" if not c.placed else f"reads {c.read_at}"
+        place += f", writes {c.write_at}" if c.placed and c.write_at != c.read_at else ""
+        concepts = f"{len(c.concepts)} concept{'' if len(c.concepts) == 1 else 's'}"
+        return f"{width}, {c.activation}{k}, {place}, {concepts}"
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Unit-norm decoder rows at random, encoder their transpose, biases 0, thresholds 0.001."""

@@ -70,8 +70,7 @@ class FeatureEdit:
             raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
         if not isinstance(self.feature, (int, str)) or isinstance(self.feature, bool):
             raise ValueError(
-                f"`feature` must be the index of a latent or the name of a concept. Received: "
-                f"feature={self.feature!r}."
+                f"`feature` must be the index of a latent or its name. Received: feature={self.feature!r}."
             )
         if isinstance(self.feature, int) and self.feature < 0:
             raise ValueError(f"`feature` must not be negative. Received: feature={self.feature!r}.")

@@ -32,46 +32,51 @@ def load(
     *,
     hook_point: str | None = None,
     base: str | None = None,
-    dtype: str = "auto",
+    model_dtype: str = "auto",
     revision: str | None = None,
 ) -> Loaded:
     """A model with SAEs: one that `attach`, `steer` or `save_pretrained` wrote, or a base and the SAEs to put into it.
 
     Args:
         name: a folder or Hub id.
-        saes: for a base: SAEs, or their names as `SparseAutoencoder.from_pretrained` takes them.
+        saes: for a base: SAEs, or their names as `SparseAutoencoder.from_pretrained` takes them; [] for none.
         hook_point: of SAEs that do not say where they read, such as `layers.14.resid_post`, or a module's path.
         base: for a saved model: another place of its base.
-        dtype: auto (float32 on a CPU, else as published), float32, bfloat16 or float16.
+        model_dtype: auto (float32 on a CPU, else as published), float32, bfloat16 or float16.
         revision: of `name` on the Hub.
 
     Raises:
-        ValueError: no SAE, SAEs for a model that has its own, or an unknown dtype.
+        ValueError: no SAE, SAEs for a model that has its own, or an unknown precision.
         OSError: something is not there.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}. Received: dtype={dtype!r}.")
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"dtype": "float32" if dtype == "auto" and device == "cpu" else dtype}
+    if model_dtype not in DTYPES:
+        raise ValueError(f"`model_dtype` must be one of {', '.join(DTYPES)}. Received: model_dtype={model_dtype!r}.")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = this_device()
+    options: dict[str, Any] = {"dtype": "float32" if model_dtype == "auto" and device == "cpu" else model_dtype}
     if revision:
         options["revision"] = revision
     found = find_base_model(os.fspath(name)).name
     config = _config(found, revision)
+    sources: list[tuple[Any, str | None]] = [(found, revision)]
     if config.model_type != "sae_transformer":
         model = _base_with_saes(found, saes, hook_point, base, options)
-        sources = [found]
     else:
-        if saes is not None:
-            raise ValueError(
-                f"{found!r} has SAEs of its own. Received: saes={saes!r}; give its base to put in others."
-            )
+        if saes:
+            raise ValueError(f"{found!r} has SAEs of its own; others go into its base. Received: saes={saes!r}.")
         if not config.saes:
             raise ValueError(f"{found!r} has no SAE. Expected a model with SAEs, or a base with `saes=`.")
         place = {} if base is None else {"base_model": find_base_model(base).name}
         model = SaeForCausalLM.from_pretrained(found, **options, **place)
-        sources = [found, *place.values(), config.base_model_name_or_path]
-    tokenizer = _tokenizer([source for source in sources if source], revision)
+        sources += [(place.get("base_model"), None), (config.base_model_name_or_path, config.base_model_revision)]
+    tokenizer = _tokenizer([(source, at) for source, at in sources if source])
     return Loaded(model.to(device).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
+
+
+def this_device() -> str:
+    """Where this process keeps its model: of several processes each has the GPU of its local rank."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def parse_place(place: str | None) -> dict[str, Any]:
@@ -93,9 +98,9 @@ def _config(name: str, revision: str | None) -> Any:
 
 def _base_with_saes(name: str, saes: Any, hook_point: str | None, base: str | None, options: dict[str, Any]) -> Any:
     if base is not None:
-        raise ValueError(f"{name!r} is a base itself. Received: base={base!r}; leave it out.")
+        raise ValueError(f"{name!r} is a base itself: leave out `base=`. Received: base={base!r}.")
     wanted = [saes] if isinstance(saes, (str, SparseAutoencoder)) else list(saes or ())
-    if not wanted:
+    if saes is None:
         raise ValueError(
             f"{name!r} has no SAE: give one with `saes=`, or a model that `attach`, `steer` or `save_pretrained` "
             f"wrote. Received: saes={saes!r}."
@@ -108,20 +113,25 @@ def _base_with_saes(name: str, saes: Any, hook_point: str | None, base: str | No
     return SaeForCausalLM.from_base(name, saes=loaded, **options)
 
 
-def _tokenizer(sources: Sequence[str], revision: str | None) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, else its base's."""
-    problems = []
-    for number, source in enumerate(sources):
-        if Path(source).is_dir() and not any(Path(source).glob("*token*")):
-            problems.append(f"{source!r} has no tokenizer")
+def _tokenizer(sources: Sequence[tuple[str, str | None]]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the first of some models, by name and revision, that has one."""
+    reasons: dict[str, str] = {}
+    for source, revision in sources:
+        folder = Path(source).is_dir()
+        if folder and not any(Path(source).glob("*token*")) and source != sources[-1][0]:
             continue
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=None if number else revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=None if folder else revision)
         except (OSError, ValueError, KeyError) as error:
-            problems.append(f"{source!r}: {' '.join(str(error).split())}")
+            reasons[source] = " ".join(str(error).split())
             continue
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
         return tokenizer
-    raise OSError(f"Expected a tokenizer beside the model or its base. Received: {'; '.join(problems)}.")
+    name, *others = dict(sources)
+    also = f", nor has its base {others[-1]!r}" if others else ""
+    raise OSError(
+        f"{name!r} has no tokenizer that can be read{also}. Expected one beside the model: write the base's there by "
+        f"`tokenizer.save_pretrained(...)`. Received: {'; '.join(f'{s!r}: {reason}' for s, reason in reasons.items())}"
+    )

@@ -353,6 +353,14 @@ def test_explain_and_judge_from_the_command_line(server: FakeOpenAI, table: Path
     assert code == 0 and "4 answers are no label and count as unintended" in output
 
 
+def test_judge_of_spans_that_nobody_explained_says_so(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
+    common = ["--task", "toxicity", "--out", str(tmp_path / "j"), "--model", "m", "--base-url", server.url]
+    for source in (tmp_path, table):
+        code, output = run("judge", str(source), *common, "--cache", str(tmp_path / "c"))
+        assert code == 2 and f"No feature of {source} has a summary; run explain first." in output
+    assert not server.sent and not (tmp_path / "j.tsv").exists()
+
+
 def test_a_run_without_enough_money_ends_clearly_and_goes_on(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
     common = ["explain", str(table), "--out", str(tmp_path / "e"), "--model", "m", "--base-url", server.url]
     common += ["--cache", str(tmp_path / "c"), "--no-verify", "--concurrency", "1"]

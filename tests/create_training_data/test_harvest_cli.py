@@ -96,6 +96,21 @@ def test_mistakes_end_as_one_line(
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ") and message in result.stderr.splitlines()[-1]
 
 
+def test_a_run_that_failed_before_it_wrote_anything_does_not_refuse_the_right_command(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "texts.jsonl"
+    text.write_text("\n".join(json.dumps({"body": t, "toxic": 1}) for t in word_texts(9)))
+    options = [model_folder, text, "--out", tmp_path / "store", "--place", "layers.1.resid_post"]
+    wrong = harvest(*options, "--column", "texte")
+    assert wrong.exit_code == 2 and "needs the column 'texte'" in wrong.stderr
+    assert not (tmp_path / "store").exists()
+    right = harvest(*options, "--column", "body", "--label", "toxic")
+    assert right.exit_code == 0, right.output
+    index = json.loads((tmp_path / "store" / "index.json").read_text())
+    assert index["labels"] == ["toxic"] and index["settings"]["source"]["column"] == "body"
+
+
 def test_a_store_with_other_settings_is_refused(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("w1 w2 w3")
     options = [model_folder, tmp_path / "texts.txt", "--out", tmp_path / "store", "--place"]

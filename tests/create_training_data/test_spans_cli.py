@@ -43,6 +43,18 @@ def test_from_a_file_to_tables_and_again(folders: dict[str, Path], tmp_path: Pat
     assert from_file.exit_code == 0 and read_spans(tmp_path / "b") == found
 
 
+def test_a_run_that_failed_before_it_wrote_anything_does_not_refuse_the_right_command(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    wrong = spans(folders, tmp_path / "out", "--column", "texte")
+    assert wrong.exit_code == 2 and "needs the column 'texte'" in wrong.stderr, wrong.output
+    right = spans(folders, tmp_path / "out")
+    assert right.exit_code == 0, right.output
+    assert json.loads((tmp_path / "out" / "work" / "index.json").read_text())["source"]["column"] == "body"
+    other = spans(folders, tmp_path / "out", "--top-n", 3)
+    assert other.exit_code == 2 and "Spans go on with what they began with" in other.stderr
+
+
 def test_the_first_rows_only(folders: dict[str, Path], tmp_path: Path) -> None:
     assert spans(folders, tmp_path, "--max-rows", 2, "--exclude-peak", "--keep-first").exit_code == 0
     assert {entry.text_id for entries in read_spans(tmp_path).values() for entry in entries} == {0, 1}

@@ -70,6 +70,15 @@ def model(model_folder: Path) -> Any:
     return SaeForCausalLM.from_pretrained(model_folder).eval()
 
 
+def test_a_model_by_a_relative_path_is_found_from_the_folder_of_the_page(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    write_space("model", tmp_path / "page")
+    assert f"MODEL = {str(model_folder)!r}\n" in (tmp_path / "page" / "app.py").read_text()
+    assert "Features of model" in (tmp_path / "page" / "README.md").read_text()
+
+
 def test_features_have_names(app: Any) -> None:
     assert app.FEATURES == {
         "sea": (0, 9), "</a>'": (0, 3), "sea (SAE 1)": (1, 10), "</a>' (SAE 1)": (1, 3),

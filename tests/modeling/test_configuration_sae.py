@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, GenerationConfig
 
 from sae_transformers import FeatureEdit, SaeConfig, SparseAutoencoderConfig, Steering
 from sae_transformers.modeling import LossWeights
 from sae_transformers.modeling.configuration_sae import AUTO_MAP
-from tests.tiny import ARCHITECTURES, COMMON
+from tests.tiny import ARCHITECTURES, COMMON, prompt, tiny_model
 
 ENTRY = {
     "d_in": 32, "d_sae": 64, "activation": "topk", "k": 8, "layer": 1, "site": "mlp_out",
@@ -84,6 +85,9 @@ def test_an_entry_comes_back_equal_through_json(fields: dict) -> None:
         ({"concepts": {"good": True}}, r"concepts\['good'\]=True"),
         ({"concepts": ["good"]}, r"concepts=\['good'\]"),
         ({"feature_names": "praise"}, "feature_names='praise'"),
+        ({"feature_names": {"rivers": "5"}}, r"as \{'5': 'rivers'\}.*Received: feature_names\['rivers'\]='5'"),
+        ({"feature_names": {"64": "rivers"}}, r"\[0, 64\).*feature_names\['64'\]='rivers'"),
+        ({"feature_names": {5: 7}}, r"feature_names\[5\]=7"),
         ({"metadata": 7}, "metadata=7"),
         ({"tied": "yes"}, "tied='yes'"),
     ],
@@ -91,6 +95,27 @@ def test_an_entry_comes_back_equal_through_json(fields: dict) -> None:
 def test_a_bad_value_is_refused_with_the_value_in_the_message(change: dict, told: str) -> None:
     with pytest.raises((ValueError, TypeError), match=told):
         SparseAutoencoderConfig(**{**ENTRY, **change})
+
+
+def test_names_of_features_work_as_those_of_concepts_do() -> None:
+    names = {5: "rivers", "7": "good", "8": "twice", "9": "twice"}
+    config = SparseAutoencoderConfig(**{**ENTRY, "feature_names": names})
+    assert config.resolve_feature("rivers") == 5
+    assert config.resolve_feature("good") == 3  # the concept of that name
+    with pytest.raises(ValueError, match="Features 8, 9 of this SAE have that name.*Received: feature='twice'"):
+        config.resolve_feature("twice")
+    with pytest.raises(ValueError, match=r"it has 'rivers', \.\.\. \(3 in all\)\. Received: feature='river'"):
+        config.resolve_feature("river")
+    with pytest.raises(ValueError, match=r"it has 'good', 'rivers', 'twice'\. Received: feature='lake'"):
+        config.resolve_feature("lake")
+    assert SparseAutoencoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    model = tiny_model(feature_names={"5": "rivers"})
+    for given in ({"features": ["rivers"]}, {"features": [5]}):
+        (found,) = model(prompt(), **given).sae_features
+        assert torch.equal(found, model(prompt(), output_features=True).sae_features[0].to_dense()[..., [5]])
+    edits = [[FeatureEdit(feature=one, op="direction", value=3.0)] for one in ("rivers", 5)]
+    first, second = (model(prompt(), steering=one).logits for one in edits)
+    assert torch.equal(first, second) and not torch.equal(first, model(prompt()).logits)
 
 
 def test_an_unknown_field_is_refused_and_the_known_ones_are_named() -> None:

@@ -29,6 +29,16 @@ def test_sparse_features_of_any_shape_and_of_nothing():
     assert empty.to_dense().shape == (0, 4)
 
 
+def test_sparse_features_are_one_short_line_in_print():
+    assert repr(SparseFeatures.from_dense(DENSE)) == "SparseFeatures(shape=(3, 4), nnz=5, width=3, dtype=float32)"
+    meta = SparseFeatures(torch.zeros(2, 8, device="meta").long(), torch.zeros(2, 8, device="meta").half(), 64)
+    assert repr(meta) == "SparseFeatures(shape=(2, 64), nnz=?, width=8, dtype=float16)"
+    out = tiny_model()(prompt(), output_features=True)
+    assert "SparseFeatures(shape=(2, 9, 64), nnz=" in repr(out.sae_features) and len(repr(out.sae_features)) < 90
+    indices, values, d_sae = out.sae_features[0]  # still a tuple of three
+    assert indices.shape == values.shape and d_sae == 64
+
+
 def test_the_fields_of_a_pass_are_those_that_were_asked_for():
     model = tiny_model()
     assert list(model(prompt()).keys()) == ["logits", cache_argument(model.lm)]

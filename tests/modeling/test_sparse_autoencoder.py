@@ -18,6 +18,18 @@ HIDDEN = torch.randn(2, 5, 32, dtype=torch.float64, generator=torch.Generator().
 FEATURES = torch.tensor([5, 0, 63, 17])
 
 
+def test_print_says_what_it_is():
+    sae = tiny_sae(k=8, layer=1, site="mlp_out", concepts={"good": 3})
+    assert str(sae) == "SparseAutoencoder(32 -> 64, topk, k=8, reads layers.1.mlp_out, 1 concept)"
+    there = tiny_sae(activation="relu", d_out=16, hook="model.layers.0.mlp.input", hook_out="model.layers.0.mlp",
+                     apply_b_dec_to_input=False)  # fmt: skip
+    assert str(there) == (
+        "SparseAutoencoder(32 -> 64 -> 16, relu, reads model.layers.0.mlp.input, "
+        "writes model.layers.0.mlp, 0 concepts)"
+    )
+    assert str(tiny_sae(activation="jumprelu")) == "SparseAutoencoder(32 -> 64, jumprelu, no place yet, 0 concepts)"
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_encode_and_decode_are_the_formulas(activation, normalization):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from ..base_classes import base_from_config
 from ..modeling_sae_causal_lm import SaeForCausalLM
@@ -29,8 +30,8 @@ def attach(
     force: bool = False,
     base_options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Write the repository that `from_pretrained` loads: SAEs, code, a pointer to the base, and the processor of a
-    base that reads images.
+    """Write the repository that `from_pretrained` loads: SAEs, code, a pointer to the base, and its tokenizer (of a
+    base that reads images, its processor). Where that cannot be had a warning says so, and the rest is written.
 
     Args:
         base: folder or Hub id; the one that the SAEs name by default.
@@ -68,7 +69,15 @@ def attach(
     # What has no values yet, a classifier's head too, is not written.
     stored = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
     model.save_pretrained(out, state_dict=stored)
-    if config.get_text_config() is not config:  # reads images: what prepares them goes with the model
-        with contextlib.suppress(OSError, ValueError, ImportError):  # none published, or it needs a package
-            AutoProcessor.from_pretrained(base, **options).save_pretrained(out)
+    reads_images = config.get_text_config() is not config
+    reader, what = (AutoProcessor, "processor") if reads_images else (AutoTokenizer, "tokenizer")
+    try:
+        reader.from_pretrained(base, **options).save_pretrained(out)
+    except (OSError, ValueError, KeyError, ImportError) as error:  # none published, or it needs a package
+        warnings.warn(
+            f"The {what} of the base could not be read, so {str(out)!r} has none: pipelines need one there. "
+            f"Save one with `{what}.save_pretrained({str(out)!r})`. Received: base={base!r}: "
+            f"{' '.join(str(error).split())}",
+            stacklevel=2,
+        )
     return model

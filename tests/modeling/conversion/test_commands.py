@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 from typer.testing import CliRunner
 
-from sae_transformers import SparseAutoencoder
+from sae_transformers import SaeForCausalLM, SparseAutoencoder
 from sae_transformers.cli import app
 from sae_transformers.modeling.conversion.export import export, format_of, targets
 from sae_transformers.modeling.conversion.releases import find_sae, releases
+from tests.create_training_data.words import word_tokenizer
 from tests.modeling.conversion.families import FAMILIES, W_DEC, D
 from tests.tiny import prompt, tiny_base, tiny_sae
 
@@ -100,6 +102,37 @@ def test_the_list_works_offline_and_narrows(monkeypatch):
     assert "google/gemma-3-270m" in result.output and "CC-BY-4.0" in result.output
     assert "llama" not in result.output
     assert "No release" in run("attach", "--list", "--sae", "no-such-release").output
+
+
+def test_attach_writes_the_tokenizer_of_the_base_for_pipelines(base, tmp_path):
+    word_tokenizer().save_pretrained(base)
+    sae = FAMILIES["saelens"](tmp_path / "sae")
+    result = run("attach", "--base", base, "--sae", sae, "--out", tmp_path / "model")
+    assert result.exit_code == 0 and "Warning" not in result.output, result.output
+    made = pipeline("text-generation", str(tmp_path / "model"), trust_remote_code=True)
+    plain = pipeline("text-generation", str(base))
+    options = {"max_new_tokens": 5, "do_sample": False, "return_tensors": True}
+    found = made("w1 w2 w3", **options)[0]["generated_token_ids"]
+    assert found[:3] == [5, 6, 7] and found == plain("w1 w2 w3", **options)[0]["generated_token_ids"]
+
+
+def test_attach_goes_on_without_a_tokenizer_and_says_so(base, tmp_path):
+    sae = FAMILIES["saelens"](tmp_path / "sae")
+    result = run("attach", "--base", base, "--sae", sae, "--out", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    assert f"The tokenizer of the base could not be read, so {str(tmp_path / 'model')!r} has none" in result.output
+    assert f"Received: base={str(base)!r}: " in result.output and (tmp_path / "model" / "config.json").is_file()
+
+
+def test_a_base_by_a_relative_path_is_found_from_any_folder(base, tmp_path, monkeypatch):
+    sae = FAMILIES["saelens"](tmp_path / "sae")
+    monkeypatch.chdir(tmp_path)
+    assert run("attach", "--base", "gpt2", "--sae", sae, "--out", "model").exit_code == 0
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    for one in ("gpt2", AutoModelForCausalLM.from_pretrained("gpt2")):
+        model = SaeForCausalLM.from_base(one, saes=[SparseAutoencoder.from_pretrained(sae)])
+        assert model.config.base_model_name_or_path == str(base)
 
 
 # -- releases --------------------------------------------------------------------------------------------------------
