@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .workflows.loading import load as load
     from .workflows.settings import DetectSettings as DetectSettings
     from .workflows.top_features import top_features as top_features
+    from .workflows.train import train as train
+    from .workflows.train import train_concept as train_concept
 
 __all__ = [
     "DetectSettings",
@@ -57,6 +59,8 @@ __all__ = [
     "detect",
     "load",
     "top_features",
+    "train",
+    "train_concept",
 ]
 # Where a name is that `modeling` does not have.
 ELSEWHERE = {
@@ -69,6 +73,8 @@ ELSEWHERE = {
     "detect": ".workflows.detect",
     "load": ".workflows.loading",
     "top_features": ".workflows.top_features",
+    "train": ".workflows.train",
+    "train_concept": ".workflows.train",
 }
 
 

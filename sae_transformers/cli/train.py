@@ -42,7 +42,7 @@ def train(
         return
     given = [f"--{name}={value}" for name, value in (("data", data), ("method", method)) if value is not None]
     try:
-        metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
+        _, metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
     except (ValueError, OSError, TypeError) as error:
         fail(str(error), code=2)
     table = Table("metric", "value", title="Training")

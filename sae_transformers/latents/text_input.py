@@ -91,7 +91,7 @@ def tokenized(
     texts = [text for _, rows in source.blocks(1024, itertools.count()) for text in rows.texts]
     if not texts:
         raise ValueError("Expected texts. Received: none.")
-    options = {"truncation": True, "return_attention_mask": False, "verbose": False}
+    options: dict[str, Any] = {"truncation": True, "return_attention_mask": False, "verbose": False}
     found = tokenizer(texts, max_length=max_length, **options)["input_ids"]
     rows = [list(row) for row in found]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
     full = [texts[i] for i, row in enumerate(rows) if len(row) == max_length]

@@ -137,4 +137,6 @@ def detect(
         done += len(batch.texts)
         if progress is not None:
             progress(done, len(there))
-    return DetectResult(number, sae, found.texts, scores, labels and list(labels), found.cut, settings)
+    return DetectResult(
+        number, sae, found.texts, scores, None if labels is None else list(labels), found.cut, settings
+    )
