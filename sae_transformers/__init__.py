@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     from .modeling import SparseFeatures as SparseFeatures
     from .modeling import Steering as Steering
     from .modeling import SteeringPlan as SteeringPlan
+    from .modeling import TopFeatures as TopFeatures
     from .training.arguments import SaeTrainingArguments as SaeTrainingArguments
     from .training.end_to_end import EndToEndTrainer as EndToEndTrainer
     from .training.shards import HiddenStateShards as HiddenStateShards
     from .training.shards import TensorTokens as TensorTokens
     from .training.trainer import SaeTrainer as SaeTrainer
+    from .workflows.detect import detect as detect
+    from .workflows.loading import load as load
+    from .workflows.settings import DetectSettings as DetectSettings
+    from .workflows.top_features import top_features as top_features
+    from .workflows.train import train as train
+    from .workflows.train import train_concept as train_concept
 
 __all__ = [
+    "DetectSettings",
     "Detection",
     "EndToEndTrainer",
     "FeatureEdit",
@@ -46,7 +54,13 @@ __all__ = [
     "Steering",
     "SteeringPlan",
     "TensorTokens",
+    "TopFeatures",
     "__version__",
+    "detect",
+    "load",
+    "top_features",
+    "train",
+    "train_concept",
 ]
 # Where a name is that `modeling` does not have.
 ELSEWHERE = {
@@ -55,6 +69,12 @@ ELSEWHERE = {
     "SaeTrainer": ".training.trainer",
     "SaeTrainingArguments": ".training.arguments",
     "TensorTokens": ".training.shards",
+    "DetectSettings": ".workflows.settings",
+    "detect": ".workflows.detect",
+    "load": ".workflows.loading",
+    "top_features": ".workflows.top_features",
+    "train": ".workflows.train",
+    "train_concept": ".workflows.train",
 }
 
 

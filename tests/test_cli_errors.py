@@ -55,6 +55,7 @@ def test_a_file_that_is_not_there_is_told_in_a_sentence(tmp_path: Path, labelled
         (PermissionError(13, "Permission denied", "a"), "'a' could not be read or written: Permission denied."),
         (FileNotFoundError("There is no file 'a'."), "There is no file 'a'."),
         (ValueError("`a` must be 1. Received: a=None."), "`a` must be 1. Received: a=None."),
+        (ValueError("Give it with `base_model=`, or `saes=`."), "Give it with --base, or --sae."),
     ],
 )
 def test_errors_of_the_system_are_sentences(error: Exception, told: str) -> None:

@@ -335,7 +335,7 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
         (["--suite", "speed", "--steering", "words.jsonl"], "--steering must be the JSON"),
         (["--suite", "speed", "--model-dtype", "int8"], "--model-dtype='int8'"),
         (["--suite", "speed", "--base", "nothing"], "'nothing'"),
-        (["--suite", "speed", "--sae", "sae", "--base", "base"], "--base 'base'"),
+        (["--suite", "speed", "--sae", "sae", "--base", "base"], "others go into its base"),
         (["--texts", "texts.txt", "--resamples", "0"], "resamples=0"),
     ],
 )  # fmt: skip

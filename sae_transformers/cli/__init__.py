@@ -16,6 +16,7 @@ from . import (
     classify,
     concepts,
     dashboard,
+    detect,
     evaluate,
     features,
     harvest,
@@ -57,7 +58,7 @@ def main(
 for panel, parts in {
     "Begin": (quickstart, checkpoints, check),
     "Train": (harvest, train),
-    "Read features": (spans, annotate, features, dashboard),
+    "Read features": (detect, spans, annotate, features, dashboard),
     "Steer": (steer, concepts, select, align, bias),
     "Classify": (classify,),
     "Evaluate, publish, serve": (evaluate, publish, space, serve),

@@ -15,26 +15,21 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
         ValueError: the model has no SAE, or a feature, steering or length does not fit it.
         OSError: it cannot be found.
     """
-    from ..modeling import SaeForCausalLM
+    from ..latents.context import check_length
+    from ..workflows.loading import load
     from .evaluate_suites import parse_feature
-    from .loading import load_base, load_sae
-    from .saved_models import load_saved, read_steering
-    from .steer import check_length
+    from .steering_option import read_steering
 
-    model: Any
-    if s["sae"]:
-        if s["base"] is not None:
-            raise ValueError(f"With --sae the model is the base. Received: --base {s['base']!r} too.")
-        saes = [load_sae(name, s["place"]) for name in s["sae"]]
-        loaded, tokenizer, name = load_base(s["model"], s["revision"], s["model_dtype"])
-        model = SaeForCausalLM.from_base(loaded, saes=saes).eval()
-        model.config.base_model_name_or_path = name
-    else:
-        model, tokenizer = load_saved(s["model"], s["revision"], s["model_dtype"], base=s["base"])
+    loaded = load(
+        s["model"],
+        s["sae"] or None,
+        hook_point=s["place"],
+        base=s["base"],
+        model_dtype=s["model_dtype"],
+        revision=s["revision"],
+    )
+    model, tokenizer = loaded.model, loaded.tokenizer
     check_length(model.lm, s["max_length"])
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
     if s["steering"] is not None:
         steering = read_steering(s["steering"])
         model.prepare_steering(steering)

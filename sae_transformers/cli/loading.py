@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 
 def load_sae(name: str, place: str | None, **options: Any) -> Any:
     """An SAE by name, put at a place given as one text."""
     from ..modeling import SparseAutoencoder
-    from ..modeling.configuration_sparse_autoencoder import SITES
+    from ..workflows.loading import parse_place
 
-    if place is not None:
-        parts = place.split(".")
-        if len(parts) == 3 and parts[0] == "layers" and parts[1].isdigit() and parts[2] in SITES:
-            options.update(layer=int(parts[1]), site=parts[2])
-        else:
-            options["hook"] = place
+    options.update(parse_place(place))
     return SparseAutoencoder.from_pretrained(name, **options)
 
 
@@ -24,14 +18,14 @@ def load_base(
     name: str, revision: str | None, dtype: str, head: str = "AutoModelForCausalLM", **options: Any
 ) -> tuple[Any, Any, str]:
     """A base model on this process's device, its tokenizer (or processor, of images), and where it was found."""
-    import torch
     import transformers
 
     from ..create_training_data.base_model import find_base_model
+    from ..workflows.loading import this_device
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    device = this_device()
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"`model_dtype` must be auto, float32, bfloat16 or float16. Received: model_dtype={dtype!r}.")
     if dtype == "auto" and device == "cpu":

@@ -76,19 +76,12 @@ def _serve(s: dict[str, Any], console: Any) -> None:
 
 
 def _load(s: dict[str, Any]) -> tuple[Any, Any]:
-    from ..modeling import SaeForCausalLM
-    from .loading import load_base, load_sae
-    from .saved_models import has_saes, load_saved, read_config, read_steering
+    from ..workflows.loading import load
+    from .steering_option import read_steering
 
-    found = read_config(s["model"], s["revision"])
-    if has_saes(found[1]):
-        if s["sae"]:
-            raise ValueError(f"{s['model']} has SAEs of its own. Received also: --sae {s['sae'][0]}.")
-        model, tokenizer = load_saved(s["model"], s["revision"], s["dtype"], found=found)
-    else:
-        saes = [load_sae(name, s["place"]) for name in s["sae"] or ()]
-        base, tokenizer, _ = load_base(s["model"], s["revision"], s["dtype"])
-        model = SaeForCausalLM.from_base(base, saes=saes)
+    model, tokenizer, _ = load(
+        s["model"], s["sae"] or [], hook_point=s["place"], model_dtype=s["dtype"], revision=s["revision"]
+    )
     if s["steering"] is not None:
         model.steering = read_steering(s["steering"])
         model.generation_config.sae_steering = None

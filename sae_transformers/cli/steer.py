@@ -1,4 +1,4 @@
-"""The verbs `detect` and `steer`."""
+"""The verb `steer`."""
 
 from __future__ import annotations
 
@@ -25,104 +25,8 @@ _generation = partial(typer.Option, rich_help_panel="Generation")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command()(detect)
+    """Add the verb to the command line."""
     app.command()(steer)
-
-
-def detect(
-    model: Base,
-    texts: Annotated[str, typer.Argument(help="Rows with a text: .csv, .jsonl, .parquet, .txt, a Hub id.")],
-    sae: Annotated[str, typer.Option(help="The SAE, as attach takes it.")],
-    feature: Annotated[str, typer.Option(help="A latent's number, or the name of a concept of the SAE.")],
-    out: Annotated[Path | None, typer.Option(help="Table to write, .csv: row, score, label.")] = None,
-    text_column: TextColumn = "text",
-    label_column: Annotated[str, typer.Option(help="Of a label, 0 or 1; rows need not have it.")] = "label",
-    pooling: Annotated[str, typer.Option(help="Of a text's tokens: mean, max or last.")] = "mean",
-    activations: Annotated[
-        bool, typer.Option("--activations/--pre-activations", help="Score by the latent, or before its activation.")
-    ] = True,
-    skip_first: Annotated[int, typer.Option(help="Tokens at the beginning that do not count.")] = 1,
-    max_length: MaxLength = 256,
-    batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.")] = 16,
-    place: Place = None,
-    model_dtype: ModelDtype = "auto",
-    seed: Annotated[int, typer.Option(help="Of the half that sets the threshold of F1.")] = 0,
-) -> None:
-    """Score texts by one feature; with labels, say how well it tells them apart."""
-    settings = dict(locals())
-    guarded(_detect, settings)
-
-
-def _detect(s: dict[str, Any], console: Any) -> None:
-    import csv
-
-    import torch
-    from tqdm import tqdm
-
-    from ..create_training_data.shards import Store
-    from ..evaluation.detection import auroc
-    from ..latents.texts import LABEL_NAMES, open_text
-    from ..modeling import SaeForCausalLM
-    from ..training.feature_search import held_out_f1
-    from .loading import load_base, load_sae
-
-    rows = list(open_text(s["texts"]).rows())
-    if not rows or any(row.get(s["text_column"]) is None for row in rows):
-        known = ", ".join(map(repr, rows[0])) if rows else "none"
-        raise ValueError(f"Every row needs a column {s['text_column']!r}. Received: columns {known}.")
-    texts = [str(row[s["text_column"]]) for row in rows]
-    labels = [LABEL_NAMES.get(str(row.get(s["label_column"])).strip().lower()) for row in rows]
-    sae = load_sae(s["sae"], s["place"])
-    feature = int(s["feature"]) if s["feature"].isdecimal() else s["feature"]
-    sae.config.resolve_feature(feature)
-    base, tokenizer, _ = load_base(s["model"], None, s["model_dtype"])
-    check_length(base, s["max_length"])
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
-    model: Any = SaeForCausalLM.from_base(base, saes=[sae]).eval()
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    scores = torch.zeros(len(texts))
-    for start in tqdm(range(0, len(order), s["batch_size"]), desc="texts", unit="batch"):
-        members = order[start : start + s["batch_size"]]
-        batch = tokenizer(
-            [texts[i] for i in members], return_tensors="pt", padding=True, truncation=True, max_length=s["max_length"]
-        )
-        found = model.detect(
-            batch,
-            feature=feature,
-            pooling=s["pooling"],
-            pre_activations=not s["activations"],
-            skip_first=s["skip_first"],
-        )
-        scores[members] = found.per_text.float().cpu()
-    if s["out"] is not None:
-
-        def write(path: Path) -> None:
-            with path.open("w", encoding="utf-8", newline="") as file:
-                table = csv.writer(file)
-                table.writerow(["row", "score", "label"])
-                for number, (score, label) in enumerate(zip(scores.tolist(), labels, strict=True)):
-                    table.writerow([number, f"{score:.6g}", "" if label is None else label])
-
-        Store(s["out"].parent).put(s["out"].name, write)
-        console.print(f"{s['out']}")
-    told = (
-        f"{len(texts):,} texts, score {scores.mean():.4g} ± {scores.std():.4g}, above 0 in {int((scores > 0).sum()):,}"
-    )
-    console.print(told)
-    known = [i for i, label in enumerate(labels) if label is not None]
-    if {labels[i] for i in known} == {0, 1}:
-        truth = torch.tensor([labels[i] for i in known])
-        f1 = held_out_f1(scores[known], truth, seed=s["seed"])
-        console.print(
-            f"{int(truth.sum()):,} of {len(known):,} labelled texts have label 1: "
-            f"AUROC {auroc(scores[known], truth):.3f}, F1 {f1.f1:.3f} at {f1.threshold:.4g} "
-            "(threshold from half of them, F1 on the other half)"
-        )
-    elif known:
-        console.print(f"No AUROC: the {len(known):,} labels are all {labels[known[0]]}.")
 
 
 def steer(
@@ -178,6 +82,7 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     from ..create_training_data.concept_sets import read_concept_sets
     from ..create_training_data.shards import Store
     from ..evaluation.continuations import chat_prompts, prompt_ids
+    from ..latents.context import check_length
     from ..modeling import SaeForCausalLM
     from ..training.feature_search import best_of, search_features
     from ..training.strength import calibrate, ladders_of
@@ -262,12 +167,6 @@ def _journal(out: Path, base: Any, name: str, saes: Sequence[Any]) -> Journal:
 
 
 # -- shared ----------------------------------------------------------------------------------------------------------
-
-
-def check_length(base: Any, max_length: int) -> None:
-    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    if max_length < 2 or (limit and max_length > limit):
-        raise ValueError(f"--max-length must be from 2 to {limit} for this model. Received: {max_length}.")
 
 
 def _tensor(values: Sequence[float]) -> Any:

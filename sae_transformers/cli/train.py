@@ -44,7 +44,7 @@ def train(
     sections = {"data": data, "method": method, "output_dir": out}
     given = [f"--{name}={value}" for name, value in sections.items() if value is not None]
     try:
-        metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
+        _, metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
     except (ValueError, OSError, TypeError) as error:
         fail(error, code=2)
     table = Table("metric", "value", title="Training")

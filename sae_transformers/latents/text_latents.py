@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .context import check_length
 from .sparse_codes import SparseCodes, encode_texts, stack_rows
 
 
@@ -39,9 +40,7 @@ def text_ids(
     Raises:
         ValueError: fewer than two texts are long enough, or a length that the model does not have.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if max_length < least or (limit and max_length > limit):
-        raise ValueError(f"`max_length` must be from {least} to {limit}. Received: max_length={max_length!r}.")
+    check_length(model, max_length, least)
     if isinstance(texts, str):
         raise TypeError("`texts` must be a list of texts. Received: one text.")
     rows = tokenizer(list(texts), truncation=True, max_length=max_length, verbose=False)["input_ids"] if texts else []

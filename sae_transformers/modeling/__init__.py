@@ -17,7 +17,7 @@ from .configuration_sparse_autoencoder import LossWeights, SparseAutoencoderConf
 from .modeling_sae import SaeModel
 from .modeling_sae_causal_lm import SaeForCausalLM
 from .modeling_sae_sequence_classification import SaeForSequenceClassification
-from .outputs import Detection, SparseAutoencoderOutput, SparseFeatures
+from .outputs import Detection, SparseAutoencoderOutput, SparseFeatures, TopFeatures
 from .sparse_autoencoder import SparseAutoencoder
 from .steering import FeatureEdit, FeatureReweighting, Steering
 from .steering_plan import SteeringPlan
@@ -37,6 +37,7 @@ __all__ = [
     "SparseFeatures",
     "Steering",
     "SteeringPlan",
+    "TopFeatures",
 ]
 
 AutoConfig.register(SaeConfig.model_type, SaeConfig, exist_ok=True)

@@ -154,15 +154,18 @@ class ForwardPassMixin:
             past = mask.shape[1] - source.shape[1]
         return past
 
-    def _feature_columns(self, features: Any, device: torch.device) -> dict[int, Tensor]:
+    def _feature_columns(self, features: Any, device: torch.device) -> dict[int, Tensor | None]:
         if not isinstance(features, Mapping):
             features = {0: features}
         # dynamo cannot trace the reading of a config.
         configs = self._entries if torch.compiler.is_compiling() else self.config.sae_configs
-        columns = {}
+        columns: dict[int, Tensor | None] = {}
         for number, wanted in features.items():
             if not isinstance(number, int) or not 0 <= number < len(configs):
                 raise ValueError(f"The model has {len(configs)} SAE(s), numbered from 0. Received: sae={number!r}.")
+            if wanted is None:
+                columns[number] = None
+                continue
             wanted = [wanted] if isinstance(wanted, (int, str)) else list(wanted)
             columns[number] = torch.tensor([configs[number].resolve_feature(f) for f in wanted], device=device)
         return columns

@@ -16,9 +16,10 @@ from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
 from .base_classes import base_from_config
 from .call_record import CallRecord, RecordSlot, StopForward
 from .configuration_sae import SaeConfig
+from .feature_reading import detect, top_features
 from .forward_pass import ForwardPassMixin
 from .hook_points import HookPoint, find_hook_point, hook_tensor
-from .outputs import Detection, SaeModelOutput
+from .outputs import Detection, SaeModelOutput, TopFeatures
 from .repository import RepositoryMixin
 from .sparse_autoencoder import SparseAutoencoder
 from .steering_state import SteeringMixin
@@ -261,9 +262,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
                 f"out by `unwrap` (`rewrap` puts the SAEs back), or compiled by itself (compile the whole model)."
             )
 
-    # -- detection ---------------------------------------------------------------------------------------------------
+    # -- reading features --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def detect(
         self,
         inputs: Any,
@@ -271,48 +271,36 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         feature: int | str,
         sae: int = 0,
         pooling: str = "mean",
-        pre_activations: bool = True,
-        skip_first: int = 0,
+        pre_activations: bool = False,
+        skip_first: int = 1,
     ) -> Detection:
-        """How strongly a feature answers to texts. Layers after its SAE do not run, nor do other encoder columns.
+        """How strongly a feature answers to texts, unsteered. Layers after its SAE do not run, nor do other encoder
+        columns.
 
         Args:
             inputs: what a tokenizer returns, or input ids (batch, seq).
             feature: index of the latent, or name of a concept.
             sae: number of the SAE.
             pooling: of a text's tokens: `mean`, `max` or `last`.
-            pre_activations: score by the pre-activation, as concept latents are trained (SCAR), or by the activation.
-            skip_first: leading real tokens left out of the pooling (the first token of a text is an outlier).
+            pre_activations: score by the pre-activation, by which concept latents are trained (SCAR,
+                arXiv:2411.07122), and not by the activation.
+            skip_first: leading real tokens that do not count: the first token of a text is an outlier.
+
+        Returns:
+            `Detection`; the score of a text without a token that counts is NaN.
         """
-        if pooling not in ("mean", "max", "last"):
-            raise ValueError(f"`pooling` must be 'mean', 'max' or 'last'. Received: pooling={pooling!r}.")
-        inputs = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
-        if self.device.type != "meta":  # an offloaded model is nowhere; its hooks move what it is given
-            inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        inputs = self._with_positions(inputs)
-        text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
-        if text is None or not text.shape[1]:
-            raise ValueError("Every text needs at least one token. Received: texts of 0 tokens.")
-        output = self(**inputs, features={sae: [feature]}, pre_activations=pre_activations, stop_at_last_sae=True)
-        scores = output.sae_features[sae][..., 0]
-        if scores.shape != text.shape[:2]:
-            raise ValueError(
-                f"SAE {sae} stands where there are {scores.shape[1]} positions, which are not the text's tokens (an "
-                f"image may be put before them). Expected {text.shape[1]}. Read `features=` of a forward pass there."
-            )
-        mask = inputs.get("attention_mask")
-        mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.to(scores.device).bool()
-        mask = mask & (mask.cumsum(-1) > skip_first)
-        if not bool(mask.any(-1).all()):
-            raise ValueError(f"Every text needs a token after the first {skip_first}. Received: one without.")
-        if pooling == "mean":
-            pooled = (scores * mask).sum(-1) / mask.sum(-1)
-        elif pooling == "max":
-            pooled = scores.masked_fill(~mask, -torch.inf).amax(-1)
-        else:
-            last = scores.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
-            pooled = scores.gather(-1, last[:, None])[:, 0]
-        return Detection(scores.masked_fill(~mask, 0.0), pooled)
+        return detect(self, inputs, feature, sae, pooling, pre_activations, skip_first)
+
+    def top_features(self, inputs: Any, *, k: int = 10, sae: int = 0, skip_first: int = 1) -> TopFeatures:
+        """The strongest features of each token, unsteered. Layers after the SAE do not run.
+
+        Args:
+            inputs: what a tokenizer returns, or input ids (batch, seq).
+            k: features of a token, at most.
+            sae: number of the SAE.
+            skip_first: leading real tokens that are not read: the first token of a text is an outlier.
+        """
+        return top_features(self, inputs, k, sae, skip_first)
 
     # -- what transformers asks for ----------------------------------------------------------------------------------
 

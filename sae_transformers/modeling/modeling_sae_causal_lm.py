@@ -69,7 +69,8 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             steering_past: set by `generate` where the cache does not say how many tokens it holds.
             steering_mask: (batch, length) bool, absolute columns that may be steered; those beyond its length are not.
             output_features: report the active latents of every SAE, as `SparseFeatures`.
-            features: report only these latents: indices or concept names of SAE 0, or a dict by SAE number.
+            features: report only these latents: indices or concept names of SAE 0, or a dict by SAE number, in which
+                None stands for all active ones, as `SparseFeatures`.
             pre_activations: report pre-activations.
             output_sae_inputs: report the hidden states that the SAEs read.
             stop_at_last_sae: end the pass after the last SAE that is needed; `logits` is None.

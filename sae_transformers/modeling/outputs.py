@@ -60,12 +60,25 @@ class SparseFeatures(NamedTuple):
 class Detection(NamedTuple):
     """How strongly one feature answers.
 
-    per_token: (batch, seq), float; 0 at padding.
-    per_text: (batch,), float, pooled over real tokens.
+    per_token: (batch, seq), float; 0 at tokens that do not count.
+    per_text: (batch,), float, pooled over the tokens that count; NaN where there is none.
     """
 
     per_token: torch.Tensor
     per_text: torch.Tensor
+
+
+class TopFeatures(NamedTuple):
+    """The strongest features of each token.
+
+    features: (batch, seq, k) int64, by magnitude of their activation, descending; -1 where fewer are active.
+    values: (batch, seq, k), activations; 0 where fewer are active.
+    counted: (batch, seq) bool: the tokens that were read; the others have no features.
+    """
+
+    features: torch.Tensor
+    values: torch.Tensor
+    counted: torch.Tensor
 
 
 @dataclass

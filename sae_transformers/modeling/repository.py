@@ -126,7 +126,7 @@ class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleV
             text_config=text_config,
             saes=[sae.config for sae in saes],
             weights_scope=weights_scope,
-            base_model_name_or_path=whole_path(base.name_or_path) if base.name_or_path else None,
+            base_model_name_or_path=whole_path(str(base.name_or_path)) if base.name_or_path else None,
             # For a model that was loaded elsewhere: older releases note the commit in its config.
             base_model_revision=revision or getattr(text_config, "_commit_hash", None),
             base_fingerprint=base_fingerprint(base),

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from transformers.utils.hub import cached_file
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .repository_files import HUB_OPTIONS, check_values, check_writable, read_adapter, write_whole
+from .uploading import UPLOAD_OPTIONS, upload
 
 FORMAT = "sae_transformers sparse autoencoder"
 PLACE = ("layer", "site", "hook", "hook_out")
@@ -26,6 +28,23 @@ PLACE = ("layer", "site", "hook", "hook_out")
 GIVEN = ("k", "input_scale")
 MAPPED_FROM_BYTES = 2**26
 CONVERSION = "sae_transformers.modeling.conversion"
+CARD = """---
+library_name: sae-transformers
+tags:
+- sparse-autoencoder
+{base_line}---
+
+# {name}
+
+A sparse autoencoder that reads {place}: {d_in} -> {d_sae} latents, {activation}.
+
+```python
+from sae_transformers import SaeForCausalLM, SparseAutoencoder
+
+sae = SparseAutoencoder.from_pretrained("{repo}")
+model = SaeForCausalLM.from_base("{base}", saes=[sae])
+```
+"""
 
 
 class SaeFilesMixin:
@@ -50,6 +69,20 @@ class SaeFilesMixin:
         part.replace(folder / SAFE_WEIGHTS_NAME)
         text = json.dumps({"format": FORMAT, "version": 1, **self.config.to_dict()}, indent=2)
         write_whole(folder / CONFIG_NAME, text + "\n")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Save as `save_pretrained` does and upload it in one commit, with a card; returns the commit's information.
+
+        Args:
+            repo_id: `user/name` on the Hub.
+            options: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`.
+        """
+        if unknown := sorted(set(options) - set(UPLOAD_OPTIONS)):
+            raise TypeError(f"Expected options among {', '.join(UPLOAD_OPTIONS)}. Received: {unknown[0]!r}.")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            write_whole(Path(folder) / "README.md", CARD.format(repo=repo_id, **_facts(self.config)))
+            return upload(folder, repo_id, type(self).__name__, **options)
 
     @classmethod
     def from_pretrained(
@@ -219,3 +252,16 @@ def _fill(sae: Any, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype
     filled.setdefault("feature_max", torch.zeros(sae.config.d_sae, dtype=dtype))
     sae.load_state_dict(filled, assign=True)
     sae.requires_grad_(True)
+
+
+def _facts(config: Any) -> dict[str, Any]:
+    """What a card says of an SAE."""
+    base = config.metadata.get("base_model")
+    named = base if base and not Path(base).is_absolute() else None
+    return {
+        "name": f"SAE at {config.read_at}" if config.placed else "SAE",
+        "place": f"`{config.read_at}`" if config.placed else "hidden states",
+        "base_line": f"base_model: {named}\n" if named else "",
+        "base": named or "the base it was trained on",
+        "d_in": config.d_in, "d_sae": config.d_sae, "activation": config.activation,
+    }  # fmt: skip

@@ -150,8 +150,8 @@ def _results(model: Any, tolerance: float, seed: int) -> Iterator[CheckResult]:
         ),
         (
             "left padding = alone, detect",
-            lambda: model.detect(left, feature=0).per_text,
-            lambda: model.detect(ids, feature=0).per_text,
+            lambda: model.detect(left, feature=0, pre_activations=True, skip_first=0).per_text,
+            lambda: model.detect(ids, feature=0, pre_activations=True, skip_first=0).per_text,
         ),
     ):
         if alone.passed:

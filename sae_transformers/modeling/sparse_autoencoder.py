@@ -11,6 +11,7 @@ Shapes: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc (d_sae,), b_dec (d_out,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from .activations import after_top_k, gated, jump_relu, select
 from .call_record import CallRecord
 from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
+from .feature_maxima import measure_feature_max
 from .outputs import SparseAutoencoderOutput, SparseFeatures
 from .sae_files import SaeFilesMixin
 from .sae_in_model import Code, InModelMixin, Normalized
@@ -146,6 +148,18 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
     def encode_sparse(self, hidden: Tensor) -> SparseFeatures:
         """The active latents of each token."""
         return self(hidden, "sparse")
+
+    def measure_feature_max(self, hidden: Tensor | Iterable[Tensor], tokens_per_batch: int = 4096) -> Tensor:
+        """Fill `feature_max`, the unit `max` of steering, with each latent's largest activation on hidden states.
+
+        Args:
+            hidden: (n_tokens, d_in), or several of these; without first tokens, which are outliers.
+            tokens_per_batch: encoded at once.
+
+        Returns:
+            (d_sae,): by magnitude; 0 where a latent never was active, which cannot be steered in this unit.
+        """
+        return measure_feature_max(self, hidden, tokens_per_batch)
 
     def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
         """`latents @ W_dec + b_dec`, denormalised, (..., d_out).

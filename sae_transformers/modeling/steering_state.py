@@ -166,8 +166,9 @@ class SteeringMixin:
             if maxima is not None and maxima.device.type != "meta" and not float(maxima[feature]) > 0:
                 raise ValueError(
                     f"`unit='max'` needs the latent's typical maximum, which SAE {edit.sae} does not hold for "
-                    f"feature {feature}; "
-                    f"set `model.saes[{edit.sae}].feature_max` or give an absolute value. Received: {edit!r}."
+                    f"feature {feature}: it was never active where that was measured, or nothing was. Call "
+                    f"`model.saes[{edit.sae}].measure_feature_max(hidden)`, or give an absolute value. Received: "
+                    f"{edit!r}."
                 )
 
     @contextmanager

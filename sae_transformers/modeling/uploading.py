@@ -37,11 +37,16 @@ class UploadMixin:
             write_whole(path / "README.md", model_card(self, repo_id))
             return self._upload(str(path), repo_id, **options)
 
-    def _upload(
-        self, folder: str, repo_id: str, private: bool | None = None, token: Any = None, **options: Any
-    ) -> Any:
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        options = {k: v for k, v in options.items() if v is not None}
-        options.setdefault("commit_message", f"Upload {type(self).__name__}")
-        return api.upload_folder(folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_UPLOADED, **options)
+    def _upload(self, folder: str, repo_id: str, **options: Any) -> Any:
+        return upload(folder, repo_id, type(self).__name__, **options)
+
+
+def upload(
+    folder: str, repo_id: str, what: str, private: bool | None = None, token: Any = None, **options: Any
+) -> Any:
+    """Upload a folder in one commit; the repository is made where it is not there."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    options = {k: v for k, v in options.items() if v is not None}
+    options.setdefault("commit_message", f"Upload {what}")
+    return api.upload_folder(folder_path=folder, repo_id=repo_id, ignore_patterns=NOT_UPLOADED, **options)

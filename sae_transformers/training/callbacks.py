@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,13 @@ class SaeUpkeep(TrainerCallback):
             if trainer.args.world_size > 1:
                 torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
             part.dead.copy_(counts == 0)
+
+
+class ProgressCallback(TrainerCallback):
+    """Report every step to a function `(step, total_steps)`."""
+
+    def __init__(self, report: Callable[[int, int], object]) -> None:
+        self.report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.report(state.global_step, state.max_steps)

@@ -8,23 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from ..modeling import SparseAutoencoder
 from .arguments import SaeTrainingArguments
+from .callbacks import ProgressCallback
 from .initialization import usual_norm
 from .shards import TensorTokens
 from .trainer import SaeTrainer
-
-
-class ProgressCallback(TrainerCallback):
-    """Report every step to a function `(step, total_steps)`."""
-
-    def __init__(self, report: Callable[[int, int], None]) -> None:
-        self.report = report
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.report(state.global_step, state.max_steps)
 
 
 def fit_conditioned_sae(
@@ -36,7 +27,7 @@ def fit_conditioned_sae(
     tokens_per_step: int = 1024,
     learning_rate: float = 1e-3,
     seed: int = 0,
-    report: Callable[[int, int], None] | None = None,
+    report: Callable[[int, int], object] | None = None,
     **settings: Any,
 ) -> dict[str, float]:
     """Train `sae` in place on hidden states; its concept latents learn to detect.

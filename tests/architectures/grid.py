@@ -227,11 +227,15 @@ class Subject:
             self.base(**self.inputs)
         sae = model.saes[0]
         expected = ((states[0] - sae.b_dec) @ sae.W_enc + sae.b_enc)[..., 3].mean(-1)
-        cell = self._compared(model.detect(self.inputs, feature=3).per_text, expected)
+        cell = self._compared(
+            model.detect(self.inputs, feature=3, pre_activations=True, skip_first=0).per_text, expected
+        )
         if cell.state != "yes" or not self.reads_text or self.facts.padded or self.facts.generates:
             return cell
         left, alone = self._text()
-        return self._compared(*(model.detect(inputs, feature=3).per_text for inputs in (left, alone)))
+        return self._compared(
+            *(model.detect(inputs, feature=3, pre_activations=True, skip_first=0).per_text for inputs in (left, alone))
+        )
 
     def save(self, folder: Path) -> Cell:
         """Write the model beside a pointer to its base, and whole, with what both must give when loaded again."""

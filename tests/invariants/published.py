@@ -64,7 +64,7 @@ def language_model_answers(model: SaeForCausalLM, ids: torch.Tensor) -> dict[str
         "tokens_steered": model.generate(ids, **greedy, steering=STEERING),
         "tokens_default": model.generate(ids, **greedy),
         "features": model(ids, output_features=True).sae_features[0].to_dense(),
-        "detected": model.detect(ids, feature="good").per_text,
+        "detected": model.detect(ids, feature="good", pre_activations=True, skip_first=0).per_text,
         "hidden": model(ids, output_hidden_states=True).hidden_states[-1],
     }
     one, steered = model.generate(ids[:1], **greedy), model.generate(ids[:1], **greedy, steering=STEERING)

@@ -139,13 +139,20 @@ def padded(ids: torch.Tensor, width: int = 4) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
 def test_detect_scores_a_padded_text_as_the_text_alone(architecture):
     model = tiny_model(architecture)
-    alone = model.detect(prompt(), feature=3).per_text
+    alone = model.detect(prompt(), feature=3, pre_activations=True, skip_first=0).per_text
     left = padded(prompt())
-    torch.testing.assert_close(model.detect(left, feature=3).per_text, alone, rtol=1e-5, atol=1e-5)
-    unmasked = model.detect(left["input_ids"], feature=3).per_text  # padding is known by its id
+    torch.testing.assert_close(
+        model.detect(left, feature=3, pre_activations=True, skip_first=0).per_text, alone, rtol=1e-5, atol=1e-5
+    )
+    unmasked = model.detect(
+        left["input_ids"], feature=3, pre_activations=True, skip_first=0
+    ).per_text  # padding is known by its id
     torch.testing.assert_close(unmasked, alone, rtol=1e-5, atol=1e-5)
     positions = {"position_ids": torch.arange(9).flip(0).expand(2, 9)}
-    assert not torch.allclose(model.detect({"input_ids": prompt(), **positions}, feature=3).per_text, alone)
+    assert not torch.allclose(
+        model.detect({"input_ids": prompt(), **positions}, feature=3, pre_activations=True, skip_first=0).per_text,
+        alone,
+    )
 
 
 def test_a_feature_head_scores_a_padded_text_as_the_text_alone():
@@ -154,9 +161,18 @@ def test_a_feature_head_scores_a_padded_text_as_the_text_alone():
         torch.testing.assert_close(model(**padded(prompt())).logits, model(prompt()).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_a_text_without_a_token_that_counts_has_no_score():
+    ids = prompt(2, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
+    found = tiny_model().detect({"input_ids": ids, "attention_mask": mask}, feature=3, pre_activations=True)
+    alone = tiny_model().detect(ids[:1], feature=3, pre_activations=True)
+    torch.testing.assert_close(found.per_text[:1], alone.per_text, rtol=1e-5, atol=1e-5)
+    assert torch.isnan(found.per_text[1]) and not found.per_token[1].any() and found.per_token[0, 0] == 0
+
+
 def test_detect_of_no_tokens():
     with pytest.raises(ValueError, match="0 tokens"):
-        tiny_model().detect(torch.empty(1, 0, dtype=torch.long), feature=3)
+        tiny_model().detect(torch.empty(1, 0, dtype=torch.long), feature=3, pre_activations=True, skip_first=0)
 
 
 def test_generate_takes_embeddings():

@@ -39,7 +39,9 @@ def test_a_multimodal_base_is_read_and_steered_with_an_image_in_its_prompt(place
         expected = ((hidden - sae.b_dec) @ sae.W_enc + sae.b_enc)[..., 3].mean(-1)
     plain = base.generate(**inputs, **GREEDY)
     assert torch.equal(model.generate(**inputs, **GREEDY), plain)
-    torch.testing.assert_close(model.detect(inputs, feature=3).per_text, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model.detect(inputs, feature=3, pre_activations=True, skip_first=0).per_text, expected, rtol=1e-5, atol=1e-5
+    )
     steering = STEERING
     steered = model.generate(**inputs, steering=steering, **GREEDY)
     assert not torch.equal(steered, plain)
@@ -149,7 +151,10 @@ def test_a_chat_with_an_image_is_what_its_text_is(base_folder):
         found = model.generate(**inputs, steering=STEERING, **GREEDY)
         assert torch.equal(found, model.generate(**alone, steering=STEERING, **GREEDY))
         assert not torch.equal(found, model.generate(**inputs, **GREEDY))
-    assert torch.equal(model.detect(inputs, feature=3).per_text, model.detect(alone, feature=3).per_text)
+    assert torch.equal(
+        model.detect(inputs, feature=3, pre_activations=True, skip_first=0).per_text,
+        model.detect(alone, feature=3, pre_activations=True, skip_first=0).per_text,
+    )
 
 
 # PEFT asks for transformers' old name of activation checkpointing.

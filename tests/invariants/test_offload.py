@@ -115,7 +115,10 @@ def test_forward_and_generate_are_exact(tmp_path, name, how):
         assert_all_equal(*scores)
     # Whole texts, one feature, nothing after the SAE.
     for feature in ("anger", 5):
-        assert_all_equal(moved.detect(prompt(), feature=feature), model.detect(prompt(), feature=feature))
+        assert_all_equal(
+            moved.detect(prompt(), feature=feature, pre_activations=True, skip_first=0),
+            model.detect(prompt(), feature=feature, pre_activations=True, skip_first=0),
+        )
 
 
 @pytest.mark.parametrize("how", HOW)

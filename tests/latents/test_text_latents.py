@@ -52,7 +52,7 @@ def test_short_texts_are_left_out_and_bad_input_is_refused() -> None:
         text_ids(model, tokenizer, ["w1 w2", "w1", "w2"], max_length=8)
     with pytest.raises(ValueError, match="0 texts"):
         text_ids(model, tokenizer, [], max_length=8)
-    with pytest.raises(ValueError, match="from 2 to 128. Received: max_length=129"):
+    with pytest.raises(ValueError, match="from 2 to 128 for this model. Received: max_length=129"):
         text_ids(model, tokenizer, ["w1 w2"] * 2, max_length=129)
     with pytest.raises(TypeError, match="one text"):
         text_ids(model, tokenizer, "w1 w2", max_length=8)

@@ -284,7 +284,6 @@ def test_bad_detection(model: SaeForCausalLM) -> None:
         ({"feature": "bad"}, "feature='bad'"),
         ({"feature": 1, "sae": 2}, "sae=2"),
         ({"feature": 1, "pooling": "median"}, "pooling='median'"),
-        ({"feature": 1, "skip_first": 9}, "first 9"),
     )
     for options, told in questions:
         with pytest.raises(ValueError, match=told):

@@ -124,8 +124,8 @@ def test_steering_and_detection_on_every_head(saved: Path, name: str) -> None:
     language_model = SaeForCausalLM.from_pretrained(str(saved / "full"))
     expected = language_model(**inputs("left"), steering=STEERING, output_hidden_states=True).hidden_states
     assert torch.equal(steered[2], expected[2])
-    found = model.detect(inputs("left"), feature="good")
-    told = language_model.detect(inputs("left"), feature=3)
+    found = model.detect(inputs("left"), feature="good", pre_activations=True, skip_first=0)
+    told = language_model.detect(inputs("left"), feature=3, pre_activations=True, skip_first=0)
     assert torch.equal(found.per_token, told.per_token) and torch.equal(found.per_text, told.per_text)
     with model.steered(STEERING):
         inside = model(**inputs("left"), output_hidden_states=True).hidden_states

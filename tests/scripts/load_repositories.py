@@ -55,7 +55,7 @@ def look_at_language_model(repository: str, job: dict, ids, out: Path, facts: di
         tensors[f"tokens_{name}"] = model.generate(ids, max_new_tokens=6, do_sample=False, steering=steering)
     tensors["tokens_default"] = model.generate(ids, max_new_tokens=6, do_sample=False)
     tensors["features"] = model(ids, output_features=True).sae_features[0].to_dense()
-    tensors["detected"] = model.detect(ids, feature="good").per_text
+    tensors["detected"] = model.detect(ids, feature="good", pre_activations=True, skip_first=0).per_text
     tensors["hidden"] = AutoModel.from_pretrained(repository, **options)(ids).last_hidden_state
     with warnings.catch_warnings(record=True):  # a new head, which is told
         classifier = AutoModelForSequenceClassification.from_pretrained(repository, **options, num_labels=3)

@@ -1,0 +1,40 @@
+"""Rows as tables, and progress as a bar: how the verbs show results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, and what a workflow reports to: (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(unit=f" {unit}", disable=None) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """A table with a column for each key."""
+    from rich.table import Table
+
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(
+            *(
+                f"{value:.4g}"
+                if isinstance(value, float)
+                else repr(value)[1:-1]
+                if isinstance(value, str)
+                else str(value)
+                for value in row.values()
+            )
+        )
+    console.print(table)

@@ -1,0 +1,1 @@
+"""One typed function for each verb: loaded objects in, a result out; nothing is printed."""

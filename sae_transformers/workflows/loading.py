@@ -1,0 +1,137 @@
+"""The one loader: a model with SAEs and its tokenizer, by names or from objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from ..create_training_data.base_model import find_base_model
+from ..modeling import SaeForCausalLM, SparseAutoencoder
+from ..modeling.configuration_sparse_autoencoder import SITES
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Loaded(NamedTuple):
+    """model: in eval mode, on its device. tokenizer: pads on the left. name: where the model was found."""
+
+    model: SaeForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load(
+    name: str | os.PathLike[str],
+    saes: str | SparseAutoencoder | Sequence[str | SparseAutoencoder] | None = None,
+    *,
+    hook_point: str | None = None,
+    base: str | None = None,
+    model_dtype: str = "auto",
+    revision: str | None = None,
+) -> Loaded:
+    """A model with SAEs: one that `attach`, `steer` or `save_pretrained` wrote, or a base and the SAEs to put into it.
+
+    Args:
+        name: a folder or Hub id.
+        saes: for a base: SAEs, or their names as `SparseAutoencoder.from_pretrained` takes them; [] for none.
+        hook_point: of SAEs that do not say where they read, such as `layers.14.resid_post`, or a module's path.
+        base: for a saved model: another place of its base.
+        model_dtype: auto (float32 on a CPU, else as published), float32, bfloat16 or float16.
+        revision: of `name` on the Hub.
+
+    Raises:
+        ValueError: no SAE, SAEs for a model that has its own, or an unknown precision.
+        OSError: something is not there.
+    """
+    if model_dtype not in DTYPES:
+        raise ValueError(f"`model_dtype` must be one of {', '.join(DTYPES)}. Received: model_dtype={model_dtype!r}.")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = this_device()
+    options: dict[str, Any] = {"dtype": "float32" if model_dtype == "auto" and device == "cpu" else model_dtype}
+    if revision:
+        options["revision"] = revision
+    found = find_base_model(os.fspath(name)).name
+    config = _config(found, revision)
+    sources: list[tuple[Any, str | None]] = [(found, revision)]
+    if config.model_type != "sae_transformer":
+        model = _base_with_saes(found, saes, hook_point, base, options)
+    else:
+        if saes:
+            raise ValueError(f"{found!r} has SAEs of its own; others go into its base. Received: saes={saes!r}.")
+        if not config.saes:
+            raise ValueError(f"{found!r} has no SAE. Expected a model with SAEs, or a base with `saes=`.")
+        place = {} if base is None else {"base_model": find_base_model(base).name}
+        model = SaeForCausalLM.from_pretrained(found, **options, **place)
+        sources += [(place.get("base_model"), None), (config.base_model_name_or_path, config.base_model_revision)]
+    tokenizer = _tokenizer([(source, at) for source, at in sources if source])
+    return Loaded(model.to(device).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
+
+
+def this_device() -> str:
+    """Where this process keeps its model: of several processes each has the GPU of its local rank."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def parse_place(place: str | None) -> dict[str, Any]:
+    """A place as one text, as the options of an SAE: `layers.14.resid_post` is layer and site, all else a path."""
+    if place is None:
+        return {}
+    parts = place.split(".")
+    if len(parts) == 3 and parts[0] == "layers" and parts[1].isdigit() and parts[2] in SITES:
+        return {"layer": int(parts[1]), "site": parts[2]}
+    return {"hook": place}
+
+
+def _config(name: str, revision: str | None) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{name!r} could not be read as a model: {' '.join(str(error).split())}") from error
+
+
+def _base_with_saes(name: str, saes: Any, hook_point: str | None, base: str | None, options: dict[str, Any]) -> Any:
+    if base is not None:
+        raise ValueError(f"{name!r} is a base itself: leave out `base=`. Received: base={base!r}.")
+    wanted = [saes] if isinstance(saes, (str, SparseAutoencoder)) else list(saes or ())
+    if saes is None:
+        raise ValueError(
+            f"{name!r} has no SAE: give one with `saes=`, or a model that `attach`, `steer` or `save_pretrained` "
+            f"wrote. Received: saes={saes!r}."
+        )
+    place = parse_place(hook_point)
+    loaded = [
+        one if isinstance(one, SparseAutoencoder) else SparseAutoencoder.from_pretrained(one, **place)
+        for one in wanted
+    ]
+    return SaeForCausalLM.from_base(name, saes=loaded, **options)
+
+
+def _tokenizer(sources: Sequence[tuple[str, str | None]]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the first of some models, by name and revision, that has one."""
+    reasons: dict[str, str] = {}
+    for source, revision in sources:
+        folder = Path(source).is_dir()
+        if folder and not any(Path(source).glob("*token*")) and source != sources[-1][0]:
+            continue
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=None if folder else revision)
+        except (OSError, ValueError, KeyError) as error:
+            reasons[source] = " ".join(str(error).split())
+            continue
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        return tokenizer
+    name, *others = dict(sources)
+    also = f", nor has its base {others[-1]!r}" if others else ""
+    raise OSError(
+        f"{name!r} has no tokenizer that can be read{also}. Expected one beside the model: write the base's there by "
+        f"`tokenizer.save_pretrained(...)`. Received: {'; '.join(f'{s!r}: {reason}' for s, reason in reasons.items())}"
+    )

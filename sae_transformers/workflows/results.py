@@ -1,0 +1,62 @@
+"""What results have in common: rows for a table, and how they are shown and written."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..create_training_data.shards import Store
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Progress = Callable[[int, int], object]  # (done, total), after each batch
+
+
+def to_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
+    """Rows as a pandas DataFrame."""
+    from pandas import DataFrame  # comes with datasets
+
+    return DataFrame(list(rows))
+
+
+def save_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a table, whole or not at all; NaN and None are empty."""
+    file = io.StringIO(newline="")
+    table = csv.DictWriter(file, list(rows[0]) if rows else [])
+    table.writeheader()
+    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    target = Path(path)
+    Store(target.parent).put(target.name, lambda draft: _write(draft, file.getvalue()))
+
+
+def html_table(rows: Sequence[Mapping[str, Any]], limit: int = 20) -> str:
+    """A table for a notebook; no more than `limit` rows."""
+    if not rows:
+        return "<em>no rows</em>"
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(_text(value))}</td>" for value in row.values()) + "</tr>"
+        for row in rows[:limit]
+    )
+    more = f"<p>{len(rows) - limit:,} more</p>" if len(rows) > limit else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, float) and value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
