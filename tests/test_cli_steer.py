@@ -179,6 +179,9 @@ def test_steer_without_a_strength_within_the_budget_saves_no_steering(folder: Pa
     assert "from_pretrained" not in result.stdout
     assert "no model was saved. What may help: more features (--top 4), another --selection" in result.stdout
     assert "a --perplexity-limit above 1e-09" in result.stdout
+    (tmp_path / "model").mkdir()
+    again = steer(folder, tmp_path, "--perplexity-limit", "1e-9", "--lower", "--ops", "scale", "--selection", "input")
+    assert "no model was saved; the one there is of an earlier run. What may help" in again.stdout
 
 
 def test_steer_asks_a_judge(folder: Path, tmp_path: Path) -> None:

@@ -148,8 +148,9 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     if found.steering:
         console.print(f"AutoModelForCausalLM.from_pretrained({str(s['out'] / 'model')!r}, trust_remote_code=True)")
     else:
+        old = "; the one there is of an earlier run" if (s["out"] / "model").exists() else ""
         console.print(
-            "steering.json changes nothing, and no model was saved. What may help: more features "
+            f"steering.json changes nothing, and no model was saved{old}. What may help: more features "
             f"(--top {2 * s['top']}), another --selection or --scorer, weaker --strengths, or a --perplexity-limit "
             f"above {s['perplexity_limit']:g}; the table shows which of them.",
             markup=False,
