@@ -130,7 +130,7 @@ def test_pairs_and_lora(folder: Path, tmp_path: Path) -> None:
         (["--swap-words", "no:none"], "change two rows or more"),
         (["--pooling", "first"], "pooling='first'"),
         (["--template", "no place"], "{text}"),
-        (["--max-length", "0"], "max_length=0"),
+        (["--max-length", "0"], "--max-length=0"),
         (["--max-length", "999"], "at most 128"),
         (["--unintended", "nothing.txt"], "nothing.txt"),
         (["--penalty", "-1"], "penalty=-1.0"),

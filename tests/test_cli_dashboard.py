@@ -146,7 +146,8 @@ def test_texts_alone_give_histograms(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "Expected features"),
+        ([], "Give at least --table, --spans or --sae."),
+        (["--title", "mine"], "Give at least --table, --spans or --sae."),
         (["--table", "{}/table", "--features", "3,x"], "'x'"),
         (["--table", "{}/table", "--features", "9-3"], "'9-3'"),
         (["--table", "{}/table", "--features", "64"], "64 features, numbered from 0. Received: 64"),

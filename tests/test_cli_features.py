@@ -104,7 +104,7 @@ def test_counting_stops_at_max_tokens(folder: Path, tmp_path: Path) -> None:
         ("narrow", [], "d_out=16"),
         ("inside", [], "mlp_in"),
         ("sae", ["--match", "zebra"], "'zebra', which none does"),
-        ("sae", ["--top-k", 0], "top_k=0"),
+        ("sae", ["--top-k", 0], "--top-k=0"),
         ("sae", ["--coherence", "glove"], "'glove'"),
         ("sae", ["--spans", "nowhere"], "nowhere"),
         ("sae", ["--text", "nowhere.txt", "--max-length", 64], "nowhere.txt"),
@@ -180,6 +180,8 @@ def test_a_question(folder: Path, tmp_path: Path) -> None:
         result = invoke(*arguments, *options)
         assert result.exit_code == 0, result.output
         assert len(server.sent) == 2
+        folder_given = invoke("ask-features", tmp_path / "out", *arguments[2:], *options)
+        assert folder_given.exit_code == 0 and len(server.sent) == 2  # the same features: all answered
         server.always = "500"
         again = invoke(*arguments, *options[:-4], "--first", 9, "--at-once", 9, "--max-attempts", 1)
     assert "yes: 4, no: 3" in result.stdout and "yes: features 0, 2, 4, 6" in result.stdout

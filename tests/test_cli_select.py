@@ -197,7 +197,7 @@ def test_a_stopped_run_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest
     [
         (["--baselines", "sea"], "Received: ['sea']"),
         (["--pool", 40], "at most 30"),
-        (["--test", 20], "Outside the pool there are 10 questions. Received: dev=3, test=20."),
+        (["--test", 20], "Outside the pool there are 10 questions. Received: --dev=3, --test=20."),
         (["--max-context", 1], "n_groups=20"),
         (["--proportion", "much"], "proportion='much'"),
         (["--layers", "0+3,x"], "numbers of 1 SAEs. Received: ['3', 'x']"),

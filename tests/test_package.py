@@ -21,6 +21,11 @@ def test_every_public_name_resolves(name: str) -> None:
     assert name in dir(sae_transformers)
 
 
+def test_dir_lists_public_names_only() -> None:
+    listed = {name for name in dir(sae_transformers) if not name.startswith("__")}
+    assert listed == {name for name in sae_transformers.__all__ if not name.startswith("__")}
+
+
 def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(AttributeError, match=r"SaeForCasualLM.*SaeForCausalLM"):
         sae_transformers.SaeForCasualLM  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Annotated
+
 import typer
 
 from . import (
@@ -26,6 +29,7 @@ from . import (
     steer,
     train,
 )
+from .errors import remember_options
 
 # Markdown: in the other forms typer takes `[default: ...]` for markup and shows nothing.
 app = typer.Typer(
@@ -33,9 +37,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sae-transformers {import_module('..', __name__).__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
     """Sparse autoencoders as working parts of Hugging Face models."""
+    remember_options(context)
 
 
 # In the order of --help.

@@ -197,7 +197,7 @@ def _run(
     except ServiceRefused as error:
         fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
     except (ValueError, OSError, ImportError, TypeError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     counts = Counter(label(row) for row in rows)
     cost = "" if account.cost is None else f", cost {account.cost:,.4f}"
     presumed = f" and up to {account.presumed_tokens:,} that were not reported" if account.presumed_tokens else ""

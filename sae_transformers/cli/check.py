@@ -29,7 +29,7 @@ def check(
     try:
         report = SaeForCausalLM.from_pretrained(model, revision=revision).check(tolerance=tolerance)
     except (OSError, ValueError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     Console().print(str(report), highlight=False)
     if not report:
         raise typer.Exit(1)

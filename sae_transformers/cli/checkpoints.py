@@ -46,11 +46,13 @@ def attach(
     if show:
         from ..modeling.conversion.releases import releases
 
-        table = Table("name", "values", "base", "licence", title="Known releases")
-        for name, release in releases().items():
-            if not sae or any(part in name for part in sae):
-                table.add_row(release.pattern, release.summary(), release.base, release.licence)
-        Console().print(table if table.row_count else "No release of such a name.")
+        console = Console(highlight=False, soft_wrap=True)  # names stay whole, to be copied
+        chosen = [release for name, release in releases().items() if not sae or any(part in name for part in sae)]
+        for release in chosen:
+            console.print(release.pattern, style="bold", markup=False)
+            for fact in filter(None, (f"{release.base}, {release.licence}", release.summary())):
+                console.print(f"    {fact}", markup=False)
+        console.print(f"{len(chosen)} releases" if chosen else "No release of such a name.")
         return
     from ..modeling.conversion.attach import attach as attach_saes
     from ..modeling.conversion.export import describe
@@ -63,7 +65,7 @@ def attach(
             warnings.simplefilter("always", UserWarning)
             model = attach_saes(base, loaded, out, head=head, revision=revision, force=force)
     except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     for warning in told:
         Console().print(f"Warning: {warning.message}", markup=False, soft_wrap=True)
     table = Table("SAE", "what it is", "format", title=f"{model.config.base_model_name_or_path} in {out}")
@@ -103,7 +105,7 @@ def convert(
         probe = None if base is None else _probe(base, sae)
         found = export(sae, out, to, probe)
     except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     form = sae.config.metadata.get("format", "sae_transformers")
     what = f"hidden states of {base}" if base else "Gaussian rows"
     Console().print(

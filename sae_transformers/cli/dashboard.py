@@ -74,6 +74,8 @@ def _dashboard(s: dict[str, Any], console: Any) -> None:
     from ..hub_cards.dashboard import write_dashboard
     from ..hub_cards.dashboard_data import DashboardData, measures_of, samples_of
 
+    if not any(s[name] for name in ("table", "spans", "sae", "annotations", "results", "samples")):
+        raise ValueError("Give at least --table, --spans or --sae.")
     chosen = None if s["features"] is None else feature_list(s["features"])
     steered = [] if s["steer"] is None else feature_list(s["steer"])
     table = None if s["table"] is None else read_feature_table(s["table"])

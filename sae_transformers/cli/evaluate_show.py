@@ -42,7 +42,8 @@ def baseline(one: Measurement, all_of_them: Sequence[Measurement]) -> Measuremen
     if one.metric.endswith("_change") or "_minus_" in one.metric:  # compared already
         return None
     for start in BASELINES:
-        same = [m for m in all_of_them if (m.metric, m.data) == (one.metric, one.data) and m.method.startswith(start)]
+        others = [m for m in all_of_them if (m.metric, m.data) == (one.metric, one.data) and m.baseline is not False]
+        same = [m for m in others if m.method.startswith(start)]
         if same:
             return None if one in same else same[0]
     return None

@@ -227,7 +227,7 @@ def steer_feature(
             chat=chat,
         )
     except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     table = Table(f"feature {feature}, {coefficient:g} {unit}", "unsteered", show_lines=True)
     for steered, unsteered in zip(*found, strict=True):
         table.add_row(steered.replace("[", r"\["), unsteered.replace("[", r"\["))
@@ -282,7 +282,7 @@ def ask_features(
     except ServiceRefused as error:
         fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
     except (ValueError, OSError, ImportError, TypeError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     counts = Counter(row.answer or "no answer" for row in found)
     console.print(", ".join(f"{name}: {count:,}" for name, count in counts.most_common()), markup=False)
     positive = [row.feature for row in found if row.answer == labels[0]]

@@ -124,7 +124,7 @@ def harvest(
     except torch.OutOfMemoryError as error:
         fail(f"{error} Try a smaller --tokens-at-once or --rows-per-shard.", code=1)
     except (ValueError, OSError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     speed = f"{found.new_tokens / (time.perf_counter() - start):,.0f}" if found.new_tokens else "-"
     if not found.complete and world > 1:
         Console().print(f"process {rank}: {found.new_tokens:,} tokens ({speed}/s); others are still at work")

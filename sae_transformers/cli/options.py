@@ -21,7 +21,12 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 # -- of language models that are asked
 
 asking = partial(typer.Option, rich_help_panel="Language model")
-Table = Annotated[Path, typer.Argument(help="Features: .tsv or .parquet with FeatureID and Words, or spans' folder.")]
+Table = Annotated[
+    Path,
+    typer.Argument(
+        help="Features: .tsv or .parquet with FeatureID and Words, or the folder of spans or feature-table."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
 Model = Annotated[str | None, asking(help="Name of the model at the server.")]
 BaseUrl = Annotated[str | None, asking(help="A server with OpenAI's interface. [default: OpenAI]")]

@@ -171,7 +171,7 @@ def _push(s: dict[str, Any], console: Any) -> None:
             for publication in publications:
                 _push_one(publication, s, console)
         except NotAsPushed as error:
-            fail(str(error), code=1)
+            fail(error, code=1)
 
 
 def _push_one(publication: Any, s: dict[str, Any], console: Any) -> None:

@@ -51,8 +51,8 @@ def quickstart(
         with watch.stage("prepare"):
             prepared = prepare(settings, say=console.print)
     except (ValueError, OSError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     try:
         run(prepared, console, watch)
     except (ReloadMismatch, RuntimeError) as error:
-        fail(str(error), code=1)
+        fail(error, code=1)

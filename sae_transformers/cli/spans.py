@@ -96,7 +96,7 @@ def spans(
     except torch.OutOfMemoryError as error:
         fail(f"{error} Try a smaller --tokens-at-once or --rows-per-block.", code=1)
     except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     if not found.complete:
         rank, _ = rank_and_world()
         Console().print(f"process {rank}: its part of {out} is done; others are still at work")

@@ -21,6 +21,7 @@ def train(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder or URL of harvested hidden states.")] = None,
     method: Annotated[str | None, typer.Option(help="pretrain, finetune or condition.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the result: the recipe's output_dir.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     options: Annotated[bool, typer.Option("--options", help="List every other option with its meaning.")] = False,
 ) -> None:
@@ -40,11 +41,12 @@ def train(
             "Also every argument of transformers.TrainingArguments, and of SparseAutoencoderConfig for each SAE."
         )
         return
-    given = [f"--{name}={value}" for name, value in (("data", data), ("method", method)) if value is not None]
+    sections = {"data": data, "method": method, "output_dir": out}
+    given = [f"--{name}={value}" for name, value in sections.items() if value is not None]
     try:
         _, metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
     except (ValueError, OSError, TypeError) as error:
-        fail(str(error), code=2)
+        fail(error, code=2)
     table = Table("metric", "value", title="Training")
     for name, value in metrics.items():
         table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")

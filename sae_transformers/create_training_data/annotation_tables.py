@@ -1,4 +1,5 @@
-"""Tables of features in SelfReg's layout: tab-separated, one line a feature, newlines and tabs written as \\n and \\t.
+"""Tables of features in SelfReg's layout: tab-separated, one line a feature; newlines, tabs and backslashes of a text
+are written as \\n, \\t and \\\\. A backslash before another character is read as it is: older tables marked none.
 
 FeatureID  Words                               spans of each feature, "Span 1: ..." to a line
 FeatureID  Verify  Summary  Words              after explain
@@ -17,7 +18,8 @@ from typing import Any
 from .answers import NOT_JUDGED, unintended_features
 
 COLUMNS = {"FeatureID": "feature_id", "Task": "task", "Verify": "verify", "Summary": "summary", "Words": "words"}
-ESCAPES = (("\\n", "\n"), ("\\t", "\t"))
+ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t"}
+RETURN = {"\r": "\\r"}  # written in tables of spans; left out in those of annotations, where \\r was never marked
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def write_annotations(
 ) -> Path:
     """Write a table whole, or not at all: tab-separated, or Parquet if the name ends so.
 
-    Tab-separated, carriage returns are left out, and a backslash before an n reads as a newline; Parquet keeps both.
+    Tab-separated, carriage returns are left out; Parquet keeps them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,10 @@ def write_annotations(
             pyarrow.parquet.write_table(pyarrow.table(data), draft)
         else:
             lines = ["\t".join(columns)]
-            lines += ["\t".join(_escape(str(getattr(row, COLUMNS[name]))) for name in columns) for row in rows]
+            lines += [
+                "\t".join(escape(str(getattr(row, COLUMNS[name])).replace("\r", "")) for name in columns)
+                for row in rows
+            ]
             draft.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         draft.replace(path)
     finally:
@@ -74,7 +79,8 @@ def write_annotations(
 
 
 def read_annotations(path: str | Path) -> list[AnnotationRow]:
-    """Read a table of either form, with the columns that its first line names; of a folder its features.tsv.
+    """Read a table of either form, with the columns that its first line names; of a folder its features.tsv (of
+    spans) or words.tsv (of feature-table).
 
     Raises:
         ValueError: there is no column FeatureID or Words, or a line does not fit the first one.
@@ -82,7 +88,14 @@ def read_annotations(path: str | Path) -> list[AnnotationRow]:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "features.tsv"
+        names = ("features.tsv", "words.tsv")
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"Expected a folder with {names[0]}, which spans writes, or {names[1]}, which feature-table writes. "
+                f"Received: {str(path)!r} with neither; give a table or such a folder."
+            )
+        path = found[0]
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -91,7 +104,7 @@ def read_annotations(path: str | Path) -> list[AnnotationRow]:
     else:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
             names = file.readline().rstrip("\r\n").split("\t")
-            cells = [[_unescape(cell) for cell in line.rstrip("\n").split("\t")] for line in file if line.strip()]
+            cells = [[unescape(cell) for cell in line.rstrip("\n").split("\t")] for line in file if line.strip()]
     if not {"FeatureID", "Words"} <= set(names):
         raise ValueError(f"A table of features has columns FeatureID and Words. Received: {names} in {str(path)!r}.")
     known = {**COLUMNS, "Failure": "failure"}
@@ -117,13 +130,12 @@ def read_unintended(path: str | Path, judgements: Sequence[int] = (0,)) -> list[
     return unintended_features(read_annotations(path), judgements)
 
 
-def _escape(text: str) -> str:
-    for written, meant in ESCAPES:
-        text = text.replace(meant, written)
-    return text.replace("\r", "")
+def escape(text: str, *, returns: bool = False) -> str:
+    """One line without tabs; `returns` writes carriage returns as \\r too."""
+    return text.translate(str.maketrans({**ESCAPES, **(RETURN if returns else {})}))
 
 
-def _unescape(text: str) -> str:
-    for written, meant in ESCAPES:
-        text = text.replace(written, meant)
-    return text
+def unescape(text: str, *, returns: bool = False) -> str:
+    """What `escape` was given."""
+    meant = {written: character for character, written in {**ESCAPES, **(RETURN if returns else {})}.items()}
+    return re.sub(r"\\.", lambda found: meant.get(found[0], found[0]), text)

@@ -276,7 +276,7 @@ class LLMClient(Chat):
         except openai.APIConnectionError as error:  # a timeout is one too
             cause = type(error.__cause__).__name__
             used = Tokens(0, 0) if cause in NEVER_SENT else None
-            return None, used, TryAgain(self.clean(f"{error} ({cause})"))
+            return None, used, TryAgain(self.clean(self._unreached(error)))
         answer, used, problem = read_completion(self.clean(raw.http_response.text))
         return answer, used, TryAgain(problem)
 
@@ -289,8 +289,11 @@ class LLMClient(Chat):
         except openai.APIStatusError as error:
             message = f"the server answered {error.response.status_code}: {error.response.text[:300]}"
         except openai.APIConnectionError as error:
-            message = f"{error} ({type(error.__cause__).__name__})"
+            message = self._unreached(error)
         raise ServiceRefused(self.clean(message))  # here, where the error with the request in it is gone
+
+    def _unreached(self, error: Exception) -> str:
+        return f"no answer from {self._base_url}: {error} ({type(error.__cause__).__name__})"
 
     def write_batch_file(self, requests: Sequence[ChatRequest], path: str | Path) -> list[Path]:
         """See `llm_batch`."""

@@ -4,8 +4,8 @@ spans.parquet   feature, text_id, score, position, start, end, span: exact
 spans.tsv       NeuronID TextID Score Span: a line a span, best first within a latent
 features.tsv    FeatureID Words: a line a latent, `Span 1: ...\\nSpan 2: ...`, empty where it has none
 
-In the tables a line break is written as backslash n, a tab as backslash t, a carriage return as backslash r. As in the
-original a backslash of the text itself is not marked, so that a text with a literal backslash n reads as a line break.
+In the tables a line break is written as backslash n, a tab as backslash t, a carriage return as backslash r and a
+backslash twice. The original does not mark a backslash: one before another character is read as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from fsspec.core import url_to_fs
 from torch import Tensor
 
-ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+from .annotation_tables import escape, unescape
+
 COLUMNS = ("feature", "text_id", "score", "position", "start", "end")
 DTYPES = (torch.int64, torch.int64, torch.float32, torch.int32, torch.int64, torch.int64)
 
@@ -68,19 +69,6 @@ def _grouped(
     return found
 
 
-def escape(text: str) -> str:
-    """One line without tabs."""
-    for character, written in ESCAPES.items():
-        text = text.replace(character, written)
-    return text
-
-
-def unescape(text: str) -> str:
-    for character, written in ESCAPES.items():
-        text = text.replace(written, character)
-    return text
-
-
 def write_parquet(spans: Spans, path: Path) -> None:
     import pyarrow
     import pyarrow.parquet as parquet
@@ -95,7 +83,9 @@ def write_lines(spans: Spans, path: Path) -> None:
     rows = zip(spans.feature.tolist(), spans.text_id.tolist(), spans.score.tolist(), spans.span, strict=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write("NeuronID\tTextID\tScore\tSpan\n")
-        file.writelines(f"{feature}\t{text}\t{score:.8f}\t{escape(span)}\n" for feature, text, score, span in rows)
+        file.writelines(
+            f"{feature}\t{text}\t{score:.8f}\t{escape(span, returns=True)}\n" for feature, text, score, span in rows
+        )
 
 
 def write_features(spans: Spans, path: Path) -> None:
@@ -105,7 +95,9 @@ def write_features(spans: Spans, path: Path) -> None:
         file.write("FeatureID\tWords\n")
         for feature in range(spans.d_sae):
             found = grouped.get(feature, [])
-            words = "\\n".join(f"Span {rank}: {escape(entry.span)}" for rank, entry in enumerate(found, 1))
+            words = "\\n".join(
+                f"Span {rank}: {escape(entry.span, returns=True)}" for rank, entry in enumerate(found, 1)
+            )
             file.write(f"{feature}\t{words}\n")
 
 
@@ -153,5 +145,5 @@ def read_spans(path: str | Path) -> dict[int, list[TextSpan]]:
         [int(row[0]) for row in rows],
         [int(row[1]) for row in rows],
         [float(row[2]) for row in rows],
-        [unescape(row[3]) for row in rows],
+        [unescape(row[3], returns=True) for row in rows],
     )

@@ -50,11 +50,13 @@ class SteeringMethod:
 
     settings: names of what can be chosen, such as strengths, one or more. steerings: a `Steering`, or None for none,
     for each. instructions: what the model is asked in place of each instruction; None for the instruction itself.
+    baseline: whether it needs nothing of the SAEs' features, as a prompt or a difference of means.
     """
 
     settings: Sequence[str]
     steerings: Sequence[Any]
     instructions: Sequence[str] | None = None
+    baseline: bool = False
 
     def __post_init__(self) -> None:
         if not self.settings or len(self.settings) != len(self.steerings):

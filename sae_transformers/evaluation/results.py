@@ -12,13 +12,19 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 FORMAT = "sae_transformers.evaluation/1"
 PACKAGES = ("sae-transformers", "torch", "transformers", "datasets", "peft", "scikit-learn", "lm-eval")
+# Methods that need nothing of the SAEs' features, by the names that suites gave them before records said it.
+OLD_BASELINES = re.compile(
+    r"(none|prompt|diffmean|linear probe|bag of words|tree on hidden|random|base|unsteered|zeros?|mean)\b",
+    re.IGNORECASE,
+)
 DIRECTIONS = ("higher", "lower", "")
 
 
@@ -33,6 +39,8 @@ class Measurement:
     n: how many texts, tokens or pairs it is over.
     data: name of its `DataFile`, or of a data set.
     better: `higher`, `lower`, or empty where neither is.
+    baseline: whether the method needs nothing of the SAEs' features and is what others are compared with; None in
+        older records, where the method's name says it: see `is_baseline`.
     """
 
     metric: str
@@ -46,6 +54,7 @@ class Measurement:
     data: str = ""
     better: str = ""
     note: str = ""
+    baseline: bool | None = None
 
     def __post_init__(self) -> None:
         if self.better not in DIRECTIONS:
@@ -54,6 +63,16 @@ class Measurement:
             number = getattr(self, name)
             if number is not None:
                 object.__setattr__(self, name, float(number) if math.isfinite(number) else None)
+
+
+def is_baseline(one: Measurement) -> bool:
+    """Whether a measurement is of a baseline."""
+    return bool(OLD_BASELINES.match(one.method)) if one.baseline is None else one.baseline
+
+
+def with_baselines(measurements: Iterable[Measurement], baselines: Container[str]) -> list[Measurement]:
+    """The measurements, each saying whether its method is one of the baselines, which are given by name."""
+    return [replace(one, baseline=one.method in baselines) for one in measurements]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def prompt_methods(prompts: Sequence[str], more: str, less: str = "") -> list[St
     if not more.strip() and not less.strip():
         raise ValueError(f"Expected an instruction for or against the concept. Received: {more!r} and {less!r}.")
     return [
-        SteeringMethod([name], [None], [f"{text.strip()}\n\n{prompt}" for prompt in prompts])
+        SteeringMethod([name], [None], [f"{text.strip()}\n\n{prompt}" for prompt in prompts], baseline=True)
         for name, text in told.items()
         if text.strip()
     ]

@@ -15,7 +15,7 @@ from .capability_tasks import LAMBADA, MmluSubject, require_lm_eval, write_tasks
 from .harness_model import harness_model, run_tasks
 from .intervals import BOOTSTRAP, percentiles, resample_counts
 from .journal import Journal, result_of
-from .results import Measurement, SuiteResult
+from .results import Measurement, SuiteResult, with_baselines
 
 BASE, UNSTEERED, DEFAULT = "base", "none", "default"
 
@@ -96,6 +96,7 @@ def capability_suite(
         measurements += _measurements(method, tasks, without, resamples, seed)
         if base and method != BASE:
             measurements.append(_difference(method, tasks, found[BASE]))
+    measurements = with_baselines(measurements, (BASE, UNSTEERED))
     settings = {
         "tasks": names, "shots": shots, "limit": limit, "batch_size": batch_size, "resamples": resamples,
         "seed": seed, "lm_eval": version,

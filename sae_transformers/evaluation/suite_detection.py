@@ -16,12 +16,13 @@ from .detection import auroc, code_aurocs, fit_linear_probe
 from .intervals import BOOTSTRAP, percentiles, resample_counts, weighted_aurocs, weighted_f1
 from .k_sparse_probing import CHOICES, fit_sparse_probe, rank_latents
 from .monosemanticity import concept_tree
-from .results import Measurement, SuiteResult
+from .results import Measurement, SuiteResult, with_baselines
 
 PARTS = (0.5, 0.2, 0.3)  # of the texts of each label: to fit and choose, to set thresholds, to report
 LEAST = 3  # texts of each label in each part
 STUDENT = "Student's over splits"
 BEFORE = " before activation"
+TREE_BASELINE = "tree on hidden states at {}"
 
 
 class Split(NamedTuple):
@@ -33,10 +34,13 @@ class Split(NamedTuple):
 
 
 class _Detector(NamedTuple):
-    """scores: of all texts, (n,). latents: it looks at, the best first; empty for baselines."""
+    """scores: of all texts, (n,). latents: it looks at, the best first. sae: whose they are, if any. baseline: of
+    `Measurement`."""
 
     scores: Tensor
     latents: list[int]
+    sae: int | None = None
+    baseline: bool = False
 
 
 def detection_suite(
@@ -122,8 +126,9 @@ def detection_suite(
             if detector.latents and name.removesuffix(BEFORE) not in named:
                 chosen.append({"seed": one, "method": name, "latents": detector.latents})
         if trees:
-            told = {name: many[-1].latents[0] for name, many in found.items() if name in named or "best" in name}
-            for name, size, guess in _trees(model, codes, truth, split, told, named, one):
+            best = {f"best latent of SAE {number}" for number in range(len(codes))}
+            told = {name: many[-1] for name, many in found.items() if name in named or name in best}
+            for name, size, guess in _trees(model, codes, truth, split, told, one):
                 sizes.setdefault(name, []).append(size)
                 if guess is not None:
                     predicted.setdefault(name, []).append(guess)
@@ -132,6 +137,9 @@ def detection_suite(
     counts = resample_counts(len(truth), resamples, seed)
     measurements = _measure(model, found, truth, splits, counts)
     measurements += _measure_trees(sizes, predicted, truth, splits, counts)
+    baselines = {name for name, many in found.items() if many[0].baseline}
+    baselines |= {TREE_BASELINE.format(place) for place in _places(model, codes)}
+    measurements = with_baselines(measurements, baselines)
     notes = [
         "Each split: half of the texts of each label to fit and choose, a fifth to set thresholds, the rest to "
         "report. Splits overlap; intervals resample texts and keep splits and fits.",
@@ -210,31 +218,31 @@ def _detectors(
     """Name and scores of all texts of each detector; what is fitted or chosen is so on the training part."""
     truth = labels[split.train]
     for name, (sae, latent) in named.items():
-        yield name, _Detector(codes[sae].codes.columns(torch.tensor([latent]))[:, 0], [latent])
+        yield name, _Detector(codes[sae].codes.columns(torch.tensor([latent]))[:, 0], [latent], sae)
         before = codes[sae].pre_acts[:, asked[sae].index(latent)]
-        yield name + BEFORE, _Detector(before, [latent])
+        yield name + BEFORE, _Detector(before, [latent], sae)
     for number, one in enumerate(codes):
         part = one.codes.take_rows(split.train)
         best = int(code_aurocs(part, truth).argmax())
-        yield f"best latent of SAE {number}", _Detector(one.codes.columns(torch.tensor([best]))[:, 0], [best])
+        yield f"best latent of SAE {number}", _Detector(one.codes.columns(torch.tensor([best]))[:, 0], [best], number)
         live = part.live()
         if not len(live):
             continue
         drawn = live[torch.randint(len(live), (1,), generator=torch.Generator().manual_seed(seed))]
-        yield f"random latent of SAE {number}", _Detector(one.codes.columns(drawn)[:, 0], drawn.tolist())
+        yield f"random latent of SAE {number}", _Detector(one.codes.columns(drawn)[:, 0], drawn.tolist(), number, True)
         ranked = rank_latents(part, truth, choose_by)
         for k in (k for k in ks if k <= len(ranked)):
             probe = fit_sparse_probe(part, truth, ranked[:k])
             name = f"{k} latent{'s' * (k > 1)} of SAE {number}"
-            yield name, _Detector(probe.score(one.codes), probe.latents.tolist())
+            yield name, _Detector(probe.score(one.codes), probe.latents.tolist(), number)
     for place, hidden in _places(model, codes).items():
         mean = [hidden[split.train][truth == value].double().mean(0) for value in (0, 1)]
-        yield f"DiffMean at {place}", _Detector(hidden.double() @ (mean[1] - mean[0]), [])
+        yield f"DiffMean at {place}", _Detector(hidden.double() @ (mean[1] - mean[0]), [], None, True)
         probe = fit_linear_probe(hidden[split.train], truth, seed=seed)
-        yield f"linear probe at {place}", _Detector(probe.score(hidden), [])
+        yield f"linear probe at {place}", _Detector(probe.score(hidden), [], None, True)
     rows: list[int] = split.train.tolist()
     positives, negatives = ([texts[i] for i in rows if labels[i] == value] for value in (1, 0))
-    yield "bag of words", _Detector(word_scorer(positives, negatives, seed=seed)(texts), [])
+    yield "bag of words", _Detector(word_scorer(positives, negatives, seed=seed)(texts), [], None, True)
 
 
 def _places(model: Any, codes: Sequence[TextCodes]) -> dict[str, Tensor]:
@@ -248,11 +256,10 @@ def _trees(
     codes: Sequence[TextCodes],
     labels: Tensor,
     split: Split,
-    told: Mapping[str, int],
-    named: Mapping[str, tuple[int, int]],
+    told: Mapping[str, _Detector],
     seed: int,
 ) -> Iterator[tuple[str, dict[str, float], Tensor | None]]:
-    """Name, sizes, and what it says of the test part, of each tree; told: method -> latent to look for in it."""
+    """Name, sizes, and what it says of the test part, of each tree; told: method -> whose latent to look for."""
     truth, held = labels[split.train], labels[split.test]
     for number, one in enumerate(codes):
         parts = [one.codes.take_rows(rows) for rows in (split.train, split.test)]
@@ -260,16 +267,14 @@ def _trees(
         yield f"tree on all latents of SAE {number}", _sizes(whole), whole.predicted
         everything = concept_tree(one.codes, labels, seed=seed)  # what SCAR's code reports
         yield f"tree on all latents of SAE {number}, fitted to all texts", _sizes(everything), None
-        for name, latent in told.items():
-            if (named[name][0] if name in named else int(name.rpartition(" ")[2])) != number:
-                continue
+        for name, latent in ((name, two.latents[0]) for name, two in told.items() if two.sae == number):
             shares = {"tree_top_share": whole.top_share(latent), "tree_root": float(whole.root == latent)}
             columns = [part.columns(torch.tensor([latent])) for part in parts]
             alone = concept_tree(columns[0], truth, columns[1], held, seed=seed)
             yield f"tree on {name}", {**_sizes(alone), **shares}, alone.predicted
     for place, hidden in _places(model, codes).items():
         tree = concept_tree(hidden[split.train], truth, hidden[split.test], held, seed=seed)
-        yield f"tree on hidden states at {place}", _sizes(tree), tree.predicted
+        yield TREE_BASELINE.format(place), _sizes(tree), tree.predicted
 
 
 def _sizes(tree: Any) -> dict[str, float]:
@@ -296,8 +301,7 @@ def _measure(
         for metric, pairs in told.items():
             values[metric, name] = _mean(pairs)
     places = [config.read_at for config in model.config.sae_configs]
-    for name in [name for name in found if " of SAE " in name]:
-        number = int(name.partition(" of SAE ")[2].split()[0])
+    for name, number in [(name, many[0].sae) for name, many in found.items() if many[0].sae is not None]:
         mine, other = values["auroc", name], values["auroc", f"DiffMean at {places[number]}"]
         values["auroc_minus_diffmean", name] = (mine[0] - other[0], mine[1] - other[1])
     n = len(torch.cat([split.test for split in splits]).unique())

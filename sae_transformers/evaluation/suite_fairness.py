@@ -15,7 +15,7 @@ from ..latents.text_latents import encode_text_means, named_features, text_ids
 from .bias import PairScores, SentencePair, last_word_summary, preference, score_last_words, score_pairs
 from .classification import bootstrap_interval
 from .reliance import swap_sensitivity
-from .results import Measurement, SuiteResult
+from .results import Measurement, SuiteResult, with_baselines
 
 OVER_PAIRS, OVER_TEXTS = "bootstrap over pairs", "bootstrap over texts"
 STEERED, NONE = "steered", "none"
@@ -92,8 +92,10 @@ def fairness_suite(
         moved, note = _of_swaps(
             model, tokenizer, swapped, features, max_length, skip_first, tokens_at_once, bootstrap, report
         )
-        found += moved
+        found = [*with_baselines(found, (NONE,)), *moved]
         notes += note
+    else:
+        found = with_baselines(found, (NONE,))
     settings = {
         "steering": steering.to_dict() if steering else None, "max_length": max_length, "skip_first": skip_first,
         "features": None if features is None else [list(feature) for feature in features],
@@ -181,7 +183,7 @@ def _of_swaps(
     rows = dict(zip(kept, rows, strict=True))
     ordered = [rows[i + side * n] for side in (0, 1) for i in paired]
     codes = encode_text_means(model, ordered, skip_first=skip_first, tokens_at_once=tokens_at_once, report=report)
-    generator = torch.Generator().manual_seed(bootstrap["seed"])
+    generator, features_named = torch.Generator().manual_seed(bootstrap["seed"]), set(told)
     for number, one in enumerate(codes):
         live = one.codes.live()
         if len(live):
@@ -201,4 +203,4 @@ def _of_swaps(
         found.append(Measurement("score_move_in_std", ends[0], name, ends[1], ends[2], note=note, **given))
     if len(paired) < n:
         notes.append(f"{n - len(paired)} of {n} swapped pairs are too short and left out.")
-    return found, notes
+    return with_baselines(found, set(told) - features_named), notes

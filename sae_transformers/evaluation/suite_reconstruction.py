@@ -13,7 +13,7 @@ from torch import Tensor
 from ..latents.text_latents import TextBatch, batches_of, text_ids
 from .intervals import BOOTSTRAP, percentiles, resample_counts
 from .reconstruction import ReplacedLosses, replaced_losses
-from .results import Measurement, SuiteResult
+from .results import Measurement, SuiteResult, with_baselines
 
 LATENTS_AT_ONCE = 1 << 24  # of a forward pass of an SAE whose latents are dense: 64 MiB of float32
 TOKEN_SUMS = ("tokens", "squared_error", "relative_error", "cosine", "active", "squares")
@@ -156,7 +156,8 @@ class _Sums:
             for metric, value in whole.items()
         ]
         dead = float((self.active_tokens == 0).double().mean())
-        return [*found, Measurement("dead_share", dead, name, n=len(self.active_tokens), better="lower")]
+        found.append(Measurement("dead_share", dead, name, n=len(self.active_tokens), better="lower"))
+        return with_baselines(found, ())
 
 
 def _read_all(
@@ -204,7 +205,7 @@ def _loss_measurements(losses: ReplacedLosses, name: str, counts: Tensor, *, wit
 
         note = "" if bool(share(ones).isfinite()) else "replacing the state changes no prediction"
         found.append(_measured(metric, name, share(ones), share(counts), tokens, "higher", note))
-    return found
+    return with_baselines(found, {methods[kind] for kind in ("base", "zero", "mean")})
 
 
 def _measured(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..modeling.base_arguments import cache_argument, cache_of
-from .results import Measurement, SuiteResult
+from .results import Measurement, SuiteResult, with_baselines
 
 BASE, WRAPPED, STEERED, FEATURES = "base", "wrapped", "steered", "output_features"
 
@@ -118,6 +118,7 @@ def speed_suite(
     if not steering:
         notes.append("No steering with an edit, the model's default or a given one: `steered` is not measured.")
     seconds = time.perf_counter() - start
+    found = with_baselines(found, (BASE,))
     return SuiteResult("speed", settings, found, curves={"repeats": rows}, notes=notes, seconds=seconds)
 
 

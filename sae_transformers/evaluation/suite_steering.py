@@ -23,7 +23,7 @@ from torch import Tensor
 from .concept_steering import SteeringMethod
 from .intervals import percentiles, resample_counts
 from .journal import Journal
-from .results import Measurement, SuiteResult
+from .results import Measurement, SuiteResult, with_baselines
 from .scorers import Scorer
 from .steering_sweep import UNSTEERED, Measures, Setting, Sweep, per_position, perplexity, settings_of
 
@@ -140,6 +140,11 @@ def steering_suite(
         measurements += described.steered(
             f"{name} ({goal})", steered, goal, "" if place is None else settings[place].name
         )
+    baselines = {
+        f"{name} ({goal})" for name, one in methods.items() for goal in goals
+        if all(part.baseline for part in ([one] if isinstance(one, SteeringMethod) else one))
+    }  # fmt: skip
+    measurements = with_baselines(measurements, {UNSTEERED, *baselines})
     curves = {
         half: list(_curve(settings, found, allowed, chosen, Describe(found[0], 1, resamples, seed)))
         for half, found in parts.items()

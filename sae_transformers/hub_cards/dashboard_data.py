@@ -122,7 +122,8 @@ def measures_of(
     found: dict[str, dict[int, float]] = {}
     for suite in results.suites.values():
         for one in suite.measurements:
-            who, _, rest = one.method.partition(" of SAE ")
+            who, of, rest = one.method.rpartition(" of SAE ")
+            who, rest = (who, rest) if of else (one.method, "")
             number, _, how = rest.partition(" ")
             named = re.fullmatch(r"(?:latent|feature) (\d+)", who)
             latent = int(named[1]) if named else known.get(who)

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from ..create_training_data.annotation_tables import unescape
+
 HEADS = {
     "SaeForCausalLM": "AutoModelForCausalLM",
     "SaeForSequenceClassification": "AutoModelForSequenceClassification",
@@ -280,5 +282,5 @@ def _rows(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
             raise ValueError(f"{path} is no Parquet file: {error}") from error
         return list(table), list(zip(*table.values(), strict=True))
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    unescaped = ([cell.replace("\\n", "\n").replace("\\t", "\t") for cell in line.split("\t")] for line in lines[1:])
+    unescaped = ([unescape(cell) for cell in line.split("\t")] for line in lines[1:])
     return lines[0].rstrip("\r").split("\t"), [cells for cells in unescaped if any(cells)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..evaluation.results import Measurement, Results, SuiteResult
+from ..evaluation.results import Measurement, Results, SuiteResult, is_baseline
 from .card_file import marked
 from .citations import bibtex, methods_used
 from .facts import Annotation, AuthorFacts, ModelFacts, SaeFacts
@@ -21,11 +21,6 @@ PIPELINES = {"AutoModelForCausalLM": "text-generation", "AutoModelForSequenceCla
 # Of suites whose task is not that of the model.
 TASKS = {"detection": "text-classification", "fairness": "text-classification"}
 NOT_RESULTS = ("speed",)  # of a machine, not of a model
-# Methods that need nothing of this repository.
-BASELINES = re.compile(
-    r"(none|prompt|diffmean|linear probe|bag of words|tree on hidden|random|base|unsteered|zeros?|mean)\b",
-    re.IGNORECASE,
-)
 DIFFERENCES = re.compile(r"_change$|_ratio$|_minus_|^tree_")  # to a baseline, or of what was fitted beside the model
 DETECTOR = re.compile(r"(?:latent (?P<latent>\d+)|(?P<concept>.+?))(?: of SAE (?P<sae>\d+))?")
 DETECTION = ("auroc", "f1")
@@ -155,7 +150,7 @@ def eval_results(model: ModelFacts, results: Results | None) -> list[EvalResult]
         files = {one.name: one for one in suite.data}
         for one in suite.measurements:
             data = one_line(one.data or " + ".join(list(files)[:3]))
-            if one.value is None or not data or BASELINES.match(one.method) or DIFFERENCES.search(one.metric):
+            if one.value is None or not data or is_baseline(one) or DIFFERENCES.search(one.metric):
                 continue
             file = files.get(data)
             described = f"{suite.name}: {one.metric}" + (f" ({one.method})" if one.method else "")
@@ -231,7 +226,8 @@ def _detections(model: ModelFacts, results: Results | None) -> list[tuple[int, i
         for sae in model.saes:
             if match["sae"] is not None and int(match["sae"]) != sae.number:
                 continue
-            feature = int(match["latent"]) if match["latent"] else sae.concepts.get(match["concept"])
+            named = {**{name: latent for latent, name in sae.feature_names.items()}, **sae.concepts}
+            feature = named.get(match["concept"]) if match["latent"] is None else int(match["latent"])
             if feature is not None and feature < sae.d_sae:
                 found.append((sae.number, feature, one))
                 break

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ def steering_methods(
             model, tokenizer, *labelled, sae=sae, max_length=max_length, batch_size=batch_size
         )
         model, number = with_direction(model, direction, sae=sae)
-        methods["diffmean"] = latent_method(0, strengths, sae=number, positions=positions)
+        found = latent_method(0, strengths, sae=number, positions=positions)
+        methods["diffmean"] = replace(found, baseline=True)
         fitted: dict[str, Any] = {
             "texts_with": len(labelled[0]),
             "texts_without": len(labelled[1]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from sae_transformers.create_training_data.answers import decision_format, read_
 from sae_transformers.create_training_data.llm_client import LLMClient
 from sae_transformers.create_training_data.llm_requests import ChatRequest
 from sae_transformers.create_training_data.local_chat import LocalChat
+from sae_transformers.hub_cards import facts
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import tiny_base
@@ -159,6 +161,24 @@ def test_tables_read_back(tmp_path: Path) -> None:
     assert read_annotations(parquet) == rows
     assert pyarrow.parquet.read_table(parquet).column_names == [*lines[0].split("\t"), "Failure"]
     assert not [path for path in tmp_path.rglob(".*")]
+
+
+@pytest.mark.parametrize(
+    "text", ["\\theta and \\nu", "C:\\new\\table\\", "\\\\n", "a\\\nb\\\tc", "\\", r"re.sub('\\t', x)"]
+)
+def test_backslashes_come_back_as_they_were(tmp_path: Path, text: str) -> None:
+    row = AnnotationRow(1, f"Span 1: {text}", text, "yes", f"no|||{text}")
+    file = write_annotations([row], tmp_path / "t.tsv")
+    assert read_annotations(file) == [row]
+    assert facts.read_annotations(file)[1].meaning == text
+    again = write_annotations(read_annotations(file), tmp_path / "again.tsv")
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_tables_without_marked_backslashes_are_read_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "old.tsv").write_text("FeatureID\tSummary\tWords\n3\t\\phi \\rho\tSpan 1: a\\nSpan 2: \\(x\\)\n")
+    (row,) = read_annotations(tmp_path / "old.tsv")
+    assert (row.summary, row.spans()) == ("\\phi \\rho", ["a", "\\(x\\)"])
 
 
 AUTHORS = (
@@ -375,6 +395,17 @@ def test_a_run_without_enough_money_ends_clearly_and_goes_on(server: FakeOpenAI,
     assert len(server.sent) == 5
 
 
+def test_a_server_that_is_not_there_is_named(table: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        url = f"http://127.0.0.1:{one.getsockname()[1]}/v1"
+    common = ["explain", str(table), "--out", str(tmp_path / "e"), "--model", "m", "--cache", str(tmp_path / "c")]
+    code, output = run(*common, "--base-url", url, "--max-attempts", "1", "--first", "2")
+    assert code == 1
+    assert f"because: gave up: after 1 attempts: no answer from {url}: Connection error. (ConnectError)" in output
+    code, output = run(*common, "--base-url", url, "--batch-file", str(tmp_path / "b.jsonl"), "--submit")
+    assert code == 1 and f"no answer from {url}: Connection error. (ConnectError)" in output
+
+
 def test_batches_from_the_command_line(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
     common = ["explain", str(table), "--out", str(tmp_path / "e"), "--model", "m", "--base-url", server.url]
     common += ["--cache", str(tmp_path / "c"), "--no-verify"]
@@ -391,7 +422,7 @@ def test_batches_from_the_command_line(server: FakeOpenAI, table: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--model", "m", "--task", "nothing"], 2, "Received: task='nothing'"),
+        (["--model", "m", "--task", "nothing"], 2, "Received: --task='nothing'"),
         (["--task", "toxicity"], 2, "Which model?"),
         (["--model", "m", "--task", "toxicity", "--price-in", "1"], 2, "go together"),
         (["--model", "m", "--task", "toxicity", "--extra", "[1]"], 2, "JSON object"),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sae_transformers.create_training_data import spans as spans_module
-from sae_transformers.create_training_data.span_files import TextSpan, escape, read_spans, unescape
+from sae_transformers.create_training_data.annotation_tables import escape, read_annotations
+from sae_transformers.create_training_data.span_files import TextSpan, read_spans, write_features, write_lines
 from sae_transformers.create_training_data.span_heap import SpanHeap, add_hidden
 from sae_transformers.create_training_data.span_tokens import SpanSettings, template_tokens, text_tokens
 from sae_transformers.create_training_data.spans import SpanCollector, Spans, collect_spans
@@ -261,7 +262,7 @@ def test_what_the_files_say(base: Any, tmp_path: Path) -> None:
     words = (tmp_path / "features.tsv").read_text().split("\n")
     assert words[0] == "FeatureID\tWords" and words[6] == "5\t" and words[-1] == "" and len(words) == 64 + 2
     feature = next(k for k, v in grouped.items() if len(v) == 2)
-    first, second = (escape(entry.span) for entry in grouped[feature])
+    first, second = (escape(entry.span, returns=True) for entry in grouped[feature])
     assert words[1 + feature] == f"{feature}\tSpan 1: {first}\\nSpan 2: {second}"
     assert json.loads((tmp_path / "spans.json").read_text()) == {"d_sae": 64, "n_texts": 2, "n_tokens": 8}
 
@@ -272,7 +273,20 @@ def test_reading_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("a\tb\n")
     with pytest.raises(ValueError, match="Received: 'a"):
         read_spans(tmp_path / "a.tsv")
-    assert unescape(escape("a\n\tb\r")) == "a\n\tb\r" and read_spans.__doc__
+
+
+def test_a_table_of_spans_has_every_text_as_it_was(tmp_path: Path) -> None:
+    texts = ["\\theta\\n \\\\ a\n\tb\r c:\\new\\", "\\"]
+    numbers = torch.zeros(2, dtype=torch.int64)
+    spans = Spans(numbers, numbers, torch.ones(2), numbers, numbers, numbers, texts, 1, 1, 2)
+    write_lines(spans, tmp_path / "spans.tsv")
+    assert [one.span for one in read_spans(tmp_path / "spans.tsv")[0]] == texts
+    write_features(spans, tmp_path / "features.tsv")
+    (row,) = read_annotations(tmp_path / "features.tsv")
+    assert row.words == "\n".join(f"Span {i}: {t}" for i, t in enumerate(texts, 1)).replace("\r", "\\r")
+    old = "NeuronID\tTextID\tScore\tSpan\n0\t0\t1.0\ta\\nb \\phi \\\n"  # which did not mark backslashes
+    (tmp_path / "old.tsv").write_text(old)
+    assert read_spans(tmp_path / "old.tsv")[0][0].span == "a\nb \\phi \\"
 
 
 @pytest.mark.parametrize("rows", [[""], [" ", ""], ["w1"], []])

@@ -72,12 +72,12 @@ def test_a_process_that_is_not_the_last_says_so(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--top-n", 0], "top_n=0"),
+        (["--top-n", 0], "--top-n=0"),
         (["--activation", "gelu"], "activation='gelu'"),
         (["--template", "none"], "template='none'"),
         (["--template", "{text}", "--template-file", "x"], "Received: both"),
         (["--template-file", "nothing.txt"], "nothing.txt"),
-        (["--max-rows", 0], "max_rows=0"),
+        (["--max-rows", 0], "--max-rows=0"),
         (["--place", "layers.9.resid_post"], "layer=9"),
     ],
 )

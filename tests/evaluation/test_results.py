@@ -11,6 +11,7 @@ from sae_transformers.evaluation.results import (
     Results,
     SuiteResult,
     data_file,
+    is_baseline,
     read_results,
     versions,
     write_results,
@@ -87,3 +88,26 @@ def test_errors(tmp_path):
         Measurement("fvu", 1.0, better="more")
     with pytest.raises(KeyError, match="'l0'"):
         record().suites["reconstruction"].value("l0")
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline", "expected"),
+    [
+        ("none", None, True),
+        ("DiffMean at layers.1.resid_post", None, True),
+        ("praise of SAE 0", None, False),
+        ("random access of SAE 0", None, True),  # as records were read that do not say it
+        ("random access of SAE 0", False, False),
+        ("anything", True, True),
+    ],
+)
+def test_a_record_says_what_a_baseline_is(method: str, baseline: bool | None, expected: bool) -> None:
+    assert is_baseline(Measurement("auroc", 0.5, method, baseline=baseline)) is expected
+
+
+def test_a_record_of_before_is_read() -> None:
+    suite = SuiteResult("detection", {}, [Measurement("auroc", 0.5, "none")])
+    written = Results({}, "", "", {"detection": suite}).to_dict()
+    del written["suites"]["detection"]["measurements"][0]["baseline"]
+    (one,) = Results.from_dict(written).suites["detection"].measurements
+    assert one.baseline is None and is_baseline(one)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from sae_transformers.evaluation.results import SuiteResult
+from sae_transformers.cli.evaluate_show import baseline as shown_baseline
+from sae_transformers.evaluation.results import Results, SuiteResult
 from sae_transformers.evaluation.suite_detection import best_threshold, detection_suite, split_rows
+from sae_transformers.hub_cards.facts import ModelFacts
+from sae_transformers.hub_cards.model_card import eval_results
 from sae_transformers.latents.text_latents import encode_text_means, text_ids
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_model, tiny_sae
@@ -172,3 +177,28 @@ def test_best_threshold_of_a_few() -> None:
 def test_bad_input_is_refused(labels: list[int], options: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         detection_suite(model(), word_tokenizer(), TEXTS, labels, **{**OPTIONS, **options})
+
+
+def test_a_concept_may_be_called_like_a_baseline() -> None:
+    names = ["random access", "base rate neglect", "mean-spirited", "prompt injection", "best friend", "SAE of SAE x"]
+    sae = tiny_sae(layer=1, site="resid_post", concepts={name: 9 + i for i, name in enumerate(names)})
+    found = detection_suite(tiny_model(saes=[sae]), word_tokenizer(), TEXTS, LABELS, **OPTIONS)
+    baselines = {one.method for one in found.measurements if one.baseline}
+    place = "layers.1.resid_post"
+    assert baselines == {
+        f"DiffMean at {place}", f"linear probe at {place}", f"tree on hidden states at {place}", "bag of words",
+        "random latent of SAE 0",
+    }  # fmt: skip
+    assert all(one.baseline is not None for one in found.measurements)
+    of_data = replace(found, measurements=[replace(one, data="test.csv") for one in found.measurements])
+    results = Results({}, "", "", {"detection": of_data})
+    read = Results.from_dict(results.to_dict()).suites["detection"]
+    assert read.measurements == of_data.measurements
+    model = ModelFacts(Path("m"), {}, [])
+    told = {one.metric_name for one in eval_results(model, results)}
+    for name in names:
+        assert {f"detection: auroc ({name} of SAE 0)", f"detection: f1 ({name} of SAE 0)"} <= told
+        (one,) = [m for m in found.measurements if (m.metric, m.method) == ("auroc", f"{name} of SAE 0")]
+        other = shown_baseline(one, found.measurements)
+        assert other is not None and other.method == f"DiffMean at {place}"
+    assert not any(name in text for text in told for name in ("DiffMean", "bag of words", "random latent"))

@@ -57,6 +57,7 @@ def test_preferences_before_and_after_are_the_models_likelihoods() -> None:
     assert change.low is not None and change.high is not None
     assert change.high - change.low == pytest.approx(2 * half, rel=0.4)
     assert found.settings["steering"] == STEERING.to_dict()
+    assert {(one.method, one.baseline) for one in found.measurements} == {("none", True), ("steered", False)}
 
 
 def test_last_words() -> None:
@@ -82,6 +83,8 @@ def test_swapped_texts_move_scores() -> None:
     made, tokenizer = model(), word_tokenizer()
     swapped = [text.replace("w1", "w8") for text in TEXTS]
     found = fairness_suite(made, tokenizer, swapped=(TEXTS, swapped), features=[(0, "sea"), (0, 5)], max_length=16)
+    told = {one.method: one.baseline for one in found.measurements}
+    assert told == {"sea of SAE 0": False, "latent 5 of SAE 0": False, "random latent of SAE 0": True}
     for name, latent in (("sea", 9), ("latent 5", 5)):
         scores = torch.zeros(2, 10)
         for side, texts in enumerate((TEXTS, swapped)):

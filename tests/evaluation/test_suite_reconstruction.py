@@ -92,6 +92,12 @@ def test_numbers_are_scikit_learns_and_those_of_the_meter() -> None:
     assert ours is not None and ours < centred  # which would forgive a wrong mean
 
 
+def test_the_base_zeros_and_means_are_baselines() -> None:
+    found = reconstruction_suite(tiny_model(), word_tokenizer(), TEXTS, max_length=12, resamples=5)
+    told = {one.method: one.baseline for one in found.measurements}
+    assert told == {"SAE 0": False, "none": True, "zeros at SAE 0": True, "mean at SAE 0": True}
+
+
 def test_losses_are_those_of_the_model() -> None:
     saes = [tiny_sae(layer=1), tiny_sae(seed=2, layer=0, site="mlp_out")]
     found, model, tokenizer = suite(saes), tiny_model(saes=saes), word_tokenizer()

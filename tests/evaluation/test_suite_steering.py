@@ -89,6 +89,14 @@ def test_every_number_by_hand(result: Any, model: Any, tokenizer: Any, methods: 
     assert row["kl_continuation_nats"] == pytest.approx(sum(kl_after) / len(kl_after), rel=1e-3)
 
 
+def test_no_steering_and_prompts_are_baselines(result: Any, methods: Any) -> None:
+    told = {one.method: one.baseline for one in result.measurements}
+    assert {name for name, baseline in told.items() if baseline} == {
+        "none", *(name for name in told if name.startswith("prompt ("))
+    }  # fmt: skip
+    assert None not in told.values() and len(told) == 1 + 2 * len(methods)
+
+
 def test_no_steering_is_no_change(result: Any) -> None:
     unsteered = [row for row in result.curves["reporting"] if row["method"] == "none"]
     assert len(unsteered) == 1 and unsteered[0]["concept_score_change"] == 0

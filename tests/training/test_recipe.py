@@ -74,6 +74,14 @@ def test_a_run_from_the_command_line_saves_what_loads(tmp_path):
     assert metrics["steps"] == 3 and metrics["l0"] <= 2 and "fvu" in metrics
 
 
+def test_out_is_output_dir_as_in_the_other_verbs(tmp_path):
+    write_store(tmp_path / "data")
+    words = ["train", "--config", str(recipe_of(tmp_path)), "--out", str(tmp_path / "elsewhere")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "elsewhere" / "metrics.json").is_file() and not (tmp_path / "out").exists()
+
+
 def test_several_saes_in_one_run(tmp_path):
     write_store(tmp_path / "data")
     sizes = [{"activation": "topk", "k": 2, "d_sae": n, "layer": 1} for n in (12, 20)]

@@ -135,6 +135,15 @@ def test_a_base_by_a_relative_path_is_found_from_any_folder(base, tmp_path, monk
         assert model.config.base_model_name_or_path == str(base)
 
 
+def test_the_list_has_every_name_whole_on_a_narrow_terminal():
+    lines = CliRunner().invoke(app, ["attach", "--list"], env={"COLUMNS": "40"}).output.splitlines()
+    assert [line for line in lines[:-1] if not line.startswith("    ")] == [one.pattern for one in releases().values()]
+    assert lines[-1] == f"{len(releases())} releases"
+    gemma = lines.index("gemma-scope-2-270m-pt/{site}/{layer}/{width}/{l0}")
+    assert lines[gemma + 1] == "    google/gemma-3-270m, CC-BY-4.0"
+    assert lines[gemma + 2].startswith("    site attn_out, ") and "; width 16k, " in lines[gemma + 2]
+
+
 # -- releases --------------------------------------------------------------------------------------------------------
 
 
