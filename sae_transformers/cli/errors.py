@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-# Arguments of functions -> options, where these have another name.
-OPTIONS = {"saes": "sae", "base_model": "base"}
+ARGUMENTS = {"saes": "--sae", "base_model": "--base"}  # of functions, which no option is named as
 # Of the verb that runs: how its options are written, with their Python names. The library's messages have the latter.
 _FLAGS: ContextVar[Mapping[str, str] | None] = ContextVar("flags", default=None)
 
@@ -45,8 +44,7 @@ def sentence(error: BaseException) -> str:
         if isinstance(error, NotADirectoryError):
             return f"Expected a folder. Received: {name!r}, where a part of the path is a file."
         return f"{name!r} could not be read or written: {error.strerror}."
-    message = str(error)
-    message = re.sub(r"`(\w+)=`", lambda found: "--" + OPTIONS.get(found[1], found[1]).replace("_", "-"), message)
+    message = re.sub(r"`(\w+)=`", lambda found: ARGUMENTS.get(found[1], f"`{found[1]}`"), str(error))
     for name, flag in (_FLAGS.get() or {}).items():
         message = message.replace(f"`{name}`", flag)
         message = re.sub(rf"(?<![\w.`'\"-]){name}=None\b", f"no {flag}", message)
