@@ -111,6 +111,14 @@ class BaseArguments:
             inputs[name] = value
         return inputs
 
+    def of_new_tokens(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """For a purely recurrent base with a state, the mask of the new tokens alone: releases before 5.13 multiply
+        these by the whole mask."""
+        mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+        if self.cache != "cache_params" or mask is None or ids is None or inputs.get(self.cache) is None:
+            return inputs
+        return {**inputs, "attention_mask": mask[:, -ids.shape[1] :]}
+
     def _unknown(self, name: str, options: tuple[str, ...]) -> str:
         close = difflib.get_close_matches(name, sorted({*self.known, *options}), n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""

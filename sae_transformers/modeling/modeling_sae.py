@@ -243,7 +243,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         """
         previous = self._slot.swap(record)
         try:
-            outputs = self.lm(**inputs)
+            outputs = self.lm(**self.base_arguments.of_new_tokens(inputs))
         except StopForward:
             return None
         finally:

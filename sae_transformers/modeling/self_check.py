@@ -67,13 +67,16 @@ def _tolerance(model: Any) -> float:
 @contextmanager
 def _quiet(model: Any) -> Iterator[None]:
     """Evaluation mode, and no end token: all comparisons are of one length."""
-    training, end = model.training, model.generation_config.eos_token_id
+    training, configs = model.training, [model.generation_config, model.lm.generation_config]
+    ends = [config.eos_token_id for config in configs]
     model.eval()
-    model.generation_config.eos_token_id = None
+    for config in configs:
+        config.eos_token_id = None
     try:
         yield
     finally:
-        model.generation_config.eos_token_id = end
+        for config, end in zip(configs, ends, strict=True):
+            config.eos_token_id = end
         model.train(training)
 
 
