@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .create_training_data.blocks import HarvestSettings as HarvestSettings
+    from .latents.texts import open_text as open_text
     from .modeling import Detection as Detection
     from .modeling import FeatureEdit as FeatureEdit
     from .modeling import FeatureReweighting as FeatureReweighting
@@ -21,12 +23,15 @@ if TYPE_CHECKING:
     from .modeling import Steering as Steering
     from .modeling import SteeringPlan as SteeringPlan
     from .modeling import TopFeatures as TopFeatures
+    from .modeling.conversion.attach import attach as attach
+    from .modeling.conversion.export import export as convert
     from .training.arguments import SaeTrainingArguments as SaeTrainingArguments
     from .training.end_to_end import EndToEndTrainer as EndToEndTrainer
     from .training.shards import HiddenStateShards as HiddenStateShards
     from .training.shards import TensorTokens as TensorTokens
     from .training.trainer import SaeTrainer as SaeTrainer
     from .workflows.detect import detect as detect
+    from .workflows.harvest import harvest as harvest
     from .workflows.loading import load as load
     from .workflows.settings import DetectSettings as DetectSettings
     from .workflows.top_features import top_features as top_features
@@ -39,6 +44,7 @@ __all__ = [
     "EndToEndTrainer",
     "FeatureEdit",
     "FeatureReweighting",
+    "HarvestSettings",
     "HiddenStateShards",
     "LossWeights",
     "SaeConfig",
@@ -56,13 +62,17 @@ __all__ = [
     "TensorTokens",
     "TopFeatures",
     "__version__",
+    "attach",
+    "convert",
     "detect",
+    "harvest",
     "load",
+    "open_text",
     "top_features",
     "train",
     "train_concept",
 ]
-# Where a name is that `modeling` does not have.
+# Where a name is that `modeling` does not have, `module` or `module:name there`.
 ELSEWHERE = {
     "EndToEndTrainer": ".training.end_to_end",
     "HiddenStateShards": ".training.shards",
@@ -70,7 +80,12 @@ ELSEWHERE = {
     "SaeTrainingArguments": ".training.arguments",
     "TensorTokens": ".training.shards",
     "DetectSettings": ".workflows.settings",
+    "HarvestSettings": ".create_training_data.blocks",
+    "attach": ".modeling.conversion.attach",
+    "convert": ".modeling.conversion.export:export",
     "detect": ".workflows.detect",
+    "harvest": ".workflows.harvest",
+    "open_text": ".latents.texts",
     "load": ".workflows.loading",
     "top_features": ".workflows.top_features",
     "train": ".workflows.train",
@@ -82,7 +97,8 @@ def __getattr__(name: str) -> Any:
     # Lazily, so that `sae-transformers --help` and `__version__` do not wait for torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(ELSEWHERE.get(name, ".modeling"), __name__), name)
+    module, _, attribute = ELSEWHERE.get(name, ".modeling").partition(":")
+    value = getattr(import_module(module, __name__), attribute or name)
     globals()[name] = value  # the next look-up does not come here
     return value
 

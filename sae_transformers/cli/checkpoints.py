@@ -117,7 +117,7 @@ def convert(
 
 def _probe(base: str, sae: Any) -> Any:
     """Hidden states (n_tokens, d_in) of a model on a few sentences, at the place that an SAE reads."""
-    from ..latents.hidden_states import harvest as read_hidden
+    from ..latents.hidden_states import read_hidden_states as read_hidden
     from ..modeling import SaeForCausalLM
     from ..modeling.conversion.export import PROBE_TEXTS
 

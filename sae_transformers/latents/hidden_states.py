@@ -237,7 +237,7 @@ def kept_positions(
     return keep.nonzero()[:, 0]
 
 
-def harvest(
+def read_hidden_states(
     model: Any,
     tokenizer: Any,
     texts: Sequence[str],

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..create_training_data.labelled_text import LabelledTexts
 from ..evaluation.detection import auroc, mean_by_text
 from ..evaluation.generation import continuation_mask, continuation_perplexity, repetition
-from ..latents.hidden_states import HiddenStates, harvest
+from ..latents.hidden_states import HiddenStates, read_hidden_states
 from ..modeling import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from ..training.conditioned_latent import fit_conditioned_sae
 from ..training.diffmean import fit_diffmean
@@ -101,7 +101,7 @@ def put_sae_into(base: Any, prepared: Prepared) -> SaeForCausalLM:
 
 
 def harvest_texts(model: Any, tokenizer: Any, texts: LabelledTexts, report: Report) -> HiddenStates:
-    return harvest(model, tokenizer, texts.texts, report=report)
+    return read_hidden_states(model, tokenizer, texts.texts, report=report)
 
 
 def train(model: Any, states: HiddenStates, texts: LabelledTexts, prepared: Prepared, report: Report) -> dict:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_transformers import SaeForCausalLM
-from sae_transformers.latents.hidden_states import HiddenStateReader, harvest, kept_positions
+from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions, read_hidden_states
 from sae_transformers.modeling.hook_points import find_hook_point
 from tests.tiny import ARCHITECTURES, WIDTH, prompt, tiny_base, tiny_sae
 
@@ -23,7 +23,7 @@ def test_states_equal_one_text_at_a_time(tokens_at_once: int) -> None:
     base = tiny_base()
     model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)]).eval()
     texts, seen = ["abcdef", "gh", "ijklmnopq", "rst"], []
-    got = harvest(
+    got = read_hidden_states(
         model, LetterTokenizer(), texts, max_tokens=7, tokens_at_once=tokens_at_once, report=lambda *a: seen.append(a)
     )
     assert torch.bincount(got.text_index).tolist() == [5, 1, 6, 2]  # without each first token, cut at seven
@@ -38,7 +38,7 @@ def test_states_equal_one_text_at_a_time(tokens_at_once: int) -> None:
 def test_a_text_of_one_token_is_refused() -> None:
     model = SaeForCausalLM.from_base(tiny_base(), saes=[tiny_sae(layer=1)])
     with pytest.raises(ValueError, match="1 shorter ones, 'a'"):
-        harvest(model, LetterTokenizer(), ["ab", "a"])
+        read_hidden_states(model, LetterTokenizer(), ["ab", "a"])
 
 
 # -- the reader ------------------------------------------------------------------------------------------------------
