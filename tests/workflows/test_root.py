@@ -45,6 +45,5 @@ def test_from_texts_to_a_model_that_others_load(tmp_path):
     assert tokenizer.decode([11]) == "w7"
     assert torch.equal(model.saes[0].W_dec, sae.W_dec)
     assert convert(sae, tmp_path / "saelens", "saelens").difference < 1e-5
-    assert copy.difference < 1e-5 if hasattr(copy, "difference") else copy is not None
     read = SparseAutoencoder.from_pretrained(tmp_path / "saelens")
     torch.testing.assert_close(read.W_dec, sae.W_dec)
