@@ -79,6 +79,9 @@ def import_problems(path: str, source: str) -> list[str]:
         if isinstance(node, ast.ImportFrom) and node.level > 2 - (not folders):
             problems.append(f"{where}: at most one level up. Received: {text}")
         elif isinstance(node, ast.ImportFrom) and node.level:
+            for alias in node.names:
+                if alias.name.startswith("_") and not alias.name.startswith("__"):
+                    problems.append(f"{where}: a name with an underscore is its file's own. Received: {text}")
             target = relative_target(node, tuple(folders))[0]
             if room is None:
                 allowed = set(MAY_IMPORT) | TOP_FILES if name in TOP_FILES else set()
@@ -90,6 +93,9 @@ def import_problems(path: str, source: str) -> list[str]:
                 problems.append(f"{where}: {CONVERSION}/ is not published, the copier looks for it. Received: {text}")
             if published and (node.level != 1 or not node.module or "." in node.module):
                 problems.append(f"{where}: in modeling/ only `from .name import x` is copied. Received: {text}")
+        shows = {"rich", "typer"} & set(absolute_names(node))
+        if shows and room not in ("cli", "quickstart"):
+            problems.append(f"{where}: only cli/ shows things on a terminal. Received: {text}")
         if room == "modeling":
             for package in absolute_names(node):
                 if CONVERSION in folders and package in ("numpy", "yaml"):
@@ -158,6 +164,8 @@ BROKEN_IMPORTS = {
     "cards import the package": ("hub_cards/a.py", "from .. import modeling", "may import"),
     "a folder imports the command line": ("training/a.py", "from ..cli import app", "may import"),
     "a folder imports a verb": ("training/a.py", "from ..cli.spans import register", "may import"),
+    "a name of another file's own": ("cli/a.py", "from .b import _name", "its file's own"),
+    "a terminal below the command line": ("workflows/a.py", "from rich.console import Console", "only cli/"),
     "another top file": ("helpers.py", "from .modeling import f", "may import"),
     "absolute": ("training/a.py", "from sae_transformers.modeling import f", "are relative"),
     "absolute module": ("cli/a.py", "import sae_transformers.modeling", "are relative"),

@@ -96,7 +96,7 @@ def select_behaviour(
     guarded(_behaviour, {**locals(), "sides": ("a", "b")})
 
 
-def _loaded(s: dict[str, Any]) -> tuple[Any, Any, Any]:
+def loaded_model(s: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The model with its SAEs, the base's tokenizer, and where the base was found."""
     from ..modeling import SaeForCausalLM
     from ..training.functional_features import without_selection
@@ -113,7 +113,7 @@ def _loaded(s: dict[str, Any]) -> tuple[Any, Any, Any]:
     return SaeForCausalLM.from_base(base, saes=saes), tokenizer, name
 
 
-def _last_states(s: dict[str, Any], model: Any, tokenizer: Any, prompts: list[str]) -> list[Tensor]:
+def last_states(s: dict[str, Any], model: Any, tokenizer: Any, prompts: list[str]) -> list[Tensor]:
     """Of each SAE the hidden states (n, d_in) of the prompts' last tokens."""
     import torch
 
@@ -159,9 +159,9 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
             raise ValueError(f"Each behaviour needs four prompts or more. Received: {len(texts)} in {str(path)!r}.")
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(s["seed"])).tolist()
         groups.append([texts[i] for i in order])
-    model, tokenizer, _ = _loaded(s)
+    model, tokenizer, _ = loaded_model(s)
     fits, layers = [max(2, round(len(texts) * (1 - s["held_out"]))) for texts in groups], []
-    states = [_last_states(s, model, tokenizer, texts) for texts in groups]
+    states = [last_states(s, model, tokenizer, texts) for texts in groups]
     table = Table("SAE", "features of A", "of B", "AUROC held out", title="what tells A from B")
     for number, sae in enumerate(model.saes):
         codes = [encode_texts(sae, states[side][number]) for side in (0, 1)]
@@ -181,7 +181,7 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
         side: functional_steering(layers, towards=i, degree=s["degree"], positions=s["positions"])
         for i, side in enumerate("ab")
     }
-    _save(s, model, tokenizer, [features for _, features, _, _ in layers], steering)
+    save_steered(s, model, tokenizer, [features for _, features, _, _ in layers], steering)
     shown = [text for texts, n in zip(groups, fits, strict=True) for text in texts[n : n + s["samples"]]]
     if shown:
         runs = {"unsteered": False, **{f"towards {side.upper()}": steering[side] for side in "ab"}}
@@ -197,7 +197,7 @@ def _behaviour(s: dict[str, Any], console: Any) -> None:
         console.print(table, markup=False)
 
 
-def _save(
+def save_steered(
     s: dict[str, Any], model: Any, tokenizer: Any, features: list[Any], steering: dict[str, Any], results: Any = None
 ) -> None:
     """The features of each SAE, the steering towards each side, results, and the model if it is wanted."""

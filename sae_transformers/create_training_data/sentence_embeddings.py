@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base_model import _in_hub_cache
+from .base_model import in_hub_cache
 from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -40,7 +40,7 @@ def find_embedding_model(name: str | None = None, *, say: Callable[[str], None] 
     wanted = name or DEFAULT_EMBEDDER
     if wanted == DEFAULT_EMBEDDER and (installed := _installed()) is not None:
         return str(installed)
-    if _in_hub_cache(wanted) or hub_answers():
+    if in_hub_cache(wanted) or hub_answers():
         return wanted
     if wanted != DEFAULT_EMBEDDER:
         raise OSError(f"{name!r} is no folder, the Hugging Face Hub does not answer, and its cache has no such model.")

@@ -55,7 +55,7 @@ def _inputs_and_counted(model: Any, inputs: Any, skip_first: int) -> tuple[dict[
     inputs = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     if model.device.type != "meta":  # an offloaded model is nowhere; its hooks move what it is given
         inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    inputs = model._with_positions(inputs)
+    inputs = model.with_positions(inputs)
     text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
     if text is None or not text.shape[1]:
         raise ValueError("Every text needs at least one token. Received: texts of 0 tokens.")

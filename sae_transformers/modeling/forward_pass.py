@@ -71,7 +71,7 @@ class ForwardPassMixin:
             self._place_steering(record, plan, inputs, source, steering_rows, steering_mask, steering_past)
         return record
 
-    def _with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What a forward pass of our own gives the base: with padding, its mask and positions that begin at a text's
         first real token, as `generate` gives them."""
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")

@@ -131,7 +131,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
         if self.feature_head is not None:  # its pass is ours; without it the base's own, as the base does it
-            inputs = self._with_positions(inputs)
+            inputs = self.with_positions(inputs)
         record = self._open_record(
             inputs,
             steering=steering,

