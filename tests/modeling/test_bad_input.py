@@ -237,7 +237,7 @@ def test_multiples_of_a_maximum_that_is_not_known() -> None:
     sae = tiny_sae(layer=1)
     sae.feature_max.zero_()
     model = SaeForCausalLM.from_base(tiny_base(), sae)
-    with pytest.raises(ValueError, match=r"`model.saes\[0\].feature_max` or give an absolute value.*feature=7"):
+    with pytest.raises(ValueError, match=r"`model.saes\[0\].measure_feature_max\(hidden\)`, or give.*feature=7"):
         model(prompt(), steering=FeatureEdit(0, 7, "set", 2.0, unit="max"))
 
 
