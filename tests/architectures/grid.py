@@ -25,7 +25,7 @@ from tests.architectures.tiny_inputs import NEEDS_IMAGE, NO_IMAGE_INPUTS, tiny_i
 from tests.tiny import tiny_sae
 
 TOLERANCE, NEW_TOKENS = 1e-4, 4
-ROUNDING = 2e-6  # of the same weights laid out otherwise in memory, as loading does with experts
+ROUNDING = 1e-5  # of the same weights laid out otherwise in memory, or of another number of threads
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out")
 POSITIONS: tuple[Any, ...] = ("all", "prompt", "generated", "last_prompt", [(1, 3), (-2, None)])
 # What a block adds at mlp_out is not all that happens to the stream there: tested in test_hook_families.py.
