@@ -8,7 +8,7 @@
 # disable_adapters and set_adapter raise, so the adapter is in and cannot be switched. peft's own wrapper works
 # throughout, on the same files.
 #
-# Seen:
+# Output seen:
 #   add_adapter: ValueError: The version of PEFT you are using is not compatible, please use a version >= 0.22.0
 #   load_adapter: works
 #   disable_adapters: ValueError: The version of PEFT you are using is not compatible, ... >= 0.22.0

@@ -8,7 +8,7 @@
 # the new words as if these stood at the start of the text, and the logits are wrong, for one new word as for several.
 # generate() is right, since it hands positions over; so are calls that give position_ids. Nothing is raised or logged.
 #
-# Seen, as the norm of the error over the norm of the logits, for words 9 to 20 of a text fed in pieces:
+# Output seen, as the norm of the error over the norm of the logits, for words 9 to 20 of a text fed in pieces:
 #   Bamba, 1 at a time: 2e-01 without position_ids, 6e-07 with them; bit for bit what positions from 0 give
 #   Bamba, 4 at a time: 1e-01 without position_ids, 2e-07 with them; bit for bit what positions from 0 give
 #   Llama, 1 or 4 at a time: 4e-07 either way

@@ -9,7 +9,7 @@
 # them, to log norms, to count tokens) are doubled for some places and not for others. With use_reentrant=True the line
 # runs elsewhere: all parts twice, the layer itself once.
 #
-# Seen, calls of a hook in one step (forward and backward):
+# Output seen, calls of a hook in one step (forward and backward):
 #   plain:        self_attn 1, o_proj 1, gate_proj 1, act_fn 1, down_proj 1, mlp 1, the layer 1
 #   checkpointed: self_attn 2, o_proj 2, gate_proj 2, act_fn 2, down_proj 1, mlp 1, the layer 1
 #   re-entrant:   self_attn 2, o_proj 2, gate_proj 2, act_fn 2, down_proj 2, mlp 2, the layer 1

@@ -8,7 +8,7 @@
 # in a mixture-of-experts layer. The inputs are those that the family's processor makes; it adds the field
 # moe_mm_token_type_ids on its own.
 #
-# Seen:
+# Output seen:
 #   with the cache: [39, 42, 93, 93]
 #   without the cache: IndexError: The shape of the mask [1, 10, 32] at index 1 does not match the shape of the
 #     indexed tensor [1, 11, 32] at index 1

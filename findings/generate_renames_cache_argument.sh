@@ -10,7 +10,7 @@
 # prompt. An overridden forward with a past_key_values parameter sees None as well, the cache going by in its **kwargs.
 # Words still come out right, and the hooks get no warning: only the steering is wrong.
 #
-# Seen, for a prompt of 7 words and 3 new ones (chunks of 7, 1 and 1 words):
+# Output seen, for a prompt of 7 words and 3 new ones (chunks of 7, 1 and 1 words):
 #   5.23.0: hook on the model, hook on a layer, forward: ['prompt', 'new word', 'new word']
 #   5.24.0: hook on the model, hook on a layer, forward: ['prompt', 'prompt', 'prompt']
 #

@@ -9,7 +9,7 @@
 # registered, hidden_states[1] shows the edit. If one call asked for them before, hidden_states[1] shows the output
 # without the edit, from then on, while the next layer and the logits do get it. The logits are the same in both cases.
 #
-# Seen:
+# Output seen:
 #   not asked before:                     hidden_states[1] has mean 10.00, layer 1 is fed 10.00
 #   asked before:                         hidden_states[1] has mean -0.00, layer 1 is fed 10.00
 #   asked before, hook with prepend=True: hidden_states[1] has mean 10.00, layer 1 is fed 10.00

@@ -10,7 +10,7 @@
 # model and a trainable copy of it are not bit-equal, and neither is one model before and after requires_grad_(False).
 # With a contiguous input both take mm and are equal.
 #
-# Seen, in 18 shapes of 2x3, 8x2 and 4x6 words, 64 to 768 wide:
+# Output seen, in 18 shapes of 2x3, 8x2 and 4x6 words, 64 to 768 wide:
 #   (2, 3, 256) to 64: frozen by bmm, trainable by mm, 2e-05 apart; contiguous: equal
 #   (8, 2, 64) to 256: frozen by bmm, trainable by mm, 1e-05 apart; contiguous: equal
 #   (4, 6, 256) to 64: frozen by bmm, trainable by mm, 0e+00 apart; contiguous: equal

@@ -6,7 +6,7 @@
 # What happens: with 5.23.0 it does. With 5.24.0 every forward of the class raises AttributeError after the whole
 # computation is done, with an image or without, and so does generate(). The language model inside it works.
 #
-# Seen:
+# Output seen:
 #   5.23.0, text: logits (1, 8, 110)
 #   5.23.0, text and image: logits (1, 12, 110)
 #   5.24.0, text: AttributeError: 'MoeCausalLMOutputWithPast' object has no attribute 'image_outputs'

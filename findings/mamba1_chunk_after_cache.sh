@@ -9,7 +9,7 @@
 # raised or logged. A prompt that is continued (a shared prefix, the next turn of a chat, a harvest in chunks) gets
 # wrong logits and wrong hidden states.
 #
-# Seen, as the norm of the error over the norm of the logits, for words 9 to 20 of a text:
+# Output seen, as the norm of the error over the norm of the logits, for words 9 to 20 of a text:
 #   JambaForCausalLM        1 at a time 7e-07    4 at a time 1e-01    12 at a time 8e-02
 #   MambaForCausalLM        1 at a time 6e-07    4 at a time 3e-01    12 at a time 2e-01
 #   FalconMambaForCausalLM  1 at a time 4e-07    4 at a time 1e-01    12 at a time 1e-01

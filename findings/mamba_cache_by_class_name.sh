@@ -6,7 +6,7 @@
 # What happens: with 5.23.0 it depends on the name. SteeredMambaLM generates; SteeredLM raises ValueError from the
 # cache. A wrapper, a dynamically made class or a mixin that renames the class is enough. With 5.24.0 both generate.
 #
-# Seen:
+# Output seen:
 #   5.23.0, MambaForCausalLM and SteeredMambaLM: (2, 10), cache handed over as ['cache_params']
 #   5.23.0, SteeredLM: ValueError: `get_seq_length` can only be called on Attention layers, and the current Cache
 #     seem to only contain LinearAttention layers.

@@ -11,7 +11,7 @@
 # of which 3, 8, 13 and so on are of that kind, hidden_states[20] is layer 19 with an image and layer 24 without. A
 # dictionary trained on one layer's output is fed another one's.
 #
-# Seen:
+# Output seen:
 #   words: 5 hidden states; layers that ran: [0, 2, 3, 5]; hidden_states[1:-1] come from layers [0, 2, 3]
 #   words and an image: 7 hidden states; layers that ran: [0, 1, 2, 3, 4, 5]; hidden_states[1:-1] come from layers
 #     [0, 1, 2, 3, 4]

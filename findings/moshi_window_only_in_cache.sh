@@ -9,7 +9,7 @@
 # window's length the two agree, from the next word on they are far apart; so text that generate() writes is not what a
 # pass over the same text scores, and hidden states from the two are not the same either.
 #
-# Seen (one layer; the last figure is from one pass):
+# Output seen (one layer; the last figure is from one pass):
 #   Moshi:   gap of words 1-6 at most 1e-06, of later ones at least 1e+00; the first word reaches 14 positions
 #   Mistral: gap of words 1-6 at most 1e-06, of later ones at least 6e-07; the first word reaches 6 positions
 #

@@ -8,7 +8,7 @@
 # from the second new word on, and other words come out. One call with a state and one new word a row returns logits of
 # as many positions as there are rows, instead of one. Nothing is raised. A batch of one row is right.
 #
-# Seen:
+# Output seen:
 #   new words like those of the row alone: 1 of 12, 3 of 12, 1 of 12
 #   1 row,  1 new word: logits (1, 1, 99)
 #   2 rows, 1 new word: logits (2, 2, 99)

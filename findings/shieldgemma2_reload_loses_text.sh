@@ -9,7 +9,7 @@
 # it was. The auto class builds a Gemma3ForConditionalGeneration for both configurations, and with Gemma 3's own one
 # nothing is lost.
 #
-# Seen (two layers):
+# Output seen (two layers):
 #   shieldgemma2 (Gemma3ForConditionalGeneration): 29 weights drawn anew, 28 of the file unused, logits 0.47 apart
 #   gemma3 (Gemma3ForConditionalGeneration): 0 weights drawn anew, 0 of the file unused, logits 0.00 apart
 #

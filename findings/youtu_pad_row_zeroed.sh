@@ -8,7 +8,7 @@
 # the head is tied to the embedding, the logit of that word becomes 0 at every position, however far training had
 # pushed it down. The file on disk is right; loading changes it. Nothing is logged.
 #
-# Seen, after 20 steps of training that never use word 0:
+# Output seen, after 20 steps of training that never use word 0:
 #   Youtu, pad_token_id=0: row 0 has norm 0.56 before and 0.00 after, logits of word 0 -0.4 and 0.0; differ: [0]
 #   Youtu, pad_token_id=None: row 0 has norm 1.41 before and 1.41 after; no logits differ
 #   Llama, pad_token_id=0: row 0 has norm 0.76 before and 0.76 after; no logits differ

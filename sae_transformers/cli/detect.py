@@ -9,7 +9,7 @@ import typer
 
 from ..workflows.settings import DetectSettings
 from .errors import guarded
-from .options import ModelDtype
+from .options import ModelDtype, parse_feature
 from .tables import progress_bar
 from .verb import with_settings
 
@@ -76,7 +76,7 @@ def _detect(s: dict[str, Any], console: Any) -> None:
     if found.missing:
         console.print(f"{found.missing:,} texts have no token after the first {settings.skip_first}, so no score.")
     if found.cut:
-        console.print(f"{found.cut:,} texts were cut at {settings.max_length} tokens (--max-length).")
+        console.print(f"{found.cut:,} texts were cut at {found.settings.max_length} tokens (--max-length).")
     known = [label for label in labels if label is not None]
     if quality := found.quality():
         console.print(
@@ -119,11 +119,3 @@ def _features(s: dict[str, Any], console: Any) -> None:
         console.print("No feature is active.")
         return
     show_rows(console, rows, title=f"{len(found.tokens)} tokens, SAE {found.sae}")
-
-
-def parse_feature(text: str) -> tuple[int, int | str]:
-    """SAE and feature of `1:402`, `402` or a concept's name."""
-    number, _, rest = text.partition(":")
-    if rest and number.isdecimal():
-        return int(number), int(rest) if rest.isdecimal() else rest
-    return 0, int(text) if text.isdecimal() else text

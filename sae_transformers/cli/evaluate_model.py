@@ -17,7 +17,7 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     from ..latents.context import check_length
     from ..workflows.loading import load
-    from .evaluate_suites import parse_feature
+    from .options import parse_feature
     from .steering_option import read_steering
 
     loaded = load(

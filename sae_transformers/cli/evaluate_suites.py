@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .options import parse_feature
+
 if TYPE_CHECKING:
     from ..evaluation.journal import Journal
     from ..evaluation.results import DataFile, SuiteResult
@@ -66,14 +68,6 @@ def prepare(name: str, s: dict[str, Any]) -> Prepared:
         OSError: a file is not there.
     """
     return PREPARE[name](s)
-
-
-def parse_feature(text: str) -> tuple[int, int | str]:
-    """`9`, `1:9`, `joy` or `1:joy` -> (SAE, latent or name)."""
-    sae, colon, rest = text.partition(":")
-    if not colon or not sae.isdecimal():
-        sae, rest = "0", text
-    return int(sae), int(rest) if rest.isdecimal() else rest
 
 
 def _features(s: Mapping[str, Any]) -> list[tuple[int, int | str]] | None:

@@ -55,3 +55,11 @@ Submit = Annotated[bool, asking("--submit", help="Upload --batch-file and start 
 BatchResults = Annotated[
     list[str] | None, asking(help="Results of a batch, a file or the batch's id, to begin with. Repeatable.")
 ]
+
+
+def parse_feature(text: str) -> tuple[int, int | str]:
+    """`9`, `1:9`, `joy` or `1:joy` -> (SAE, latent or name)."""
+    sae, colon, rest = text.partition(":")
+    if not colon or not sae.isdecimal():
+        sae, rest = "0", text
+    return int(sae), int(rest) if rest.isdecimal() else rest

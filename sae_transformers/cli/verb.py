@@ -15,7 +15,7 @@ import typer
 def with_settings(
     settings: type, *, renamed: Mapping[str, str] | None = None, own: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb an option for each field of a dataclass, and hand it the object as `settings`.
+    """Give a verb an option for each field of a dataclass, and hand it their values as `settings`.
 
     Args:
         settings: the dataclass; its docstring has an entry for each field.

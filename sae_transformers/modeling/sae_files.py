@@ -39,7 +39,7 @@ tags:
 A sparse autoencoder that reads {place}: {d_in} -> {d_sae} latents, {activation}.
 
 ```python
-from sae_transformers import SaeForCausalLM, SparseAutoencoder
+{imports}
 
 sae = SparseAutoencoder.from_pretrained("{repo}")
 model = SaeForCausalLM.from_base("{base}", saes=[sae])
@@ -260,6 +260,8 @@ def _facts(config: Any) -> dict[str, Any]:
     named = base if base and not Path(base).is_absolute() else None
     return {
         "name": f"SAE at {config.read_at}" if config.placed else "SAE",
+        # Not a line of the card above: that is no import of this file.
+        "imports": "from sae_transformers import SaeForCausalLM, SparseAutoencoder",
         "place": f"`{config.read_at}`" if config.placed else "hidden states",
         "base_line": f"base_model: {named}\n" if named else "",
         "base": named or "the base it was trained on",

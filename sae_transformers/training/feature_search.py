@@ -288,10 +288,12 @@ def search_features(
 
 
 class HeldOutF1(NamedTuple):
-    """f1: on one half of the rows. threshold: scores above it count as 1; the best on the other half."""
+    """f1: on one half of the rows. threshold: scores above it count as 1; the best on the other half.
+    always_yes: F1, on the first of these halves, of calling every row 1."""
 
     f1: float
     threshold: float
+    always_yes: float
 
 
 def held_out_f1(scores: Tensor, labels: Tensor, *, seed: int = 0) -> HeldOutF1:
@@ -306,7 +308,7 @@ def held_out_f1(scores: Tensor, labels: Tensor, *, seed: int = 0) -> HeldOutF1:
     order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
     fitted, held = order[: len(order) // 2], order[len(order) // 2 :]
     if not all(0 < int(labels[half].sum()) < len(half) for half in (fitted, held)):
-        return HeldOutF1(float("nan"), float("nan"))
+        return HeldOutF1(*3 * [float("nan")])
     values, places = scores[fitted].double().sort(descending=True)
     hits = labels[fitted][places].cumsum(0)
     f1 = 2 * hits / (torch.arange(1, len(values) + 1) + hits[-1])
@@ -316,7 +318,7 @@ def held_out_f1(scores: Tensor, labels: Tensor, *, seed: int = 0) -> HeldOutF1:
     threshold = float((values[best] + below) / 2)
     predicted, truth = scores[held].double() > threshold, labels[held]
     found = 2 * int((predicted & truth).sum()) / (int(predicted.sum()) + int(truth.sum()))
-    return HeldOutF1(found, threshold)
+    return HeldOutF1(found, threshold, 2 * int(truth.sum()) / (len(truth) + int(truth.sum())))
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -62,12 +62,8 @@ class DetectResult:
             return {}
         scores = self.scores[known]
         f1 = held_out_f1(scores, truth, seed=self.settings.seed)
-        order = torch.randperm(len(truth), generator=torch.Generator().manual_seed(self.settings.seed))
-        positive = float(truth[order[len(order) // 2 :]].float().mean())
-        always = 2 * positive / (1 + positive)
-        return {
-            "auroc": float(auroc(scores, truth)), "f1": f1.f1, "threshold": f1.threshold, "f1_always_yes": always,
-        }  # fmt: skip
+        found = {"auroc": float(auroc(scores, truth)), "f1": f1.f1, "threshold": f1.threshold}
+        return {**found, "f1_always_yes": f1.always_yes}
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each text: row, score (None where it is missing), label."""

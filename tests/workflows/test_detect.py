@@ -174,3 +174,11 @@ def test_the_features_of_a_text(folder, loaded, tmp_path):
 
 def test_the_verbs_are_at_the_root():
     assert sae_transformers.detect is detect and sae_transformers.top_features is top_features
+
+
+def test_the_verb_says_how_many_texts_were_cut_and_where(folder, tmp_path):
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"text": " ".join(["w5 w6"] * 100)}) + "\n" + json.dumps({"text": "w5 w6"})
+    )
+    result = CliRunner().invoke(app, ["detect", str(folder / "model"), str(tmp_path / "long.jsonl"), "--feature", "3"])
+    assert result.exit_code == 0 and "1 texts were cut at 128 tokens" in result.output
