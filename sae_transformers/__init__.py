@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .workflows.detect import detect as detect
     from .workflows.harvest import harvest as harvest
     from .workflows.loading import load as load
-    from .workflows.settings import DetectSettings as DetectSettings
+    from .workflows.settings.detect import DetectSettings as DetectSettings
     from .workflows.top_features import top_features as top_features
     from .workflows.train import train as train
     from .workflows.train import train_concept as train_concept
@@ -79,7 +79,7 @@ ELSEWHERE = {
     "SaeTrainer": ".training.trainer",
     "SaeTrainingArguments": ".training.arguments",
     "TensorTokens": ".training.shards",
-    "DetectSettings": ".workflows.settings",
+    "DetectSettings": ".workflows.settings.detect",
     "HarvestSettings": ".create_training_data.blocks",
     "attach": ".modeling.conversion.attach",
     "convert": ".modeling.conversion.export:export",

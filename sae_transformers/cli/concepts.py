@@ -16,11 +16,11 @@ from .options import (
     Concurrency,
     DryRun,
     KeyEnv,
+    LLMModel,
     LocalModel,
     MaxAttempts,
     MaxCost,
     MaxTokensTotal,
-    Model,
     PriceIn,
     PriceOut,
     Seed,
@@ -39,7 +39,7 @@ def concept_set(
     instructions: Annotated[
         Path | None, typer.Option(help="Instructions to answer, one a line. [default: the model makes them up]")
     ] = None,
-    model: Model = None,
+    model: LLMModel = None,
     base_url: BaseUrl = None,
     local_model: LocalModel = None,
     positives: Annotated[int, typer.Option(help="Training answers with each concept.")] = 72,

@@ -239,7 +239,7 @@ def ask_features(
     question: Annotated[str, typer.Option(help="Answered for each feature, e.g. 'Does it concern gender?'.")],
     out: Annotated[Path, typer.Option(help="The .csv file to write: feature, answer, reason, failure.")],
     answers: Annotated[str, typer.Option(help="The answers to choose from.")] = "yes,maybe,no",
-    model: options.Model = None,
+    model: options.LLMModel = None,
     base_url: options.BaseUrl = None,
     local_model: options.LocalModel = None,
     at_once: Annotated[int, typer.Option(help="Features of a request; small models need 1.")] = 20,

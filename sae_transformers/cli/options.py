@@ -10,6 +10,9 @@ import typer
 
 # -- of models and texts
 
+Model = Annotated[str, typer.Argument(help="A model with SAEs, as attach or steer writes it, or a base.")]
+Saes = Annotated[list[str] | None, typer.Option(help="An SAE for a base, as attach takes it. Repeatable.")]
+HookPoint = Annotated[str | None, typer.Option(help="Where an SAE reads that does not say it itself.")]
 Base = Annotated[str, typer.Argument(help="Base model: a folder or a Hub id.")]
 TextColumn = Annotated[str, typer.Option(help="Of the text.")]
 LabelColumn = Annotated[str, typer.Option(help="Of the label, 0 or 1.")]
@@ -28,7 +31,7 @@ Table = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
-Model = Annotated[str | None, asking(help="Name of the model at the server.")]
+LLMModel = Annotated[str | None, asking(help="Name of the model at the server.")]
 BaseUrl = Annotated[str | None, asking(help="A server with OpenAI's interface. [default: OpenAI]")]
 LocalModel = Annotated[str | None, asking(help="Instead of a server: a model's folder or Hub id, run here.")]
 KeyEnv = Annotated[str, asking(help="Environment variable of the key, which is sent to the server.")]

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def open_console(width: int | None = None) -> Console:
+    """What the verbs print to: no colours of its own, no line cut."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False, width=width)
 
 
 @contextmanager

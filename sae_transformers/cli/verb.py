@@ -1,65 +1,93 @@
-"""A verb's options from the fields of its settings: their names, defaults, and what their docstring says of them."""
+"""A verb of the command line: its options from the fields of its settings, its errors as one line."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
+import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from .errors import fail
 
-def with_settings(
-    settings: type, *, renamed: Mapping[str, str] | None = None, own: Mapping[str, Any] | None = None
+
+class _Field(NamedTuple):
+    """An option made of a field: of which settings, and what it is there."""
+
+    name: str
+    kind: Any  # as typer takes it
+    default: Any
+    help: str
+    panel: str | None
+    joined: Any  # of a tuple: the kind of its parts, given with commas or repeated
+
+    def option(self, own: Any) -> inspect.Parameter:
+        made = own or typer.Option(help=self.help, rich_help_panel=self.panel)
+        return _keyword(self.name, self.default, Annotated[self.kind, made])
+
+
+def verb(
+    settings: type | None = None,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    own: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb an option for each field of a dataclass, and hand it their values as `settings`.
+    """Make a command of a function: an option for each field of its settings, and errors told as one line.
+
+    The function gets the settings as `settings`. Fields that are settings themselves give their fields, under a
+    heading of their own; fields of one name are one option, with the first one's default. A tuple is given with commas
+    or by repeating the option.
 
     Args:
-        settings: the dataclass; its docstring has an entry for each field.
-        renamed: old spelling -> the option it is now; accepted, with a note, and not shown.
+        settings: a dataclass whose docstring has an entry for each field; None for a verb without.
+        renamed: old spelling -> the option it is now, or `no_x` for a switch that sets `x` to False; accepted, with
+            a note, and not shown.
         own: field -> `typer.Option` in place of the one that is made.
+        leave_out: fields that are no options.
     """
-    helps, hints = argument_help(settings), typing.get_type_hints(settings)
+    old = dict(renamed or {})
 
     def decorate(action: Callable[..., None]) -> Callable[..., None]:
         given = [p for p in inspect.signature(action, eval_str=True).parameters.values() if p.name != "settings"]
-        fields = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=Annotated[
-                    hints[field.name], (own or {}).get(field.name, typer.Option(help=helps[field.name]))
-                ],
-            )
-            for field in dataclasses.fields(settings)
+        fields: dict[str, _Field] = {}
+        for field in _fields(settings, leave_out) if settings else ():
+            fields.setdefault(field.name, field)
+        options = [field.option((own or {}).get(field.name)) for field in fields.values()]
+        known = {p.name: p for p in (*given, *options)}
+        required = {new for new in old.values() if new in known and known[new].default is inspect.Parameter.empty}
+        shown = [
+            p.replace(default=None, annotation=_optional(p.annotation)) if p.name in required else p
+            for p in known.values()
         ]
-        known = {p.name: p for p in (*given, *fields)}
-        old = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[_optional(known[new].annotation), typer.Option(hidden=True)],
-            )
-            for name, new in (renamed or {}).items()
-        ]
+        aliases = [_alias(name, new, known) for name, new in old.items()]
 
         def run(**values: Any) -> None:
-            for name, new in (renamed or {}).items():
-                value = values.pop(name)
-                if value is not None:
-                    typer.secho(f"--{name} is now --{new}.".replace("_", "-"), err=True)
-                    values[new] = value
-            chosen = {field.name: values.pop(field.name) for field in dataclasses.fields(settings)}
-            action(**values, settings=chosen)
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
+            _take_old_names(values, old)
+            for name in required:
+                if values[name] in (None, []):
+                    fail(f"Missing option --{name.replace('_', '-')}.", code=2)
+            from ..workflows.settings.llm import ServiceRefused
+
+            try:
+                if settings is not None:
+                    chosen = {name: _parts(values.pop(name), field) for name, field in fields.items()}
+                    values["settings"] = _filled(settings, chosen)
+                action(**values)
+            except ServiceRefused as error:
+                fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
+            except (ValueError, OSError, TypeError, ImportError) as error:
+                fail(error, code=2)
 
         run.__name__, run.__doc__ = action.__name__, action.__doc__
         run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
-            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*given, *fields, *old)]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shown, *aliases)]
         )
         return run
 
@@ -82,6 +110,95 @@ def argument_help(documented: type) -> dict[str, str]:
     return {name: (help[:1].upper() + help[1:]).replace("`", "") for name, help in found.items()}
 
 
+def _fields(settings: Any, leave_out: Collection[str], panel: str | None = None) -> Iterator[_Field]:
+    """The options of a dataclass, or of an instance of one, whose values are then the defaults."""
+    documented = settings if isinstance(settings, type) else type(settings)
+    helps, hints = argument_help(documented), typing.get_type_hints(documented)
+    for field in dataclasses.fields(documented):
+        if field.name in leave_out:
+            continue
+        default = _default(field) if isinstance(settings, type) else getattr(settings, field.name)
+        if dataclasses.is_dataclass(default):
+            yield from _fields(default, leave_out, getattr(default, "PANEL", panel))
+            continue
+        kind, joined = hints[field.name], _tuple_of(hints[field.name])
+        if joined is not None:
+            kind = list[str] if isinstance(default, tuple) else list[str] | None
+            default = [str(part) for part in default] if isinstance(default, tuple) else default
+        yield _Field(field.name, kind, default, helps[field.name], panel, joined)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return inspect.Parameter.empty if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _filled(settings: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass with these values, wherever in it a field of that name is."""
+    documented = settings if isinstance(settings, type) else type(settings)
+    taken = {}
+    for field in dataclasses.fields(documented):
+        default = _default(field) if isinstance(settings, type) else getattr(settings, field.name)
+        if dataclasses.is_dataclass(default):
+            taken[field.name] = _filled(default, values)
+        elif field.name in values:
+            taken[field.name] = values[field.name]
+        elif default is not inspect.Parameter.empty:
+            taken[field.name] = default
+    return documented(**taken)
+
+
+def _parts(value: Any, field: _Field) -> Any:
+    """A tuple's parts, each of its kind."""
+    if field.joined is None or value is None:
+        return value
+    texts = [part.strip() for text in value for part in text.split(",") if part.strip()]
+    if not texts and field.default is None:
+        return None
+    try:
+        return tuple(field.joined(text) for text in texts)
+    except ValueError as error:
+        wanted = {int: "whole numbers", float: "numbers"}.get(field.joined, "texts")
+        told = ",".join(value)
+        raise ValueError(f"`{field.name}` must be {wanted}, comma-separated. Received: {told!r}.") from error
+
+
+def _tuple_of(kind: Any) -> Any:
+    for one in (kind, *(typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else ())):
+        if typing.get_origin(one) is tuple:
+            return typing.get_args(one)[0]
+    return None
+
+
+def _alias(name: str, new: str, known: Mapping[str, inspect.Parameter]) -> inspect.Parameter:
+    if new not in known and new.startswith("no_"):
+        return _keyword(name, False, Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", hidden=True)])
+    return _keyword(name, None, Annotated[_kind(known[new].annotation) | None, typer.Option(hidden=True)])
+
+
+def _take_old_names(values: dict[str, Any], old: Mapping[str, str]) -> None:
+    for name, new in old.items():
+        value = values.pop(name)
+        if value is None or value is False or value == []:
+            continue
+        typer.secho(f"--{name} is now --{new}.".replace("_", "-"), err=True)
+        if new in values:
+            values[new] = value
+        else:
+            values[new.removeprefix("no_")] = False
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _kind(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
 def _optional(annotation: Any) -> Any:
-    kind = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-    return kind | None
+    if typing.get_origin(annotation) is not Annotated:
+        return annotation | None
+    kind, option = typing.get_args(annotation)
+    return Annotated[kind | None, option]

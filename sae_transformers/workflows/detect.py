@@ -16,10 +16,11 @@ from ..evaluation.detection import auroc
 from ..latents.context import reading_length
 from ..latents.text_input import tokenized
 from ..latents.text_latents import batches_of
+from ..latents.texts import LABEL_NAMES, column_of, open_text
 from ..modeling.modeling_sae import SaePreTrainedModel
 from ..training.feature_search import held_out_f1
 from .results import Progress, html_table, save_csv, to_frame
-from .settings import DetectSettings
+from .settings.detect import DetectSettings
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -64,6 +65,33 @@ class DetectResult:
         f1 = held_out_f1(scores, truth, seed=self.settings.seed)
         found = {"auroc": float(auroc(scores, truth)), "f1": f1.f1, "threshold": f1.threshold}
         return {**found, "f1_always_yes": f1.always_yes}
+
+    def summary(self) -> list[str]:
+        """What was found, in a line or a few.
+
+        Raises:
+            ValueError: no text has a score.
+        """
+        known = self.scores[~self.scores.isnan()]
+        skipped = f"no token after the first {self.settings.skip_first}"
+        if not len(known):
+            raise ValueError(f"Every text has {skipped}. Try a smaller `skip_first`.")
+        above = int((known > 0).sum())
+        lines = [f"{len(self.texts):,} texts, score {known.mean():.4g} ± {known.std():.4g}, above 0 in {above:,}"]
+        if self.missing:
+            lines.append(f"{self.missing:,} texts have {skipped}, so no score.")
+        if self.cut:
+            lines.append(f"{self.cut:,} texts were cut at {self.settings.max_length} tokens (max_length).")
+        labels = [label for label in self.labels or () if label is not None]
+        if quality := self.quality():
+            lines.append(
+                f"{sum(labels):,} of {len(labels):,} labelled texts have label 1: AUROC {quality['auroc']:.3f}, "
+                f"F1 {quality['f1']:.3f} at {quality['threshold']:.4g} (threshold from half of them, F1 of the "
+                f"others; F1 {quality['f1_always_yes']:.3f} if every text is called positive)"
+            )
+        elif labels:
+            lines.append(f"No AUROC: the {len(labels):,} labels are all {labels[0]}.")
+        return lines
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each text: row, score (None where it is missing), label."""
@@ -136,3 +164,19 @@ def detect(
     return DetectResult(
         number, sae, found.texts, scores, None if labels is None else list(labels), found.cut, settings
     )
+
+
+def read_rows(
+    source: str, text_column: str = "text", label_column: str = "label"
+) -> tuple[list[str], list[int | None]]:
+    """A table's texts, and the label of each: 0, 1, or None where there is none.
+
+    Args:
+        source: a file, a folder, a URL or a Hub data set, as `open_text` takes it.
+
+    Raises:
+        ValueError: no column of that name.
+    """
+    rows = list(open_text(source).rows())
+    texts = [str(text) for text in column_of(rows, source, text_column)]
+    return texts, [LABEL_NAMES.get(str(row.get(label_column)).strip().lower()) for row in rows]
