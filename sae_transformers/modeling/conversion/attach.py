@@ -22,7 +22,7 @@ HEADS = {"causal-lm": SaeForCausalLM, "sequence-classification": SaeForSequenceC
 
 def attach(
     base: str | None,
-    saes: Sequence[SparseAutoencoder],
+    saes: Sequence[SparseAutoencoder | str | os.PathLike],
     out: str | os.PathLike,
     *,
     head: str = "causal-lm",
@@ -35,7 +35,7 @@ def attach(
 
     Args:
         base: folder or Hub id; the one that the SAEs name by default.
-        saes: SAEs that know their place.
+        saes: SAEs that know their place, or names of such as `SparseAutoencoder.from_pretrained` takes them.
         out: folder.
         head: `causal-lm` or `sequence-classification`.
         revision: of the base; its commit is noted.
@@ -51,6 +51,7 @@ def attach(
     """
     if head not in HEADS:
         raise ValueError(f"`head` must be one of {', '.join(HEADS)}. Received: head={head!r}.")
+    saes = [sae if isinstance(sae, SparseAutoencoder) else SparseAutoencoder.from_pretrained(sae) for sae in saes]
     named = {str(sae.config.metadata["base_model"]) for sae in saes if sae.config.metadata.get("base_model")}
     if base is None:
         if len(named) != 1:

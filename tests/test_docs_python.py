@@ -1,0 +1,54 @@
+"""docs/python.md: each verb's snippet runs, in ten lines or fewer, on tiny files under the names it uses."""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from sae_transformers import attach
+from tests.create_training_data.words import WORDS, word_tokenizer
+from tests.tiny import tiny_base, tiny_sae
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+MAX_LINES = 10
+
+
+def sections() -> dict[str, str]:
+    """Heading -> its snippet."""
+    text = PAGE.read_text(encoding="utf-8")
+    return dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page names: base, sae, model, texts.csv (text, label), prompts.txt."""
+    path = tmp_path_factory.mktemp("python")
+    base, tokenizer = tiny_base(), word_tokenizer()
+    base.save_pretrained(path / "base")
+    tokenizer.save_pretrained(path / "base")
+    tiny_sae(layer=1).save_pretrained(path / "sae")
+    attach(str(path / "base"), [path / "sae"], path / "model")
+    draw = random.Random(0)
+    with (path / "texts.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for number in range(60):
+            words = WORDS[:45] if number % 2 else WORDS[30:]
+            rows.writerow([" ".join(draw.choices(words, k=8)), number % 2])
+    prompts = [" ".join(draw.choices(WORDS, k=4)) for _ in range(8)]
+    (path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("heading", list(sections()))
+def test_the_snippet_of(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = sections()[heading]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= MAX_LINES
+    assert all(line.startswith("from sae_transformers import ") for line in lines if "sae_transformers" in line)
+    monkeypatch.chdir(folder)
+    exec(compile(code, f"{PAGE.name}: {heading}", "exec"), {})  # noqa: S102
