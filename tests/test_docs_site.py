@@ -46,7 +46,7 @@ def load(name: str) -> Any:
     return module
 
 
-hooks, house_style = load("hooks"), load("griffe_house_style")
+hooks, house_style, plots = load("hooks"), load("griffe_house_style"), load("plot_results")
 
 
 def entries(nav: Any) -> list[str]:
@@ -107,13 +107,21 @@ def test_a_page_begins_with_its_purpose_and_a_command(name: str) -> None:
 
 
 def test_measured_numbers_on_paper_pages_are_in_the_results() -> None:
-    results = text_of(DOCS / "results.md")
+    results = "\n".join(text_of(page) for page in sorted((DOCS / "results").glob("*.md")))
     for page in sorted((DOCS / "papers").glob("*.md")):
         _, _, measured = text_of(page).partition("\n## Measured\n")
         numbers = re.findall(r"\d[\d,]*\.\d+|\d+(?= %)", re.sub(r"\]\([^)]*\)", "", measured))
-        assert "](../results.md#" in measured and "results.md#" in measured, page.name
+        assert "](../results/" in measured, page.name
         for number in numbers:
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)", results), f"{page.name}: {number}"
+
+
+@pytest.mark.parametrize("plot", plots.PLOTS, ids=lambda plot: plot.page)
+def test_a_plot_shows_the_rows_of_its_page(plot: Any) -> None:
+    drawn = text_of(DOCS / "images" / "results" / f"{plot.page}.svg")
+    assert f"](../images/results/{plot.page}.svg)" in text_of(DOCS / "results" / f"{plot.page}.md")
+    for name, (value, low, high) in plots.points(plot):
+        assert f">{name}<" in drawn and low <= value <= high, name
 
 
 def test_every_example_is_told_and_tested() -> None:
@@ -135,7 +143,7 @@ def test_links_out_of_the_docs_go_to_pages_of_the_site() -> None:
         "[a](source/examples/pretrain_sae.py.md), [r](index.md#limits), [p](papers/scar.md#as), `[x](../LICENSE)`"
     )
     assert hooks.relink("[c](../../CHANGELOG.md)", "docs/api", "api/index.md") == "[c](../source/CHANGELOG.md)"
-    assert hooks.relink("[r](docs/results.md#quickstart)", "", "index.md") == "[r](results.md#quickstart)"
+    assert hooks.relink("[r](docs/results/quickstart.md)", "", "index.md") == "[r](results/quickstart.md)"
     gone = "[n](../nothing.py), [o](../../outside.md), [h](https://huggingface.co), [s](#here)"
     assert hooks.relink(gone, "docs", "steering.md") == gone  # mkdocs warns of the first two
     shown = hooks.file_page("examples/pretrain_sae.py")
