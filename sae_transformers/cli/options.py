@@ -21,7 +21,10 @@ Place = Annotated[str | None, typer.Option(help="Of an SAE that does not say whe
 ModelDtype = Annotated[str, typer.Option(help="auto: float32 on a CPU, else as published.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
-# -- of language models that are asked
+# -- of language models that are asked: the options are the fields of `LLMSettings` and `SendSettings`
+
+# Old spellings of these, for `verb(renamed=)`.
+LLM_RENAMED = {"model": "llm", "base_url": "llm_url", "max_tokens_total": "max_total_tokens"}
 
 asking = partial(typer.Option, rich_help_panel="Language model")
 Table = Annotated[

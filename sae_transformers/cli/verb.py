@@ -27,7 +27,8 @@ class _Field(NamedTuple):
     joined: Any  # of a tuple: the kind of its parts, given with commas or repeated
 
     def option(self, own: Any) -> inspect.Parameter:
-        made = own or typer.Option(help=self.help, rich_help_panel=self.panel)
+        flags = (f"--{self.name.replace('_', '-')}",) if self.kind is bool and self.default is False else ()
+        made = own or typer.Option(*flags, help=self.help, rich_help_panel=self.panel)
         return _keyword(self.name, self.default, Annotated[self.kind, made])
 
 
@@ -42,7 +43,7 @@ def verb(
 
     The function gets the settings as `settings`. Fields that are settings themselves give their fields, under a
     heading of their own; fields of one name are one option, with the first one's default. A tuple is given with commas
-    or by repeating the option.
+    or by repeating the option; a switch that is off by default has no `--no-`.
 
     Args:
         settings: a dataclass whose docstring has an entry for each field; None for a verb without.

@@ -12,7 +12,7 @@ stays in the client's cache, so a run that was cut off is called again in the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def explain(
     task: str | Path | Task | None = None,
     *,
     prompts: str | Path | Task = "explain",
-    progress: bool = True,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> list[AnnotationRow]:
     """Summaries of features from their spans.
 
@@ -71,7 +71,7 @@ def verify(
     *,
     prompts: str | Path | Task = "verify",
     structured: bool = True,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> list[AnnotationRow]:
     """A second look at each summary: `verify` becomes the label. "Cannot Tell." gives "no"; no spans "-".
 
@@ -94,7 +94,7 @@ def judge(
     task: str | Path | Task,
     *,
     structured: bool = True,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> list[AnnotationRow]:
     """Whether a task intends each feature: `task` becomes label|||full answer, for each of its judgements in turn.
 
@@ -160,7 +160,11 @@ def _explained(features: Sequence[AnnotationRow], asked: Asked, answers: Sequenc
 
 
 def _judged(
-    rows: Sequence[AnnotationRow], client: Chat, task: Task, structured: bool, progress: bool
+    rows: Sequence[AnnotationRow],
+    client: Chat,
+    task: Task,
+    structured: bool,
+    progress: bool | Callable[[int, int], object],
 ) -> list[tuple[int, list[tuple[str, str]], str]]:
     """For each row that was asked about: its number, label and answer of each judgement, or the failure."""
     places, requests, per_row = ask(rows, task, structured)

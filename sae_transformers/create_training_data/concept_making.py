@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ def make_concept_sets(
     client: Chat,
     recipe: ConceptRecipe | None = None,
     *,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> Made:
     """Have a chat model answer instructions with and without concepts.
 
@@ -176,7 +176,11 @@ def instructions_wanted(recipe: ConceptRecipe) -> int:
 
 
 def ask_instructions(
-    client: Chat, count: int, recipe: ConceptRecipe | None = None, *, progress: bool = True
+    client: Chat,
+    count: int,
+    recipe: ConceptRecipe | None = None,
+    *,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> list[str]:
     """So many different instructions from the chat model, or fewer if it repeats itself."""
     recipe = recipe or ConceptRecipe()
@@ -210,7 +214,7 @@ def rate_answers(
     *,
     kinds: Sequence[str] = ("concept", "instruction", "fluency"),
     max_tokens: int = 64,
-    progress: bool = False,
+    progress: bool | Callable[[int, int], object] = False,
 ) -> dict[str, list[float]]:
     """A chat model's ratings of answers, of the kinds that AxBench asks for: 0, 1 or 2 for each answer.
 

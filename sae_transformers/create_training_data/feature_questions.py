@@ -15,7 +15,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def ask_about_features(
     labels: Sequence[str] = LABELS,
     *,
     at_once: int = 20,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> list[FeatureAnswer]:
     """An answer for each feature, in the order of the rows.
 

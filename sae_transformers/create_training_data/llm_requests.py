@@ -10,12 +10,15 @@ import json
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from .llm_budget import Account, Estimate
 
 REFUSAL, EMPTY, REJECTED, GAVE_UP, NOT_DONE = "refusal", "empty", "rejected", "gave up", "not done"
 KEPT = (None, REFUSAL, EMPTY)  # what the model said itself: asking again would cost again
@@ -168,18 +171,37 @@ class Chat(ABC):
         keyed = {self.key(request): request for request in requests}
         return {key: request for key, request in keyed.items() if key not in self.cache}
 
-    def complete_many(self, requests: Sequence[ChatRequest], progress: bool = True) -> list[Answer]:
-        """Answers in the order of the requests. Equal requests are sent once; answered ones are not sent again."""
+    def complete_many(
+        self, requests: Sequence[ChatRequest], progress: bool | Callable[[int, int], object] = True
+    ) -> list[Answer]:
+        """Answers in the order of the requests. Equal requests are sent once; answered ones are not sent again.
+
+        Args:
+            progress: a bar on stderr, none, or a function that is called with (done, total) after each answer.
+        """
         with self._one_call:  # so that two threads with the same request do not both send it
             keys = [self.key(request) for request in requests]
             missing = self.missing(requests)
             found: dict[str, Answer] = {}
             total = len(set(keys))
-            with tqdm(total=total, initial=total - len(missing), disable=not progress, desc=self.model) as bar:
+            report = progress if callable(progress) else None
+            hidden = not progress or report is not None
+            with tqdm(total=total, initial=total - len(missing), disable=hidden, desc=self.model) as bar:
                 for key, answer in self._send(missing):
                     found[key] = answer
                     bar.update()
+                    if report is not None:
+                        report(total - len(missing) + len(found), total)
             return [found.get(key) or self.cache[key] for key in keys]
+
+    @property
+    @abstractmethod
+    def account(self) -> Account:
+        """What was used so far."""
+
+    @abstractmethod
+    def estimate(self, requests: Sequence[ChatRequest]) -> Estimate:
+        """What requests would use at most, without those that are answered."""
 
     @abstractmethod
     def _send(self, requests: Mapping[str, ChatRequest]) -> Iterator[tuple[str, Answer]]:
