@@ -64,7 +64,7 @@ def detect(folder: Path, *options: object, texts: str = "texts.csv", feature: ob
 
 def test_detect_scores_texts(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a" / "scores.csv"
-    result = detect(folder, "--out", out, "--batch-size", 7, "--pre-activations")
+    result = detect(folder, "--out", out, "--tokens-per-batch", 56, "--pre-activations")
     assert result.exit_code == 0, result.output
     with out.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

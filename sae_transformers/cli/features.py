@@ -203,6 +203,7 @@ def steer_feature(
     from rich.table import Table
 
     from ..evaluation.feature_steering import check_layer, side_by_side, vector_steering
+    from ..evaluation.settings import GenerationSettings
     from ..modeling import SaeForCausalLM
     from .errors import fail
     from .loading import load_base, load_sae
@@ -218,13 +219,8 @@ def steer_feature(
             tokenizer,
             prompt,
             steering,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
+            GenerationSettings(max_new_tokens, temperature, top_p, samples, chat, seed=seed),
             frequency_penalty=frequency_penalty,
-            seed=seed,
-            chat=chat,
         )
     except (ValueError, OSError, TypeError, ImportError) as error:
         fail(error, code=2)

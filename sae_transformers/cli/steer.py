@@ -82,6 +82,7 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     from ..create_training_data.concept_sets import read_concept_sets
     from ..create_training_data.shards import Store
     from ..evaluation.continuations import chat_prompts, prompt_ids
+    from ..evaluation.settings import FluencyBudget, GenerationSettings
     from ..latents.context import check_length
     from ..modeling import SaeForCausalLM
     from ..training.feature_search import best_of, search_features
@@ -125,9 +126,11 @@ def _steer(s: dict[str, Any], console: Any) -> None:
         warnings.simplefilter("always", UserWarning)
         found = calibrate(
             model, tokenizer, asked, scorer, ladders,
-            perplexity_limit=s["perplexity_limit"], repetition_limit=s["repetition_limit"], samples=s["samples"],
-            new_tokens=s["new_tokens"], temperature=s["temperature"], seed=s["seed"], rows_at_once=s["rows_at_once"],
-            progress=True, journal=journal,
+            GenerationSettings(
+                s["new_tokens"], s["temperature"], 1.0, s["samples"], s["chat"], s["rows_at_once"], s["seed"]
+            ),
+            FluencyBudget(s["perplexity_limit"], s["repetition_limit"]),
+            journal=journal,
         )  # fmt: skip
     for warning in told:
         console.print(f"Warning: {warning.message}", markup=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 from .continuations import Continuations, chat_prompts, continue_prompts, likelihood
 from .generation import repetition
 from .journal import Journal
+from .settings import GenerationSettings
 
 MOST = 2.0
 
@@ -245,11 +246,8 @@ def evaluate_concept_steering(
         tokenizer,
         prompts,
         steerings,
-        new_tokens=new_tokens,
-        temperature=temperature,
-        seed=seed,
+        GenerationSettings(new_tokens, temperature, batch_size=rows_at_once, seed=seed),
         draws=list(range(n)) * (len(prompts) // n),
-        rows_at_once=rows_at_once,
         report=report,
         journal=journal,
     )

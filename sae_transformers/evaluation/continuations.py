@@ -16,6 +16,7 @@ from ..modeling import Steering
 from ..modeling.base_arguments import cache_argument, cache_of, continues
 from .generation import continuation_mask
 from .journal import Journal, result_of
+from .settings import GenerationSettings
 
 LOGIT_ROWS = 8  # whose logits are held at a time
 
@@ -66,13 +67,9 @@ def continue_prompts(
     tokenizer: Any,
     prompts: Sequence[str],
     steerings: Sequence[Any] | None = None,
+    settings: GenerationSettings | None = None,
     *,
-    new_tokens: int = 40,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     draws: Sequence[int] | None = None,
-    rows_at_once: int = 32,
     report: Callable[[int], object] | None = None,
     journal: Journal | None = None,
 ) -> Continuations:
@@ -87,12 +84,9 @@ def continue_prompts(
         tokenizer: of the base.
         prompts: n texts; special tokens are added unless a prompt begins with the beginning token.
         steerings: n, each a `Steering`, or None or False for none; None for none at all.
-        new_tokens: of a continuation, at most.
-        temperature: 0 is greedy.
-        top_p: of sampling: the most likely tokens that make up so much.
-        seed: of the noise.
+        settings: of which `chat` and `samples_per_prompt` do not count: the prompts are as the model reads them
+            (see `chat_prompts`), and each is continued once.
         draws: (n,) numbers from 0 that tell the noise of rows apart; by default each row has its own.
-        rows_at_once: of `generate`.
         report: called with the number of rows done after each batch.
         journal: has the batches that were done, and gets the others.
 
@@ -108,23 +102,20 @@ def continue_prompts(
             f"Expected a list of prompts, and a steering and a draw for each. "
             f"Received: {n} prompts, {len(plans)} steerings, {len(draws)} draws."
         )
-    if new_tokens < 1 or rows_at_once < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"Expected counts of 1 or more, temperature >= 0, top_p in (0, 1]. Received: new_tokens={new_tokens!r}, "
-            f"rows_at_once={rows_at_once!r}, temperature={temperature!r}, top_p={top_p!r}."
-        )
-    ids = prompt_ids(model, tokenizer, prompts, new_tokens)
+    settings = settings or GenerationSettings()
+    ids = prompt_ids(model, tokenizer, prompts, settings.max_new_tokens)
     order = sorted(range(n), key=lambda row: -len(ids[row]))
     texts, losses, tokens = [""] * n, torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.long)
     made: list[list[int]] = [[] for _ in range(n)]
-    settings = {"new_tokens": new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    for start in range(0, n, rows_at_once):
-        rows = order[start : start + rows_at_once]
+    sampled = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+    told = {"new_tokens": settings.max_new_tokens, **sampled}
+    for start in range(0, n, settings.batch_size):
+        rows = order[start : start + settings.batch_size]
         batch = [ids[row] for row in rows], [plans[row] for row in rows], [draws[row] for row in rows]
         found = result_of(
             journal,
-            lambda batch=batch: {"ids": batch[0], **steerings_told(batch[1]), "draws": batch[2], **settings},
-            lambda batch=batch: _continued(model, tokenizer, *batch, **settings),
+            lambda batch=batch: {"ids": batch[0], **steerings_told(batch[1]), "draws": batch[2], **told},
+            lambda batch=batch: _continued(model, tokenizer, *batch, settings),
         )
         for row, text, loss, new in zip(rows, found["texts"], found["losses"], found["ids"], strict=True):
             texts[row], losses[row], tokens[row], made[row] = text, loss, len(new), new
@@ -134,19 +125,23 @@ def continue_prompts(
 
 
 def _continued(
-    model: Any, tokenizer: Any, ids: Sequence[Sequence[int]], plans: Sequence[Any], draws: Sequence[int], *,
-    new_tokens: int, temperature: float, top_p: float, seed: int,
-) -> dict[str, Any]:  # fmt: skip
+    model: Any,
+    tokenizer: Any,
+    ids: Sequence[Sequence[int]],
+    plans: Sequence[Any],
+    draws: Sequence[int],
+    settings: GenerationSettings,
+) -> dict[str, Any]:
     """Of one batch texts, losses and the new tokens' ids, row by row, as JSON."""
     given, mask = (t.to(model.device) for t in _left_padded(ids, tokenizer.pad_token_id or 0))
     noise = LogitsProcessorList()
-    if temperature > 0:
-        noise.append(_Draws(draws, seed, temperature, top_p))
+    if settings.temperature > 0:
+        noise.append(_Draws(draws, settings.seed, settings.temperature, settings.top_p))
     found = model.generate(
         input_ids=given,
         attention_mask=mask,
         steering=list(plans) if any(plans) else False,
-        max_new_tokens=new_tokens,
+        max_new_tokens=settings.max_new_tokens,
         do_sample=False,
         logits_processor=noise,
         pad_token_id=tokenizer.pad_token_id,
@@ -210,7 +205,7 @@ def prompt_ids(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: i
         if len(row) + new_tokens > longest:
             raise ValueError(
                 f"A prompt and its continuation must fit the model's context of {longest} tokens; shorten it or lower "
-                f"`new_tokens`. Received: prompt {number} of {len(row)} tokens and new_tokens={new_tokens!r}."
+                f"`max_new_tokens`. Received: prompt {number} of {len(row)} tokens and max_new_tokens={new_tokens!r}."
             )
     return rows
 

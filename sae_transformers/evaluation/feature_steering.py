@@ -9,9 +9,12 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..modeling import FeatureEdit, Steering
+from .continuations import chat_prompts
+from .settings import GenerationSettings
 
 ALL_BUT_LAST_OF_PROMPT = ((0, -1),)
 ALL_BUT_FIRST = ((1, None),)
+SIDE_BY_SIDE = GenerationSettings(max_new_tokens=50, temperature=1.0, samples_per_prompt=3)
 
 
 def vector_steering(
@@ -93,47 +96,25 @@ def side_by_side(
     tokenizer: Any,
     prompt: str,
     steering: Steering,
+    settings: GenerationSettings = SIDE_BY_SIDE,
     *,
-    samples: int = 3,
-    max_new_tokens: int = 50,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
     frequency_penalty: float = 0.0,
-    seed: int = 0,
-    chat: bool = False,
 ) -> SideBySide:
-    """Continue a prompt `samples` times each way.
+    """Continue a prompt several times each way.
 
     Args:
         model: `SaeForCausalLM`.
-        samples: continuations each way, drawn together.
-        temperature: 0 is greedy, and gives one sample.
+        settings: its samples are drawn together, so that `batch_size` does not count; the seed is of both ways, and
+            the process's own random state is left alone.
         frequency_penalty: see `FrequencyPenalty`.
-        seed: of both ways; the process's own random state is left alone.
-        chat: put the prompt into the tokenizer's chat template, as a user's message.
 
     Raises:
-        ValueError: an option out of range, an empty prompt, one that leaves no room in the context, or `chat` without
-            a chat template.
+        ValueError: an empty prompt, or one that leaves no room in the context.
     """
-    if samples < 1 or max_new_tokens < 1:
-        raise ValueError(
-            f"`samples` and `max_new_tokens` must be 1 or more. "
-            f"Received: samples={samples!r}, max_new_tokens={max_new_tokens!r}."
-        )
-    if not temperature >= 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"`temperature` must be 0 or more, `top_p` in (0, 1]. "
-            f"Received: temperature={temperature!r}, top_p={top_p!r}."
-        )
-    if temperature == 0 and samples > 1:
-        raise ValueError(f"Without temperature all samples are the same: ask for one. Received: samples={samples!r}.")
-    if chat:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("`chat` needs a tokenizer with a chat template. Received: one without.")
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    ids = torch.tensor([tokenizer(prompt, add_special_tokens=not chat)["input_ids"]], device=model.device)
+    max_new_tokens, temperature = settings.max_new_tokens, settings.temperature
+    templated = settings.chat and bool(getattr(tokenizer, "chat_template", None))
+    (prompt,) = chat_prompts(tokenizer, [prompt]) if settings.chat else [prompt]
+    ids = torch.tensor([tokenizer(prompt, add_special_tokens=not templated)["input_ids"]], device=model.device)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9
     if not ids.shape[1] or ids.shape[1] + max_new_tokens > limit:
         raise ValueError(
@@ -143,7 +124,8 @@ def side_by_side(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     options: dict[str, Any] = {"do_sample": temperature > 0, "top_k": 0, "max_new_tokens": max_new_tokens}
     if temperature > 0:
-        options |= {"temperature": temperature, "top_p": top_p, "num_return_sequences": samples}
+        samples = settings.samples_per_prompt
+        options |= {"temperature": temperature, "top_p": settings.top_p, "num_return_sequences": samples}
     else:
         options |= {"temperature": None, "top_p": None, "top_k": None}
     if frequency_penalty:
@@ -152,7 +134,7 @@ def side_by_side(
     devices = [model.device] if model.device.type == "cuda" else []
     for way in (steering, False):
         with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+            torch.manual_seed(settings.seed)
             rows = model.generate(ids, attention_mask=torch.ones_like(ids), steering=way, pad_token_id=pad, **options)
         found.append([tokenizer.decode(row, skip_special_tokens=True) for row in rows[:, ids.shape[1] :]])
     return SideBySide(*found)

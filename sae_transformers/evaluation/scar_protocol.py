@@ -30,6 +30,7 @@ from .intervals import percentiles, resample_counts
 from .likelihood import start_token, token_scores
 from .results import Measurement, SuiteResult
 from .scorers import Scorer, checked_scores
+from .settings import GenerationSettings
 from .steering_sweep import perplexity
 
 FACTORS = (-100.0, -50.0, -1.0, 0.0, 1.0, 50.0, 100.0)
@@ -196,7 +197,7 @@ def scar_suite(
     prompts = [row.prompt for row in chosen]
     made = continue_prompts(
         model, tokenizer, prompts * len(ways), [way for way in ways.values() for _ in prompts],
-        new_tokens=new_tokens, rows_at_once=rows_at_once, report=report,
+        GenerationSettings(new_tokens, temperature=0.0, batch_size=rows_at_once), report=report,
     )  # fmt: skip
     alone = checked_scores(scorer, made.texts).view(len(ways), n)
     whole = [f"{prompt}{text}" for prompt, text in zip(prompts * len(ways), made.texts, strict=True)]

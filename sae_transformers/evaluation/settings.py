@@ -39,6 +39,13 @@ class GenerationSettings:
         check_integers(self, max_new_tokens=1, samples_per_prompt=1, batch_size=1)
         check_numbers(self, "temperature", least=0)
         check_numbers(self, "top_p", above=0)
+        if self.top_p > 1:
+            raise ValueError(f"`top_p` must be in (0, 1]. Received: top_p={self.top_p!r}.")
+        if self.samples_per_prompt > 1 and self.temperature == 0:
+            raise ValueError(
+                f"Without a `temperature` all samples of a prompt are the same: ask for one. "
+                f"Received: samples_per_prompt={self.samples_per_prompt!r}, temperature={self.temperature!r}."
+            )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..modeling import FeatureEdit, Steering
 from .continuations import chat_prompts, continue_prompts
+from .settings import GenerationSettings
 
 
 def steering_samples(
@@ -58,8 +59,8 @@ def steering_samples(
     ]
     found = continue_prompts(
         model, tokenizer, asked * len(settings), [plan for plan in plans for _ in prompts],
-        new_tokens=new_tokens, temperature=temperature, seed=seed, draws=[*range(len(prompts))] * len(settings),
-        rows_at_once=rows_at_once, report=report,
+        GenerationSettings(new_tokens, temperature, batch_size=rows_at_once, seed=seed),
+        draws=[*range(len(prompts))] * len(settings), report=report,
     )  # fmt: skip
     labelled = [(*setting, prompt) for setting in settings for prompt in prompts]
     perplexities = found.perplexities.tolist()

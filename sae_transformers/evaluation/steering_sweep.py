@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from .generation import repetition
 from .journal import Journal
 from .likelihood import token_scores
 from .scorers import Scorer, checked_scores
+from .settings import GenerationSettings
 from .token_divergence import Reading, divergence_from_unsteered
 
 UNSTEERED = "none"
@@ -132,7 +134,7 @@ class Sweep:
         self.model, self.tokenizer, self.settings = model, tokenizer, list(settings)
         self.temperature, self.seeds = temperature, list(seeds)
         self.watched = {"report": report, "journal": journal}
-        self.options = {"new_tokens": new_tokens, "top_p": top_p, "rows_at_once": rows_at_once, **self.watched}
+        self.drawn = GenerationSettings(new_tokens, temperature, top_p, batch_size=rows_at_once)
 
         def as_read(texts: Sequence[str]) -> list[str]:
             return chat_prompts(tokenizer, texts) if chat else list(texts)
@@ -150,10 +152,9 @@ class Sweep:
             self.tokenizer,
             [text for texts in self.read for text in texts],
             [one.steering for one in self.settings for _ in range(n)],
-            temperature=temperature,
-            seed=seed,
+            replace(self.drawn, temperature=temperature, seed=seed),
             draws=list(range(n)) * len(self.settings),
-            **self.options,
+            **self.watched,
         )
         parts = [found.take(range(place * n, (place + 1) * n)) for place in range(len(self.settings))]
         return [part if one.instructions is None else self._after_plain(part)

@@ -12,17 +12,17 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..evaluation.continuations import Continuations, continue_prompts
 from ..evaluation.generation import repetition
 from ..evaluation.journal import Journal
 from ..evaluation.scorers import Scorer, checked_scores
+from ..evaluation.settings import FluencyBudget, GenerationSettings
 from ..modeling import FeatureEdit, Steering
 
 NORMS = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.6)  # of the hidden state
@@ -128,17 +128,11 @@ def calibrate(
     prompts: Sequence[str],
     scorer: Scorer,
     ladders: Sequence[Ladder],
+    generation: GenerationSettings | None = None,
+    budget: FluencyBudget | None = None,
     *,
-    perplexity_limit: float = 1.6,
-    repetition_limit: float | None = None,
     report_share: float = 0.5,
-    samples: int = 1,
-    new_tokens: int = 40,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    rows_at_once: int = 32,
-    progress: bool = False,
+    progress: Callable[[int, int], object] | None = None,
     journal: Journal | None = None,
 ) -> Calibration:
     """The steering that scores highest on held-out prompts among those that keep the text likely.
@@ -152,14 +146,11 @@ def calibrate(
         prompts: as the model reads them; see `evaluation.continuations.chat_prompts`.
         scorer: texts -> a finite number for each, higher for more of what is wanted. It sees continuations only.
         ladders: steerings from weak to strong, as `ladders_of` makes them.
-        perplexity_limit: the continuations' perplexity under the unsteered model, over that of unsteered ones. Greedy
-            text is the most likely there is, so the same limit is much stricter without a temperature.
-        repetition_limit: share of repeated word trigrams that may be added; a model that repeats itself has a low
-            perplexity.
+        generation: of the continuations, and the seed of the split; all steerings see the same noise. The prompts are
+            taken as they are, so `chat` does not count.
+        budget: what a steering may cost.
         report_share: of the prompts, drawn by the seed, that do not choose but report.
-        samples: continuations of a prompt, with `temperature` above 0.
-        new_tokens, temperature, top_p, rows_at_once: of `continue_prompts`. All steerings see the same noise.
-        seed: of split and noise.
+        progress: called with the continuations that are done, and how many there will be at most.
         journal: has the continuations of a run that was stopped, and gets the others.
 
     Returns:
@@ -172,48 +163,40 @@ def calibrate(
     """
     if not ladders or not all(len(ladder) for ladder in ladders):
         raise ValueError(f"Expected ladders with a steering each. Received: {[len(ladder) for ladder in ladders]}.")
-    if perplexity_limit <= 0 or not 0 <= report_share < 1 or samples < 1 or (samples > 1 and temperature == 0):
-        raise ValueError(
-            f"Expected perplexity_limit > 0, report_share in [0, 1), samples of 1 or more, and several of them only "
-            f"with a temperature. Received: perplexity_limit={perplexity_limit!r}, report_share={report_share!r}, "
-            f"samples={samples!r}, temperature={temperature!r}."
-        )
+    if not 0 <= report_share < 1:
+        raise ValueError(f"`report_share` must be in [0, 1). Received: report_share={report_share!r}.")
+    generation, budget = generation or GenerationSettings(), budget or FluencyBudget()
     model.prepare_steering([steering for ladder in ladders for steering in ladder])  # tells of features it has not
-    search, held = split_prompts(prompts, report_share, seed)
-    settings: dict[str, Any] = {
-        "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
-        "rows_at_once": rows_at_once,
-    }  # fmt: skip
-    with tqdm(disable=not progress, desc="continuations", unit="row") as bar:
-        bench = _Bench(model, tokenizer, scorer, samples, {**settings, "report": bar.update, "journal": journal})
-        bar.total = (1 + sum(map(len, ladders))) * len(search) * samples
-        (unsteered,) = bench.measure(search, [Steering()])
-        most_repeated = math.inf if repetition_limit is None else unsteered.repetition + repetition_limit
-        curve: list[SteeringPoint] = []
-        going = [list(ladder) for ladder in ladders]
-        while going:
-            rungs = bench.measure(search, [ladder[0] for ladder in going])
-            rungs = [
-                _judged(p, p.perplexity <= perplexity_limit * unsteered.perplexity and p.repetition <= most_repeated)
-                for p in rungs
-            ]
-            curve += rungs
-            going = [ladder[1:] for ladder, p in zip(going, rungs, strict=True) if p.within_budget and len(ladder) > 1]
-        allowed = [point for point in curve if point.within_budget and point.score > unsteered.score]
-        best = max(allowed, key=lambda point: (point.score, -point.perplexity), default=None)
-        if best is None:
-            within = sum(point.within_budget for point in curve)
-            warnings.warn(
-                f"No steering was chosen: of {len(curve)} tried, {within} are within {perplexity_limit:g} times the "
-                "unsteered perplexity, and none of these scores above the unsteered model.",
-                stacklevel=2,
-            )
-        chosen = Steering() if best is None else best.steering
-        bar.total = bar.n + 2 * len(held) * samples
-        report = None
-        if held:
-            first, second = bench.measure(held, [Steering(), chosen])
-            report = (first, second)
+    search, held = split_prompts(prompts, report_share, generation.seed)
+    bench = _Bench(model, tokenizer, scorer, generation, journal, progress)
+    bench.total = (1 + sum(map(len, ladders))) * len(search) * generation.samples_per_prompt
+    (unsteered,) = bench.measure(search, [Steering()])
+    least_likely = budget.perplexity_ratio * unsteered.perplexity
+    most_repeated = math.inf if budget.added_repetition is None else unsteered.repetition + budget.added_repetition
+    curve: list[SteeringPoint] = []
+    going = [list(ladder) for ladder in ladders]
+    while going:
+        rungs = [
+            replace(point, within_budget=point.perplexity <= least_likely and point.repetition <= most_repeated)
+            for point in bench.measure(search, [ladder[0] for ladder in going])
+        ]
+        curve += rungs
+        going = [ladder[1:] for ladder, p in zip(going, rungs, strict=True) if p.within_budget and len(ladder) > 1]
+    allowed = [point for point in curve if point.within_budget and point.score > unsteered.score]
+    best = max(allowed, key=lambda point: (point.score, -point.perplexity), default=None)
+    if best is None:
+        within = sum(point.within_budget for point in curve)
+        warnings.warn(
+            f"No steering was chosen: of {len(curve)} tried, {within} are within {budget.perplexity_ratio:g} times "
+            "the unsteered perplexity, and none of these scores above the unsteered model.",
+            stacklevel=2,
+        )
+    chosen = Steering() if best is None else best.steering
+    bench.total = bench.done + 2 * len(held) * generation.samples_per_prompt
+    report = None
+    if held:
+        first, second = bench.measure(held, [Steering(), chosen])
+        report = (first, second)
     return Calibration(chosen, unsteered, tuple(curve), report)
 
 
@@ -236,19 +219,30 @@ def split_prompts(prompts: Sequence[str], report_share: float, seed: int) -> tup
 class _Bench:
     """Continues prompts under steerings and measures each."""
 
-    def __init__(self, model: Any, tokenizer: Any, scorer: Scorer, samples: int, settings: dict[str, Any]) -> None:
-        self.model, self.tokenizer, self.scorer, self.samples = model, tokenizer, scorer, samples
-        self.settings = settings
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        scorer: Scorer,
+        generation: GenerationSettings,
+        journal: Journal | None,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        self.model, self.tokenizer, self.scorer = model, tokenizer, scorer
+        self.generation, self.journal, self.progress = generation, journal, progress
+        self.done = self.total = 0  # continuations
 
     def measure(self, prompts: Sequence[str], steerings: Sequence[Steering]) -> list[SteeringPoint]:
-        rows = [prompt for prompt in prompts for _ in range(self.samples)]
+        rows = [prompt for prompt in prompts for _ in range(self.generation.samples_per_prompt)]
         found = continue_prompts(
             self.model,
             self.tokenizer,
             rows * len(steerings),
             [steering for steering in steerings for _ in rows],
+            self.generation,
             draws=list(range(len(rows))) * len(steerings),
-            **self.settings,
+            report=self._report,
+            journal=self.journal,
         )
         scores = checked_scores(self.scorer, found.texts)
         points = []
@@ -258,11 +252,11 @@ class _Bench:
         return points
 
     def _point(self, steering: Steering, found: Continuations, scores: Tensor) -> SteeringPoint:
-        by_prompt = scores.view(-1, self.samples).mean(1)
+        by_prompt = scores.view(-1, self.generation.samples_per_prompt).mean(1)
         error = float(by_prompt.std() / len(by_prompt) ** 0.5) if len(by_prompt) > 1 else 0.0
         return SteeringPoint(steering, float(scores.mean()), error, found.perplexity, repetition(found.texts))
 
-
-def _judged(point: SteeringPoint, within_budget: bool) -> SteeringPoint:
-    numbers = (point.score, point.score_error, point.perplexity, point.repetition)
-    return SteeringPoint(point.steering, *numbers, within_budget)
+    def _report(self, rows: int) -> None:
+        self.done += rows
+        if self.progress is not None:
+            self.progress(self.done, self.total)

@@ -17,6 +17,7 @@ from sae_transformers.evaluation.concept_steering import (
     word_scorer,
 )
 from sae_transformers.evaluation.continuations import Continuations, continue_prompts, likelihood
+from sae_transformers.evaluation.settings import GenerationSettings
 
 ASKED = ["w1 w2 w3", "w4 w5 w6", "w7 w8 w9", "w10 w11 w12"]
 DOUBLE = torch.float64
@@ -78,11 +79,12 @@ def test_settings_are_chosen_on_one_half_and_reported_on_the_other(model: Any, t
         return Ratings(length, torch.full_like(length, 2.0), torch.full_like(length, 1.0))
 
     results = evaluate_concept_steering(model, tokenizer, ASKED, methods, judge, new_tokens=6, seed=1, rows_at_once=5)
-    plain = continue_prompts(model, tokenizer, ASKED, new_tokens=6)
+    greedy = GenerationSettings(6, temperature=0.0)
+    plain = continue_prompts(model, tokenizer, ASKED, settings=greedy)
     steered = continue_prompts(
-        model, tokenizer, ASKED * 3, [steering(v) for v in values.values() for _ in ASKED], new_tokens=6
+        model, tokenizer, ASKED * 3, [steering(v) for v in values.values() for _ in ASKED], greedy
     )
-    told = continue_prompts(model, tokenizer, asked, new_tokens=6)
+    told = continue_prompts(model, tokenizer, asked, settings=greedy)
     assert [found.texts for _, found, _ in seen] == [plain.texts, steered.texts, told.texts]
     assert [instructions for instructions, *_ in seen] == [ASKED, ASKED * 3, ASKED]
     assert [unsteered for *_, unsteered in seen] == pytest.approx([plain.perplexity] * 3, rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.evaluation.continuations import chat_prompts, continue_prompts, likelihood
 from sae_transformers.evaluation.generation import continuation_perplexity
+from sae_transformers.evaluation.settings import GenerationSettings
 from tests.architectures import tiny_bases
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import tiny_model, tiny_sae
@@ -23,13 +25,22 @@ def steering(value: float) -> Steering:
 
 def test_rows_of_a_batch_are_what_each_is_alone(model: Any, tokenizer: Any) -> None:
     plans = [steering(2.0), None, steering(-3.0)]
-    together = continue_prompts(model, tokenizer, PROMPTS, plans, new_tokens=6)
-    alone = [continue_prompts(model, tokenizer, [p], [s], new_tokens=6) for p, s in zip(PROMPTS, plans, strict=True)]
+    together = continue_prompts(model, tokenizer, PROMPTS, plans, GenerationSettings(6, temperature=0.0))
+    alone = [
+        continue_prompts(model, tokenizer, [p], [s], GenerationSettings(6, temperature=0.0))
+        for p, s in zip(PROMPTS, plans, strict=True)
+    ]
     assert together.texts == [one.texts[0] for one in alone]
     assert torch.allclose(together.losses, torch.cat([one.losses for one in alone]), atol=1e-4)
     assert together.tokens.tolist() == [int(one.tokens) for one in alone]
-    assert continue_prompts(model, tokenizer, PROMPTS, plans, new_tokens=6, rows_at_once=2).texts == together.texts
-    assert continue_prompts(model, tokenizer, PROMPTS, new_tokens=6).texts[0] != together.texts[0]
+    assert (
+        continue_prompts(model, tokenizer, PROMPTS, plans, GenerationSettings(6, temperature=0.0, batch_size=2)).texts
+        == together.texts
+    )
+    assert (
+        continue_prompts(model, tokenizer, PROMPTS, settings=GenerationSettings(6, temperature=0.0)).texts[0]
+        != together.texts[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +50,7 @@ def test_rows_that_share_a_prompt_share_its_pass(architecture: str, tokenizer: A
     made: Any = tiny_model(architecture).eval()
     prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[0], PROMPTS[2]]
     plans = [steering(value) for value in (0.0, 1.0, 2.0, -2.0, 3.0)]
-    together = continue_prompts(made, tokenizer, prompts, plans, new_tokens=7)
+    together = continue_prompts(made, tokenizer, prompts, plans, GenerationSettings(7, temperature=0.0))
     for row, (prompt, plan) in enumerate(zip(prompts, plans, strict=True)):
         ids = tokenizer(prompt, return_tensors="pt")
         found = made.generate(**ids, steering=plan, max_new_tokens=7, do_sample=False, pad_token_id=0)
@@ -51,17 +62,17 @@ def test_rows_that_share_a_prompt_share_its_pass(architecture: str, tokenizer: A
 
 
 def test_the_default_of_the_model_does_not_count(model: Any, tokenizer: Any) -> None:
-    plain = continue_prompts(model, tokenizer, PROMPTS, new_tokens=5)
+    plain = continue_prompts(model, tokenizer, PROMPTS, settings=GenerationSettings(5, temperature=0.0))
     model.steering = steering(3.0)
     try:
-        again = continue_prompts(model, tokenizer, PROMPTS, new_tokens=5)
+        again = continue_prompts(model, tokenizer, PROMPTS, settings=GenerationSettings(5, temperature=0.0))
     finally:
         model.steering = None
     assert again.texts == plain.texts and torch.equal(again.losses, plain.losses)
 
 
 def test_perplexity_is_that_of_the_unsteered_model(model: Any, tokenizer: Any) -> None:
-    found = continue_prompts(model, tokenizer, ["w1 w2 w3"], [steering(2.0)], new_tokens=6)
+    found = continue_prompts(model, tokenizer, ["w1 w2 w3"], [steering(2.0)], GenerationSettings(6, temperature=0.0))
     ids = tokenizer("w1 w2 w3", return_tensors="pt")
     rows = model.generate(**ids, steering=steering(2.0), max_new_tokens=6, do_sample=False, pad_token_id=0)
     expected = continuation_perplexity(model, rows, torch.ones_like(rows), 3)
@@ -85,16 +96,19 @@ def test_likelihood_of_texts_of_several_lengths(model: Any, tokenizer: Any) -> N
 
 
 def test_noise_belongs_to_the_draw_and_not_to_the_batch(model: Any, tokenizer: Any) -> None:
-    options: dict[str, Any] = {"new_tokens": 8, "temperature": 1.0, "seed": 4}
-    four = continue_prompts(model, tokenizer, ["w1 w2"] * 4, draws=[0, 1, 0, 2], **options).texts
+    options = GenerationSettings(8, temperature=1.0, seed=4)
+    four = continue_prompts(model, tokenizer, ["w1 w2"] * 4, settings=options, draws=[0, 1, 0, 2]).texts
     assert four[0] == four[2] and len(set(four)) == 3
-    assert continue_prompts(model, tokenizer, ["w1 w2"] * 2, draws=[2, 1], **options).texts == [four[3], four[1]]
-    assert continue_prompts(model, tokenizer, ["w1 w2"], **{**options, "seed": 5}).texts[0] not in four
+    assert continue_prompts(model, tokenizer, ["w1 w2"] * 2, settings=options, draws=[2, 1]).texts == [
+        four[3],
+        four[1],
+    ]
+    assert continue_prompts(model, tokenizer, ["w1 w2"], settings=replace(options, seed=5)).texts[0] not in four
 
 
 def test_sampling_draws_from_the_distribution_of_the_model(model: Any, tokenizer: Any) -> None:
     n, prompt = 600, "w1 w2 w3"
-    found = continue_prompts(model, tokenizer, [prompt] * n, new_tokens=1, temperature=2.0, top_p=0.5, rows_at_once=n)
+    found = continue_prompts(model, tokenizer, [prompt] * n, settings=GenerationSettings(1, 2.0, 0.5, batch_size=n))
     logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1] / 2.0
     probabilities = logits.softmax(-1)
     order = probabilities.argsort(descending=True)
@@ -127,13 +141,10 @@ def test_chat_template_where_there_is_one(tokenizer: Any) -> None:
         ({"prompts": ["w1 " * 125]}, "context of 128"),
         ({"steerings": [None]}, "1 steerings"),
         ({"draws": [1]}, "1 draws"),
-        ({"new_tokens": 0}, "new_tokens=0"),
-        ({"top_p": 0.0}, "top_p=0.0"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
     ],
 )
 def test_what_is_refused(model: Any, tokenizer: Any, options: dict, told: str) -> None:
-    given = {"prompts": PROMPTS, "new_tokens": 6, **options}
+    given = {"prompts": PROMPTS, "settings": GenerationSettings(6, temperature=0.0), **options}
     with pytest.raises(ValueError, match=told):
         continue_prompts(model, tokenizer, given.pop("prompts"), given.pop("steerings", None), **given)
 
@@ -142,7 +153,9 @@ def test_what_is_refused(model: Any, tokenizer: Any, options: dict, told: str) -
 def test_rows_of_one_prompt_on_bases_whose_cache_cannot_be_repeated(family: str, tokenizer: Any) -> None:
     base = tiny_bases.tiny_base(family)
     model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)])
-    together = continue_prompts(model, tokenizer, [PROMPTS[2]] * 2, [steering(0.5), None], new_tokens=5)
+    together = continue_prompts(
+        model, tokenizer, [PROMPTS[2]] * 2, [steering(0.5), None], GenerationSettings(5, temperature=0.0)
+    )
     for row in range(2):
         ids = tokenizer(PROMPTS[2] + " " + together.texts[row], return_tensors="pt")["input_ids"]
         length = tokenizer(PROMPTS[2], return_tensors="pt")["input_ids"].shape[1]

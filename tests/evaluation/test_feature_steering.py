@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from sae_transformers.evaluation.feature_steering import (
     side_by_side,
     vector_steering,
 )
+from sae_transformers.evaluation.settings import GenerationSettings
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import WIDTH, prompt, tiny_model, tiny_sae
 
@@ -60,22 +63,18 @@ def test_frequency_penalty_counts() -> None:
 def test_side_by_side() -> None:
     model, tokenizer = tiny_model(), word_tokenizer()
     model.generation_config.eos_token_id = None
-    options = {"samples": 3, "max_new_tokens": 6, "top_p": 0.9}
+    options = GenerationSettings(6, 1.0, 0.9, samples_per_prompt=3)
     state = torch.random.get_rng_state()
-    nothing = side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 0.0), **options)
+    nothing = side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 0.0), options)
     assert nothing.steered == nothing.unsteered and len(set(nothing.steered)) > 1
     assert torch.equal(state, torch.random.get_rng_state())
-    some = side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 30.0), **options)
+    some = side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 30.0), options)
     assert some.unsteered == nothing.unsteered and some.steered != some.unsteered
-    assert some == side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 30.0), **options)
-    assert some != side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 30.0), seed=1, **options)
-    greedy = side_by_side(
-        model, tokenizer, "w1 w2", vector_steering(3, 0.0), samples=1, temperature=0, max_new_tokens=20
-    )
-    varied = side_by_side(
-        model, tokenizer, "w1 w2", vector_steering(3, 0.0), samples=1, temperature=0, max_new_tokens=20,
-        frequency_penalty=100.0,
-    )  # fmt: skip
+    assert some == side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 30.0), options)
+    assert some != side_by_side(model, tokenizer, "w1 w2 w3", vector_steering(3, 30.0), replace(options, seed=1))
+    alone = GenerationSettings(20, temperature=0)
+    greedy = side_by_side(model, tokenizer, "w1 w2", vector_steering(3, 0.0), alone)
+    varied = side_by_side(model, tokenizer, "w1 w2", vector_steering(3, 0.0), alone, frequency_penalty=100.0)
     words = varied.unsteered[0].split()
     assert len(set(words)) == len(words) and not {"w1", "w2"} & set(words)
     assert len(set(greedy.unsteered[0].split())) < len(greedy.unsteered[0].split())
@@ -84,16 +83,15 @@ def test_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("text", "options", "told"),
     [
-        ("w1", {"samples": 0}, "samples=0"),
+        ("w1", {"samples_per_prompt": 0}, "samples_per_prompt=0"),
         ("w1", {"max_new_tokens": 0}, "max_new_tokens=0"),
         ("w1", {"temperature": -1.0}, "temperature=-1.0"),
         ("w1", {"top_p": 0.0}, "top_p=0.0"),
-        ("w1", {"temperature": 0, "samples": 2}, "samples=2"),
+        ("w1", {"temperature": 0, "samples_per_prompt": 2}, "samples_per_prompt=2"),
         ("", {}, "0 tokens"),
         ("w1 " * 100, {"max_new_tokens": 30}, "100 tokens"),
-        ("w1", {"chat": True}, "chat template"),
     ],
 )
 def test_bad_requests(text: str, options: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        side_by_side(tiny_model(), word_tokenizer(), text, vector_steering(3, 1.0), **options)
+        side_by_side(tiny_model(), word_tokenizer(), text, vector_steering(3, 1.0), GenerationSettings(**options))

@@ -14,6 +14,7 @@ from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.concept_steering import OfflineJudge, SteeringMethod, evaluate_concept_steering
 from sae_transformers.evaluation.continuations import continue_prompts
 from sae_transformers.evaluation.journal import Journal
+from sae_transformers.evaluation.settings import GenerationSettings
 from sae_transformers.evaluation.steering_methods import latent_method, prompt_methods
 from sae_transformers.evaluation.suite_steering import steering_suite
 
@@ -97,7 +98,7 @@ def test_continuations_go_on(model: Any, tokenizer: Any, tmp_path: Path) -> None
 
     def run(seed: int = 1, **options: Any) -> Any:
         return continue_prompts(
-            model, tokenizer, prompts, plans, new_tokens=5, temperature=0.8, seed=seed, rows_at_once=2, **options
+            model, tokenizer, prompts, plans, GenerationSettings(5, 0.8, batch_size=2, seed=seed), **options
         )
 
     expected = run()

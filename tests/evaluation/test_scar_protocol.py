@@ -20,6 +20,7 @@ from sae_transformers.evaluation.scar_protocol import (
     strided_perplexity,
     toxicity_bins,
 )
+from sae_transformers.evaluation.settings import GenerationSettings
 from tests.tiny import tiny_model
 
 ROWS = [
@@ -115,9 +116,9 @@ def test_every_factor_by_hand(result: Any, model: Any, tokenizer: Any) -> None:
     assert scar_steering("toxicity", 2.0) == Steering.from_dict(scar_steering("toxicity", 2.0).to_dict())
     assert not scar_steering("toxicity", 2.0).keep_error and FACTORS == (-100, -50, -1, 0, 1, 50, 100)
     prompts = [row.prompt for row in ROWS]
-    plain = continue_prompts(model, tokenizer, prompts, new_tokens=5)
+    plain = continue_prompts(model, tokenizer, prompts, settings=GenerationSettings(5, temperature=0.0))
     way = scar_steering("toxicity", -100.0)
-    steered = continue_prompts(model, tokenizer, prompts, [way] * 4, new_tokens=5)
+    steered = continue_prompts(model, tokenizer, prompts, [way] * 4, GenerationSettings(5, temperature=0.0))
     name = "factor -100"
     assert result.value("toxicity", name) == pytest.approx(sum(word_count(steered.texts)) / 4)
     change = sum(word_count(steered.texts)) / 4 - sum(word_count(plain.texts)) / 4
@@ -143,7 +144,7 @@ def test_first_divergent_tokens(result: Any, model: Any, tokenizer: Any) -> None
     prefixes = [" ".join(text.split()[:50]) for text in TEXTS[:2]]
     for factor in (None, -100.0, 0.0, 1.0):
         ways = None if factor is None else [scar_steering("toxicity", factor)] * 2
-        made[factor] = continue_prompts(model, tokenizer, prefixes, ways, new_tokens=50).ids
+        made[factor] = continue_prompts(model, tokenizer, prefixes, ways, GenerationSettings(50, temperature=0.0)).ids
     for factor in (-100.0, 0.0, 1.0):
         for metric, other in (("fdt_base", None), ("fdt_factor_1", 1.0)):
             expected = mean_first_divergent_token(made[factor], made[other])

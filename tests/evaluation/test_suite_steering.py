@@ -16,6 +16,7 @@ from sae_transformers.evaluation.continuations import continue_prompts
 from sae_transformers.evaluation.divergence import first_divergent_token
 from sae_transformers.evaluation.generation import repetition
 from sae_transformers.evaluation.results import Results
+from sae_transformers.evaluation.settings import GenerationSettings
 from sae_transformers.evaluation.steering_methods import latent_method, prompt_methods
 from sae_transformers.evaluation.steering_sweep import Measures, Setting, Sweep, settings_of
 from sae_transformers.evaluation.suite_steering import Describe, choose, steering_suite, within_budget
@@ -58,9 +59,9 @@ def test_every_number_by_hand(result: Any, model: Any, tokenizer: Any, methods: 
     scores, base_scores, losses, tokens, repeated = [], [], 0.0, 0, []
     for seed in (3, 4):
         for place in held:
-            draws: dict[str, Any] = {"new_tokens": 6, "temperature": 0.7, "seed": seed, "draws": [place]}
-            one = continue_prompts(model, tokenizer, [PROMPTS[place]], [steering], **draws)
-            plain = continue_prompts(model, tokenizer, [PROMPTS[place]], **draws)
+            drawn = GenerationSettings(6, seed=seed)
+            one = continue_prompts(model, tokenizer, [PROMPTS[place]], [steering], drawn, draws=[place])
+            plain = continue_prompts(model, tokenizer, [PROMPTS[place]], settings=drawn, draws=[place])
             scores += word_mean(one.texts)
             base_scores += word_mean(plain.texts)
             losses, tokens = losses + float(one.losses), tokens + int(one.tokens)
@@ -73,12 +74,12 @@ def test_every_number_by_hand(result: Any, model: Any, tokenizer: Any, methods: 
     first, kl_prompt, kl_after = [], [], []
     for place in held:
         greedy = [
-            continue_prompts(model, tokenizer, [PROMPTS[place]], [way], new_tokens=6).ids[0]
+            continue_prompts(model, tokenizer, [PROMPTS[place]], [way], GenerationSettings(6, temperature=0.0)).ids[0]
             for way in (None, steering)
         ]
         first.append(first_divergent_token(greedy[1], greedy[0]))
         plain = continue_prompts(
-            model, tokenizer, [PROMPTS[place]], new_tokens=6, temperature=0.7, seed=3, draws=[place]
+            model, tokenizer, [PROMPTS[place]], settings=GenerationSettings(6, seed=3), draws=[place]
         )
         ids = [tokenizer(PROMPTS[place])["input_ids"]]
         (found,) = divergence_from_unsteered(model, ids, plain.ids, [Reading(steering)])
@@ -177,7 +178,7 @@ def test_prompting_is_judged_after_the_plain_prompt(result: Any, model: Any, tok
     found = sweep.generate(0.7, 3)[5]
     assert settings[5].name == "for"
     told = methods["prompt"][0].instructions
-    expected = continue_prompts(model, tokenizer, told, new_tokens=6, temperature=0.7, seed=3)
+    expected = continue_prompts(model, tokenizer, told, settings=GenerationSettings(6, seed=3))
     assert found.texts == expected.texts
     for row, text in enumerate(PROMPTS):
         ids = tokenizer(text)["input_ids"]
