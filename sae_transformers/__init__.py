@@ -31,21 +31,32 @@ if TYPE_CHECKING:
     from .training.shards import TensorTokens as TensorTokens
     from .training.trainer import SaeTrainer as SaeTrainer
     from .workflows.detect import detect as detect
+    from .workflows.explain import explain as explain
     from .workflows.harvest import harvest as harvest
+    from .workflows.judge import judge as judge
     from .workflows.loading import load as load
+    from .workflows.settings.annotation import AnswerSettings as AnswerSettings
+    from .workflows.settings.annotation import ExplainSettings as ExplainSettings
+    from .workflows.settings.annotation import JudgeSettings as JudgeSettings
     from .workflows.settings.detect import DetectSettings as DetectSettings
+    from .workflows.settings.llm import LLMSettings as LLMSettings
+    from .workflows.settings.llm import SendSettings as SendSettings
     from .workflows.top_features import top_features as top_features
     from .workflows.train import train as train
     from .workflows.train import train_concept as train_concept
 
 __all__ = [
+    "AnswerSettings",
     "DetectSettings",
     "Detection",
     "EndToEndTrainer",
+    "ExplainSettings",
     "FeatureEdit",
     "FeatureReweighting",
     "HarvestSettings",
     "HiddenStateShards",
+    "JudgeSettings",
+    "LLMSettings",
     "LossWeights",
     "SaeConfig",
     "SaeForCausalLM",
@@ -53,6 +64,7 @@ __all__ = [
     "SaeModel",
     "SaeTrainer",
     "SaeTrainingArguments",
+    "SendSettings",
     "SparseAutoencoder",
     "SparseAutoencoderConfig",
     "SparseAutoencoderOutput",
@@ -65,7 +77,9 @@ __all__ = [
     "attach",
     "convert",
     "detect",
+    "explain",
     "harvest",
+    "judge",
     "load",
     "open_text",
     "top_features",
@@ -90,6 +104,13 @@ ELSEWHERE = {
     "top_features": ".workflows.top_features",
     "train": ".workflows.train",
     "train_concept": ".workflows.train",
+    "explain": ".workflows.explain",
+    "judge": ".workflows.judge",
+    "ExplainSettings": ".workflows.settings.annotation",
+    "JudgeSettings": ".workflows.settings.annotation",
+    "AnswerSettings": ".workflows.settings.annotation",
+    "LLMSettings": ".workflows.settings.llm",
+    "SendSettings": ".workflows.settings.llm",
 }
 
 

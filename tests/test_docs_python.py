@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sae_transformers import attach
+from sae_transformers.create_training_data.annotation_tables import AnnotationRow, write_annotations
+from tests.create_training_data.fake_openai import FakeOpenAI
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
@@ -25,7 +28,7 @@ def sections() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page names: base, sae, model, texts.csv (text, label), prompts.txt."""
+    """What the page names: base, sae, model, texts.csv (text, label), prompts.txt, features.tsv (of spans)."""
     path = tmp_path_factory.mktemp("python")
     base, tokenizer = tiny_base(), word_tokenizer()
     base.save_pretrained(path / "base")
@@ -41,9 +44,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.writerow([" ".join(draw.choices(words, k=8)), number % 2])
     prompts = [" ".join(draw.choices(WORDS, k=4)) for _ in range(8)]
     (path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    spans = [AnnotationRow(number, f"Span 1: {prompt}") for number, prompt in enumerate(prompts)]
+    write_annotations(spans, path / "features.tsv", ("FeatureID", "Words"))
     return path
 
 
+@pytest.fixture
+def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What answers where a snippet asks a language model."""
+    with FakeOpenAI() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
+        monkeypatch.setenv("SAE_TRANSFORMERS_CACHE", str(tmp_path))
+        yield
+
+
+@pytest.mark.usefixtures("language_model")
 @pytest.mark.parametrize("heading", list(sections()))
 def test_the_snippet_of(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = sections()[heading]

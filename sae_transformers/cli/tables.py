@@ -31,6 +31,11 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield report
 
 
+def notice_on(console: Console) -> Callable[[str], None]:
+    """What a workflow tells before its long part: a line each."""
+    return lambda line: console.print(line, markup=False)
+
+
 def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     """A table with a column for each key."""
     from rich.table import Table
