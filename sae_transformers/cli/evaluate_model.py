@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +15,8 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
         OSError: it cannot be found.
     """
     from ..latents.context import check_length
-    from ..workflows.loading import load
+    from ..workflows.loading import load, read_steering
     from .options import parse_feature
-    from .steering_option import read_steering
 
     loaded = load(
         s["model"],
@@ -44,6 +42,8 @@ def load_model(s: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def model_facts(s: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """What the record says of the model: its name, base, precision, SAEs and default steering, as JSON."""
+    from ..evaluation.journal import fingerprint
+
     config = model.config
     facts = {
         "name": s["model"],
@@ -69,14 +69,3 @@ def model_facts(s: Mapping[str, Any], model: Any) -> dict[str, Any]:
         "steering": model.steering.to_dict() if model.steering else None,
     }
     return json.loads(json.dumps(facts))
-
-
-def fingerprint(module: Any) -> str:
-    """sha256 over names, shapes and bytes of a module's tensors."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -159,8 +159,8 @@ def _labelled(s: dict[str, Any]) -> tuple[list[str], list[int], list[DataFile]]:
 def _steering(s: dict[str, Any]) -> Prepared:
     from ..evaluation.steering_methods import STRENGTHS, latent_method
     from ..evaluation.suite_steering import steering_suite
+    from ..latents.splits import label_halves
     from ..training.steering_baselines import steering_methods
-    from .steer import halves
 
     lines = s["prompts"].read_text(encoding="utf-8").splitlines()
     prompts = [line for line in lines if line.strip()]
@@ -168,7 +168,7 @@ def _steering(s: dict[str, Any]) -> Prepared:
     if s["labelled"] is not None:  # one half makes DiffMean's direction, the other the scorer
         texts, labels, more = _labelled(s)
         files += more
-        sides = halves(texts, labels, s["seed"])[1:]
+        sides = label_halves(labels, s["seed"])
         fitting, scoring = (_sides(texts, labels, rows) for rows in sides)
     name = s["scorer"] or ("words" if scoring else "sentiment")
     scorer = _scorer(s, name, scoring)

@@ -76,8 +76,7 @@ def _serve(s: dict[str, Any], console: Any) -> None:
 
 
 def _load(s: dict[str, Any]) -> tuple[Any, Any]:
-    from ..workflows.loading import load
-    from .steering_option import read_steering
+    from ..workflows.loading import load, read_steering
 
     model, tokenizer, _ = load(
         s["model"], s["sae"] or [], hook_point=s["place"], model_dtype=s["dtype"], revision=s["revision"]

@@ -84,6 +84,7 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     from ..evaluation.continuations import chat_prompts, prompt_ids
     from ..evaluation.settings import FluencyBudget, GenerationSettings
     from ..latents.context import check_length
+    from ..latents.splits import label_halves
     from ..modeling import SaeForCausalLM
     from ..training.feature_search import best_of, search_features
     from ..training.strength import calibrate, ladders_of
@@ -107,7 +108,8 @@ def _steer(s: dict[str, Any], console: Any) -> None:
     values = None if s["strengths"] is None else [float(value) for value in s["strengths"].split(",")]
     strengths = None if values is None else dict.fromkeys(ops, values)
     ladders_of([(0, 0)], ops, strengths=strengths)
-    texts, searching, scoring = halves([example.text for example in examples], labels, s["seed"])
+    texts = [example.text for example in examples]
+    searching, scoring = label_halves(labels, s["seed"])
     scorer = _scorer(s, [texts[i] for i in scoring], [labels[i] for i in scoring], sets[s["concept"]].concept)
     codes = _codes(model, tokenizer, [texts[i] for i in searching], s["max_length"])
     searches = [
@@ -162,9 +164,8 @@ def _steer(s: dict[str, Any], console: Any) -> None:
 
 def _journal(out: Path, base: Any, name: str, saes: Sequence[Any]) -> Journal:
     """Of the continuations under different steerings, which depend on the model and nothing else."""
-    from ..evaluation.journal import Journal
+    from ..evaluation.journal import Journal, fingerprint
     from ..evaluation.results import versions
-    from .evaluate_model import fingerprint
 
     facts = [name, base.config.to_dict(), str(base.dtype), [fingerprint(sae) for sae in saes], dict(versions())]
     return Journal(out / "continuations.partial.jsonl", json.loads(json.dumps(facts, default=str)))
@@ -177,21 +178,6 @@ def _tensor(values: Sequence[float]) -> Any:
     import torch
 
     return torch.tensor(values)
-
-
-def halves(texts: list[str], labels: list[int], seed: int) -> tuple[list[str], list[int], list[int]]:
-    """The texts, and the numbers of those that search and those that a scorer is fitted to, of both labels alike."""
-    import random
-
-    draw, halves = random.Random(seed), ([], [])
-    for value in (0, 1):
-        members = [i for i, label in enumerate(labels) if label == value]
-        if len(members) < 2:
-            raise ValueError(f"Two texts or more of each label are needed. Received: {len(members)} of label {value}.")
-        draw.shuffle(members)
-        halves[0].extend(members[: (len(members) + 1) // 2])
-        halves[1].extend(members[(len(members) + 1) // 2 :])
-    return texts, sorted(halves[0]), sorted(halves[1])
 
 
 def _codes(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Any]:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 
 class Journal:
     """A file with a line a part that is done; a line that was cut off does not count.
@@ -78,6 +81,15 @@ class Journal:
 def result_of(journal: Journal | None, what: Callable[[], Any], make: Callable[[], Any]) -> Any:
     """`journal.result`, or simply what `make` gives where there is no journal."""
     return make() if journal is None else journal.result(what(), make)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over names, shapes and bytes of a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _key(what: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from ..create_training_data.base_model import find_base_model
-from ..modeling import SaeForCausalLM, SparseAutoencoder
+from ..modeling import SaeForCausalLM, SparseAutoencoder, Steering
 from ..modeling.configuration_sparse_autoencoder import SITES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -72,6 +73,24 @@ def load(
         sources += [(place.get("base_model"), None), (config.base_model_name_or_path, config.base_model_revision)]
     tokenizer = _tokenizer([(source, at) for source, at in sources if source])
     return Loaded(model.to(device).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
+
+
+def read_steering(given: str | os.PathLike[str]) -> Steering:
+    """A steering from JSON, or from a file of it; also from a report that has one, as `steer` writes.
+
+    Raises:
+        ValueError: it is neither.
+        OSError: there is no such file.
+    """
+    text = os.fspath(given)
+    if is_file := not text.lstrip().startswith(("{", "[")):
+        text = Path(text).read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+        return Steering.from_dict(values.get("steering", values) if isinstance(values, dict) else values)
+    except (ValueError, TypeError) as error:
+        named = f"{os.fspath(given)!r}: " if is_file else ""
+        raise ValueError(f"`steering` must be the JSON of a Steering. Received: {named}{error}") from error
 
 
 def this_device() -> str:
