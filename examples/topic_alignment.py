@@ -3,7 +3,7 @@
     python examples/topic_alignment.py --reference d_ref_prompts.csv --medical d_align_prompts.csv \\
         --pubmedqa pubmedqa_labeled.json --shakespeare shakespeare.txt --sae outputs/pretrain/sae
 
-Runs `sae-transformers align-topic` for pages on medicine (similarity is measured to PubMedQA's questions, as in the
+Runs `align_topic` for pages on medicine (similarity is measured to PubMedQA's questions, as in the
 paper), PubMedQA's long answers, scenes of Shakespeare, Python's own standard library and strings of random tokens, 20
 texts each; of the others, 40 more are what similarity is measured to. Scores, uncertainty, and the same prompts
 continued under several methods; under all of them, and after a LoRA fine-tune, for the topics that --full names.
@@ -14,21 +14,27 @@ two cores.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import sysconfig
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
-from sae_transformers.cli.align import align_topic
-from sae_transformers.create_training_data.base_model import find_base_model
-from sae_transformers.create_training_data.shards import Store
+from sae_transformers import (
+    TopicEmbeddingSettings,
+    TopicGenerationSettings,
+    TopicMeasuringSettings,
+    TopicScoringSettings,
+    TopicSettings,
+    TopicTexts,
+    align_topic,
+    load,
+)
 
 PARTS = ("coverage", "topic_coverage", "contamination", "reconstruction_error", "uncertainty")
 ALL = ("SAE", "swap:replace", "swap:4", "swap:16", "weight", "clamp")
@@ -41,7 +47,7 @@ def long_pieces(text: str, size: int = 1000) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text) - size + 1, size)]
 
 
-def candidates(args: argparse.Namespace, topic: str) -> list[str]:
+def candidates(args: argparse.Namespace, topic: str, tokenizer: Any) -> list[str]:
     """Texts of a topic, from which those of a run are drawn."""
     if topic == "pubmedqa":
         return [row["LONG_ANSWER"] for row in pubmed_rows(args)]
@@ -50,7 +56,7 @@ def candidates(args: argparse.Namespace, topic: str) -> list[str]:
     if topic == "python":
         library = Path(sysconfig.get_paths()["stdlib"])
         return long_pieces("\n".join(path.read_text(encoding="utf-8") for path in sorted(library.glob("*.py"))))
-    tokenizer, draw = AutoTokenizer.from_pretrained(find_base_model(args.model).name), random.Random(args.seed)
+    draw = random.Random(args.seed)
     return [tokenizer.decode([draw.randrange(len(tokenizer)) for _ in range(128)]) for _ in range(60)]
 
 
@@ -59,27 +65,32 @@ def pubmed_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     return list(rows.values()) if isinstance(rows, Mapping) else rows
 
 
-def write_texts(path: Path, texts: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text"])
-        writer.writerows([text] for text in texts)
-    return path
-
-
-def sources(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
-    """topic -> files of the texts it is given by and of those that similarity is measured to."""
-    draw, folder, found = random.Random(args.seed), args.out / "texts", {}
+def sources(args: argparse.Namespace, tokenizer: Any) -> dict[str, TopicTexts]:
+    """topic -> the texts it is given by and those that similarity is measured to."""
+    draw, found = random.Random(args.seed), {}
     for topic in args.topics:
-        given, test = (folder / f"{topic}-{part}.csv" for part in ("given", "test"))
         if topic == "medical":
             questions = [row["QUESTION"] for row in pubmed_rows(args)]
-            found[topic] = (args.medical, write_texts(test, draw.sample(questions, 40)))
+            found[topic] = TopicTexts(args.reference, args.medical, topic_test=draw.sample(questions, 40))
             continue
-        drawn = draw.sample([text for text in candidates(args, topic) if text.strip()], 60)
-        found[topic] = (write_texts(given, drawn[:20]), write_texts(test, drawn[20:]))
+        drawn = draw.sample([text for text in candidates(args, topic, tokenizer) if text.strip()], 60)
+        found[topic] = TopicTexts(args.reference, drawn[:20], topic_test=drawn[20:])
     return found
+
+
+def settings_of(args: argparse.Namespace, full: bool) -> TopicSettings:
+    """With all methods and LoRA, or few."""
+    generation = TopicGenerationSettings(max_new_tokens=args.new_tokens, seed=args.seed)
+    default = TopicSettings()
+    return replace(
+        default,
+        scoring=TopicScoringSettings(compare=ALL if full else FEW),
+        embedding=TopicEmbeddingSettings(embedder=args.embedder),
+        measuring=TopicMeasuringSettings(
+            prompt_count=args.prompts, lora_epochs=args.lora_epochs if full else 0.0, generation=generation
+        ),
+        reading=replace(default.reading, max_length=args.max_length),
+    )
 
 
 def show(reports: Mapping[str, Any], console: Console) -> None:
@@ -107,25 +118,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     console, reports = Console(width=180), {}
-    for topic, (given, test) in sources(args).items():
+    model, tokenizer, _ = load(args.model, args.sae)
+    for topic, texts in sources(args, tokenizer).items():
         console.print(f"[bold]{topic}[/]")
-        align_topic(
-            args.model,
-            str(args.reference),
-            str(given),
-            args.sae,
-            args.out / topic,
-            topic_test=str(test),
-            embedder=args.embedder,
-            prompt_count=args.prompts,
-            new_tokens=args.new_tokens,
-            max_length=args.max_length,
-            compare=",".join(ALL if topic in args.full else FEW),
-            lora_epochs=args.lora_epochs if topic in args.full else 0.0,
-            seed=args.seed,
-        )
+        found = align_topic(model, tokenizer, texts, settings_of(args, topic in args.full))
+        for line in found.summary():
+            console.print(line, markup=False)
+        found.save(args.out / topic, {"sae": args.sae})
         reports[topic] = json.loads((args.out / topic / "report.json").read_text(encoding="utf-8"))
-    Store(args.out).write_json("results.json", reports)
+    (args.out / "results.json").write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
     show(reports, console)
 
 

@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .create_training_data.blocks import HarvestSettings as HarvestSettings
+    from .evaluation.topic_settings import TopicGenerationSettings as TopicGenerationSettings
     from .latents.texts import open_text as open_text
     from .modeling import Detection as Detection
     from .modeling import FeatureEdit as FeatureEdit
@@ -30,11 +31,17 @@ if TYPE_CHECKING:
     from .training.shards import HiddenStateShards as HiddenStateShards
     from .training.shards import TensorTokens as TensorTokens
     from .training.trainer import SaeTrainer as SaeTrainer
+    from .workflows.align_topic import TopicTexts as TopicTexts
+    from .workflows.align_topic import align_topic as align_topic
     from .workflows.detect import detect as detect
     from .workflows.explain import explain as explain
     from .workflows.harvest import harvest as harvest
     from .workflows.judge import judge as judge
     from .workflows.loading import load as load
+    from .workflows.settings.align_topic import TopicEmbeddingSettings as TopicEmbeddingSettings
+    from .workflows.settings.align_topic import TopicMeasuringSettings as TopicMeasuringSettings
+    from .workflows.settings.align_topic import TopicScoringSettings as TopicScoringSettings
+    from .workflows.settings.align_topic import TopicSettings as TopicSettings
     from .workflows.settings.annotation import AnswerSettings as AnswerSettings
     from .workflows.settings.annotation import ExplainSettings as ExplainSettings
     from .workflows.settings.annotation import JudgeSettings as JudgeSettings
@@ -73,7 +80,14 @@ __all__ = [
     "SteeringPlan",
     "TensorTokens",
     "TopFeatures",
+    "TopicEmbeddingSettings",
+    "TopicGenerationSettings",
+    "TopicMeasuringSettings",
+    "TopicScoringSettings",
+    "TopicSettings",
+    "TopicTexts",
     "__version__",
+    "align_topic",
     "attach",
     "convert",
     "detect",
@@ -111,6 +125,13 @@ ELSEWHERE = {
     "AnswerSettings": ".workflows.settings.annotation",
     "LLMSettings": ".workflows.settings.llm",
     "SendSettings": ".workflows.settings.llm",
+    "align_topic": ".workflows.align_topic",
+    "TopicTexts": ".workflows.align_topic",
+    "TopicSettings": ".workflows.settings.align_topic",
+    "TopicScoringSettings": ".workflows.settings.align_topic",
+    "TopicEmbeddingSettings": ".workflows.settings.align_topic",
+    "TopicMeasuringSettings": ".workflows.settings.align_topic",
+    "TopicGenerationSettings": ".evaluation.topic_settings",
 }
 
 

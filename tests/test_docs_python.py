@@ -13,6 +13,7 @@ import pytest
 from sae_transformers import attach
 from sae_transformers.create_training_data.annotation_tables import AnnotationRow, write_annotations
 from tests.create_training_data.fake_openai import FakeOpenAI
+from tests.create_training_data.tiny_embedder import save_tiny_embedder
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
@@ -46,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     spans = [AnnotationRow(number, f"Span 1: {prompt}") for number, prompt in enumerate(prompts)]
     write_annotations(spans, path / "features.tsv", ("FeatureID", "Words"))
+    save_tiny_embedder(path)
     return path
 
 

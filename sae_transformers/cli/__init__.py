@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import (
-    align,
+    align_topic,
     annotate,
     bias,
     check,
@@ -59,7 +59,7 @@ for panel, parts in {
     "Begin": (quickstart, checkpoints, check),
     "Train": (harvest, train),
     "Read features": (detect, spans, annotate, features, dashboard),
-    "Steer": (steer, concepts, select, align, bias),
+    "Steer": (steer, concepts, select, align_topic, bias),
     "Classify": (classify,),
     "Evaluate, publish, serve": (evaluate, publish, space, serve),
 }.items():

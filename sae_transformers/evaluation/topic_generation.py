@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .generation import continuation_mask, continuation_perplexity
 from .topic_alignment import GenerationRow, generation_row, topic_similarity
+from .topic_settings import TopicGenerationSettings
 
 UNSTEERED = "orig"
 
@@ -44,14 +45,10 @@ class TopicComparison:
         topic: (m, d), unit embeddings of the texts of the topic that similarity is measured to.
         embed: texts -> (n, d), unit embeddings.
         acceptability: texts -> (n,), NaN for those too short.
-        new_tokens: of a continuation.
-        top_k: each token is drawn from so many of the most likely ones; 1 is greedy. The paper's code takes 5 (and
-            weighs them alike, where here their probabilities count).
-        rows_at_once: prompts of a batch.
-        seed: of each method's draws.
+        settings: of which `seed` is that of each method's draws.
 
     Raises:
-        ValueError: an empty prompt, a setting out of range, or prompts and new tokens beyond the context.
+        ValueError: an empty prompt, or prompts and new tokens beyond the context.
     """
 
     def __init__(
@@ -62,24 +59,15 @@ class TopicComparison:
         topic: Tensor,
         embed: Callable[[Sequence[str]], Tensor],
         acceptability: Callable[[Sequence[str]], Tensor],
-        *,
-        new_tokens: int = 40,
-        top_k: int = 5,
-        rows_at_once: int = 16,
-        seed: int = 0,
+        settings: TopicGenerationSettings | None = None,
     ) -> None:
         if not prompts or any(not prompt.strip() for prompt in prompts):
             raise ValueError(
                 f"Expected prompts with a word each. Received: {len(prompts)} prompts, one or more empty."
             )
-        if min(new_tokens, top_k, rows_at_once) < 1:
-            raise ValueError(
-                f"`new_tokens`, `top_k` and `rows_at_once` must be 1 or more. "
-                f"Received: new_tokens={new_tokens!r}, top_k={top_k!r}, rows_at_once={rows_at_once!r}."
-            )
         self.model, self.tokenizer, self.prompts = model, tokenizer, list(prompts)
         self.topic, self.embed, self.acceptability = topic, embed, acceptability
-        self.new_tokens, self.top_k, self.rows_at_once, self.seed = new_tokens, top_k, rows_at_once, seed
+        self.settings = settings or TopicGenerationSettings()
         self.eos = model.generation_config.eos_token_id
         self.rows: dict[str, MethodRow] = {}
         self.texts: dict[str, list[str]] = {}
@@ -89,10 +77,10 @@ class TopicComparison:
     def _check(self, prompts: Sequence[str]) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         longest = max(len(row) for row in self.tokenizer(list(prompts), verbose=False)["input_ids"])
-        if limit and longest + self.new_tokens > limit:
+        if limit and longest + self.settings.max_new_tokens > limit:
             raise ValueError(
                 f"Prompts and new tokens must fit into the context of {limit}. Received: a prompt of {longest} "
-                f"tokens and new_tokens={self.new_tokens!r}."
+                f"tokens and max_new_tokens={self.settings.max_new_tokens!r}."
             )
 
     def measure(
@@ -122,22 +110,21 @@ class TopicComparison:
         """Continuations of all prompts, in their order; see `measure`."""
         prompts = [f"{prefix}{prompt}" for prompt in self.prompts]
         self._check(prompts)
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.settings.seed)
         options = {} if generator is not None else {"steering": steering}
-        sampling = {"do_sample": False} if self.top_k == 1 else {"do_sample": True, "top_k": self.top_k, "top_p": 1.0}
+        length = self.settings.max_new_tokens
         found, begin = [], time.perf_counter()
         for batch in self._batches(prompts):
             rows = (self.model if generator is None else generator).generate(
                 **batch,
                 **options,
-                **sampling,
-                temperature=1.0,
-                max_new_tokens=self.new_tokens,
+                **self.settings.sampling,
+                max_new_tokens=length,
                 min_new_tokens=1,
                 pad_token_id=self._pad,
             )
             new = rows[:, batch["input_ids"].shape[1] :]
-            found.append(torch.nn.functional.pad(new, (0, self.new_tokens - new.shape[1]), value=self._end))
+            found.append(torch.nn.functional.pad(new, (0, length - new.shape[1]), value=self._end))
         seconds = time.perf_counter() - begin
         ids = torch.cat(found).cpu()
         mask = continuation_mask(ids, self.eos)
@@ -193,7 +180,8 @@ class TopicComparison:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token_id = self.tokenizer.eos_token_id
         try:
-            rows = [prompts[i : i + self.rows_at_once] for i in range(0, len(prompts), self.rows_at_once)]
+            size = self.settings.batch_size
+            rows = [prompts[i : i + size] for i in range(0, len(prompts), size)]
             found = [
                 self.tokenizer(row, return_tensors="pt", padding=True, return_token_type_ids=False) for row in rows
             ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .texts import TextSource, open_text, rows_of_list
+from .texts import TextSource, open_text, read_column, rows_of_list
 
 TEXTS = (
     "a string, a list of strings, of rows or of token ids, a `datasets.Dataset`, a pandas DataFrame, a path, or what "
@@ -68,6 +68,26 @@ def text_source(data: Any, *, text_column: str = "text", labels: Sequence[str] =
         rows = data
         return TextSource(lambda start: iter(rows[start:]), length=len(rows), facts={"text": "rows"}, **options)
     raise TypeError(f"Expected texts: {TEXTS}. Received: {type(data).__name__}.")
+
+
+def plain_texts(data: Any, *, text_column: str | None = None) -> list[str]:
+    """The texts that have a word.
+
+    Args:
+        data: see `TEXTS`.
+        text_column: where rows have columns; by default `text`, or the only one of a file.
+
+    Raises:
+        TypeError: something else.
+        ValueError: there is no such text, or no such column.
+    """
+    if isinstance(data, os.PathLike):
+        return read_column(os.fspath(data), text_column)
+    source = text_source(data, text_column=text_column or "text")
+    texts = [text for _, rows in source.blocks(1024, itertools.count()) for text in rows.texts if text.strip()]
+    if not texts:
+        raise ValueError("Expected texts with a word. Received: none.")
+    return texts
 
 
 def tokenized(

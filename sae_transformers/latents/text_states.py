@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .hidden_states import HiddenStateReader, kept_positions
+from .hidden_states import HiddenStateReader
+from .text_input import tokenized
 
 OUTLIER = 10.0  # times the median norm
 
@@ -17,6 +17,7 @@ OUTLIER = 10.0  # times the median norm
 class TextStates(NamedTuple):
     """texts: those that have states, whole. ids: (length,) int64 of each, cut. hidden: (n_tokens, d) float32, on the
     CPU. text_index: (n_tokens,) int64. left_out: how many texts have no states. max_norm: longer states are left out.
+    cut: how many texts were longer than they were read.
     """
 
     texts: Sequence[str]
@@ -25,6 +26,7 @@ class TextStates(NamedTuple):
     text_index: Tensor
     left_out: int
     max_norm: float
+    cut: int = 0
 
 
 def read_text_states(
@@ -34,20 +36,22 @@ def read_text_states(
     *,
     max_tokens: int = 256,
     max_norm: float | None = None,
+    skip_first: int = 1,
     tokens_at_once: int = 4096,
-    progress: str | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> TextStates:
     """States at the reader's only place, of all tokens but each text's first and those of an unusual norm.
 
     Args:
         reader: of one place.
         tokenizer: of its model.
-        texts: a text of fewer than two tokens has no states and is left out.
+        texts: a text of first tokens only has no states and is left out.
         max_tokens: longer texts are cut.
         max_norm: states that are longer are outliers; ten times the median norm by default. Give the one of other
             texts to treat these alike.
+        skip_first: leading tokens of each text that do not count.
         tokens_at_once: of a forward pass.
-        progress: title of a progress bar, shown on a terminal.
+        report: called with the number of texts of each batch.
 
     Raises:
         ValueError: not one place, or no text of two tokens.
@@ -57,15 +61,19 @@ def read_text_states(
             f"Expected a reader of one place and `max_tokens` of 2 or more. "
             f"Received: {len(reader.points)} places, max_tokens={max_tokens!r}."
         )
-    rows = tokenizer(list(texts), truncation=True, max_length=max_tokens, verbose=False)["input_ids"] if texts else []
+    rows, cut = tokenized(tokenizer, list(texts), max_length=max_tokens)[1:] if texts else ([], 0)
     ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-    keep = [kept_positions(row) for row in ids]
+    keep = [torch.arange(skip_first, max(skip_first, len(row))) for row in ids]
     if not any(len(places) for places in keep):
-        raise ValueError(f"Expected texts of two tokens or more. Received: {len(texts)} texts, none of them so long.")
-    with tqdm(total=sum(len(places) > 0 for places in keep), desc=progress, disable=None if progress else True) as bar:
-        read = reader.read(
-            ids, keep, dtype=torch.float32, tokens_at_once=tokens_at_once, report=lambda done: bar.update(len(done))
-        )
+        least = "two tokens" if skip_first < 2 else f"{skip_first + 1} tokens"
+        raise ValueError(f"Expected texts of {least} or more. Received: {len(texts)} texts, none of them so long.")
+    read = reader.read(
+        ids,
+        keep,
+        dtype=torch.float32,
+        tokens_at_once=tokens_at_once,
+        report=None if report is None else lambda rows: report(len(rows)),
+    )
     hidden = next(iter(read.values())).cpu()
     index = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(places) for places in keep]))
     norms = hidden.norm(dim=-1)
@@ -75,4 +83,6 @@ def read_text_states(
     left: list[int] = there.tolist()
     if not left:
         raise ValueError(f"Expected states of a norm of at most {limit:.6g}. Received: {len(norms)}, all longer.")
-    return TextStates([texts[i] for i in left], [ids[i] for i in left], hidden, index, len(texts) - len(left), limit)
+    return TextStates(
+        [texts[i] for i in left], [ids[i] for i in left], hidden, index, len(texts) - len(left), limit, cut
+    )

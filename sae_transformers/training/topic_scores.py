@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..evaluation.topic_settings import METHODS, SUMMARIES
 from ..latents.sparse_codes import SparseCodes, encode_texts
 from ..modeling import FeatureEdit, FeatureReweighting, SparseAutoencoder, Steering
 
-SUMMARIES = {"avg": "sum", "max": "max", "counts": "count"}  # how each pools a text's tokens
-METHODS = ("orig", "SAE", "clamp", "weight", "swap")
 AFTER_FIRST = ((1, None),)
 SCORE_NAMES, FEATURE_NAMES = ("score", "scores"), ("feature", "feature_id", "featureid", "index", "latent", "")
 

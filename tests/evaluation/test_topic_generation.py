@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.evaluation.topic_generation import TopicComparison
+from sae_transformers.evaluation.topic_settings import TopicGenerationSettings
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
@@ -31,8 +32,9 @@ def accepted(texts: Sequence[str]) -> Tensor:
 def comparison(**options) -> TopicComparison:
     model = SaeForCausalLM.from_base(tiny_base(vocab_size=94), saes=[tiny_sae(layer=1)]).eval()
     topic = embed(["w1 w2 w3", "w60 w61"])
-    given = {"new_tokens": 6, "top_k": 3, "rows_at_once": 3, **options}
-    return TopicComparison(model, word_tokenizer(), given.pop("prompts", PROMPTS), topic, embed, accepted, **given)
+    prompts = options.pop("prompts", PROMPTS)
+    settings = TopicGenerationSettings(**{"max_new_tokens": 6, "top_k": 3, "batch_size": 3, **options})
+    return TopicComparison(model, word_tokenizer(), prompts, topic, embed, accepted, settings)
 
 
 def test_rows_and_samples() -> None:
@@ -75,7 +77,7 @@ def test_perplexity_is_that_of_the_unsteered_model_after_the_prompt_alone() -> N
 
 
 def test_batches_do_not_matter_and_another_model_may_generate() -> None:
-    whole, single = comparison(top_k=1, rows_at_once=4), comparison(top_k=1, rows_at_once=1)
+    whole, single = comparison(top_k=1, batch_size=4), comparison(top_k=1, batch_size=1)
     assert whole.generate(PUSH)["texts"] == single.generate(PUSH)["texts"]
     other = tiny_base(vocab_size=94, seed=5)
     alone = [
@@ -93,9 +95,9 @@ def test_bad_input() -> None:
     for options, told in [
         ({"prompts": []}, "0 prompts"),
         ({"prompts": ["w1", " "]}, "2 prompts, one or more empty"),
-        ({"new_tokens": 0}, "new_tokens=0"),
+        ({"max_new_tokens": 0}, "new_tokens=0"),
         ({"top_k": 0}, "top_k=0"),
-        ({"prompts": ["w1 " * 125]}, "context of 128. Received: a prompt of 125 tokens and new_tokens=6"),
+        ({"prompts": ["w1 " * 125]}, "context of 128. Received: a prompt of 125 tokens and max_new_tokens=6"),
     ]:
         with pytest.raises(ValueError, match=told):
             comparison(**options)

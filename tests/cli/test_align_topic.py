@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def align(folder: Path, out: Path, *options: object, model: str = "base") -> Result:
     arguments = ["align-topic", folder / model, "--out", out]
     defaults = {"reference": folder / "reference.csv", "topic": folder / "topic.csv", "sae": folder / "sae"}
-    defaults |= {"embedder": folder / "embedder", "prompt-count": 3, "new-tokens": 4, "max-length": 32}
+    defaults |= {"embedder": folder / "embedder", "prompt-count": 3, "max-new-tokens": 4, "max-length": 32}
     for name, value in defaults.items():
         if f"--{name}" not in options:
             arguments += [f"--{name}", value]
@@ -151,18 +151,18 @@ def test_short_texts_are_left_out_and_long_ones_cut(folder: Path, tmp_path: Path
         (["--method", "swop"], "orig, SAE, clamp, weight, swap. Received: 'swop'"),
         (["--compare", "sea"], "Received: 'sea'"),
         (["--compare", "swap:often"], "keep, replace and a strength. Received: 'swap:often'"),
-        (["--summary", "mean"], "Received: 'mean'"),
+        (["--summary", "mean"], "Received: --summary='mean'"),
         (["--max-length", "999"], "from 2 to 128"),
-        (["--max-length", "1"], "Received: 1"),
+        (["--max-length", "1"], "Received: --max-length=1"),
         (["--topic-column", "no"], "column 'no'"),
         (["--embedder", "nowhere/at-all"], "nowhere/at-all"),
-        (["--long-texts", "drop"], "Received: 'drop'"),
+        (["--long-texts", "drop"], "Received: --long-texts='drop'"),
         (["--quantile", "2"], "quantile=2.0"),
         (["--strength", "-1"], "strength=-1.0"),
         (["--clamp-top", "0"], "top=0"),
-        (["--new-tokens", "200"], "context of 128"),
+        (["--max-new-tokens", "200"], "context of 128"),
         (["--scores", "none.csv"], "none.csv"),
-        (["--place", "layers.9.resid_post"], "9"),
+        (["--hook-point", "layers.9.resid_post"], "9"),
         (["--acceptability", "nowhere/at-all"], "nowhere/at-all"),
     ],
 )
@@ -197,3 +197,11 @@ def test_several_columns_need_a_name(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": "w1 w2", "b": "w3 w4"}\n', encoding="utf-8")
     result = align(folder, tmp_path / "out", "--topic", tmp_path / "rows.jsonl")
     assert result.exit_code == 2 and "Name it. Received: columns ['a', 'b']" in result.stderr
+
+
+def test_old_spellings_are_taken_with_a_note(folder: Path, tmp_path: Path) -> None:
+    result = align(folder, tmp_path / "out", "--new-tokens", 3, "--tokens-at-once", 512, "--compare", "")
+    assert result.exit_code == 0, result.output
+    assert "--new-tokens is now --max-new-tokens." in result.stderr.splitlines()
+    facts = report(tmp_path / "out")["facts"]
+    assert (facts["new_tokens"], facts["tokens_at_once"], facts["sae"]) == (3, 512, str(folder / "sae"))

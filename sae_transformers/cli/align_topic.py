@@ -1,0 +1,90 @@
+"""The verb `align-topic`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..workflows.settings.align_topic import TopicSettings
+from .options import HookPoint, Model, ModelDtype, Saes
+from .tables import open_console, progress_bar, show_rows
+from .verb import verb
+
+COLUMN = "Column of the text in {}. [default: text, or the only one]"
+OLD = {"place": "hook_point", "new_tokens": "max_new_tokens", "tokens_at_once": "tokens_per_batch"}
+OWN = {
+    "keep_error": typer.Option(
+        "--keep-error/--replace",
+        help="Keep what the SAE does not reconstruct, or, as in the paper, replace the hidden state.",
+        rich_help_panel="Method",
+    ),
+    "all_positions": typer.Option("--all-positions", help="Steer the first token too.", rich_help_panel="Method"),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command(name="align-topic")(align_topic)
+
+
+@verb(TopicSettings, renamed=OLD, own=OWN, leave_out=("chat", "samples_per_prompt"))
+def align_topic(
+    model: Model,
+    reference: Annotated[str, typer.Option(help="Texts of all kinds: .csv, .jsonl, .parquet, .txt, a Hub id.")],
+    topic: Annotated[str, typer.Option(help="Texts of the topic.")],
+    settings: TopicSettings,
+    sae: Saes = None,
+    number: Annotated[int, typer.Option(help="Which of the model's SAEs, from 0.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of scores, steering and report.")] = Path("outputs/topic"),
+    topic_test: Annotated[
+        str | None, typer.Option(help="Other texts of the topic, that similarity is measured to. [default: --topic]")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Texts to continue. [default: beginnings of reference texts]")
+    ] = None,
+    reference_column: Annotated[str | None, typer.Option(help=COLUMN.format("--reference"))] = None,
+    topic_column: Annotated[str | None, typer.Option(help=COLUMN.format("--topic"))] = None,
+    topic_test_column: Annotated[str | None, typer.Option(help=COLUMN.format("--topic-test"))] = None,
+    prompts_column: Annotated[str | None, typer.Option(help=COLUMN.format("--prompts"))] = None,
+    scores: Annotated[Path | None, typer.Option(help="A saved table of scores, in place of new ones.")] = None,
+    save_model: Annotated[bool, typer.Option("--save-model", help="Save the model, steered by default.")] = False,
+    hook_point: HookPoint = None,
+    model_dtype: ModelDtype = "auto",
+) -> None:
+    """Steer towards the topic of some texts, and say how far to trust it."""
+    from ..workflows.align_topic import TopicTexts, read_column, read_topic_scores
+    from ..workflows.align_topic import align_topic as align
+    from ..workflows.loading import load
+
+    columns = {
+        "reference_column": reference_column, "topic_column": topic_column,
+        "topic_test_column": topic_test_column, "prompts_column": prompts_column,
+    }  # fmt: skip
+    names = {"reference": reference, "topic": topic, "topic_test": topic_test, "prompts": prompts}
+    texts = {part: read_column(name, columns[f"{part}_column"]) if name else None for part, name in names.items()}
+    table = None if scores is None else read_topic_scores(scores)
+    console = open_console()
+    embedder = settings.embedding.load(console.print)
+    loaded, tokenizer, base = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
+    with progress_bar("texts") as progress:
+        found = align(
+            loaded, tokenizer, TopicTexts(**texts), settings,
+            sae=number, scores=table, embedder=embedder, progress=progress,
+        )  # fmt: skip
+    for line in found.summary():
+        console.print(line, markup=False)
+    if found.methods:
+        show_rows(console, found.table(), title=f"{len(found.samples)} continuations: mean ± standard error")
+    facts = {
+        "model": model, "base": base, "model_dtype": model_dtype, "place": hook_point, "number": number,
+        "sae": sae[0] if sae and len(sae) == 1 else sae, "scores": scores and str(scores), **names, **columns,
+        "out": str(out), "save_model": save_model,
+    }  # fmt: skip
+    console.print(", ".join(map(str, found.save(out, facts))), markup=False)
+    if save_model:
+        loaded.steering = found.steering
+        loaded.save_pretrained(out / "model")
+        tokenizer.save_pretrained(out / "model")
+        console.print(f"AutoModelForCausalLM.from_pretrained({str(out / 'model')!r}, trust_remote_code=True)")
