@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures, Steering
+from ..modeling.sae_losses import normalized_mse as relative_errors
 
 ROWS = 256  # token distributions that are compared at a time
 
@@ -38,7 +39,7 @@ def normalized_mse(target: Tensor, reconstruction: Tensor) -> float:
 
     https://huggingface.co/papers/2411.07122, L_r. A target of zeros that is met counts 0.
     """
-    return float(_token_errors(target, reconstruction)[1].mean())
+    return float(relative_errors(target.double(), reconstruction.double()).mean())
 
 
 def cosine_similarity(target: Tensor, reconstruction: Tensor) -> float:
@@ -78,11 +79,10 @@ class ReconstructionMeter:
         if self.origin is None:  # variances are taken from here: a large mean would cancel their digits
             self.origin = target.mean(0)
             self.sums = torch.zeros_like(self.origin)
-        error, relative = _token_errors(target, reconstruction)
         moved = target - self.origin.to(target.device)
         self.tokens += len(target)
-        self.squared_error += float(error.sum())
-        self.relative_error += float(relative.sum())
+        self.squared_error += float((reconstruction - target).square().sum())
+        self.relative_error += float(relative_errors(target, reconstruction).sum())
         self.cosine += float(F.cosine_similarity(target, reconstruction, dim=-1).sum())
         self.squares += float(moved.square().sum())
         self.sums += moved.sum(0).to(self.sums.device)
@@ -341,13 +341,6 @@ def _on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> Iterat
         ids = batch["input_ids"].to(device)
         mask = batch.get("attention_mask")
         yield ids, torch.ones_like(ids) if mask is None else mask.to(device)
-
-
-def _token_errors(target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of each token, (n_tokens,), and the same over the token's own squared norm."""
-    target = target.double()
-    error = (reconstruction.double() - target).square().sum(-1)
-    return error, error / target.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _measured(target: Tensor, reconstruction: Tensor) -> dict[str, float]:

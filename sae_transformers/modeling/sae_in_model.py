@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .call_record import CallRecord, SiteResult
 from .outputs import SparseFeatures
+from .sae_losses import concept_losses, normalized_mse
 from .steering_plan import SaePlan
 
 
@@ -178,8 +178,7 @@ class InModelMixin:
         terms: dict[str, Tensor] = {}
         code, normalized = self._full_code(x)
         if "reconstruction" in names:
-            error = (self._decode_code(code, normalized, x) - target).square().mean(-1)
-            terms["reconstruction"] = error / target.square().mean(-1).clamp(min=torch.finfo(x.dtype).tiny)
+            terms["reconstruction"] = normalized_mse(target, self._decode_code(code, normalized, x))
         if "sparsity" in names:
             norms = self.W_dec.norm(dim=-1)  # (d_sae,)
             if isinstance(code.latents, Tensor):
@@ -189,7 +188,11 @@ class InModelMixin:
             terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
         if "conditioning" in names and (self.config.concepts or concept_targets is not None):
             latents = torch.tensor(list(self.config.concepts.values()), dtype=torch.long, device=x.device)
-            terms["conditioning"] = _concept_loss(code.pre_acts[..., latents], concept_targets)
+            pre_acts = code.pre_acts[..., latents]
+            unknown = pre_acts.new_full((), -100.0)
+            terms["conditioning"] = concept_losses(
+                pre_acts, unknown if concept_targets is None else concept_targets
+            ).sum(-1)
         return terms
 
 
@@ -207,14 +210,3 @@ def _chosen(where: Tensor, yes: Code, no: Code) -> Code:
     pairs = zip(yes.latents[:2], no.latents[:2], strict=True)
     indices, values = (torch.where(where, new, old) for new, old in pairs)
     return Code(yes.pre_acts, SparseFeatures(indices, values, yes.pre_acts.shape[-1]))
-
-
-def _concept_loss(pre_acts: Tensor, labels: Tensor | None) -> Tensor:
-    """Binary cross-entropy summed over known labels, (...), from (..., n_concepts) pre-activations; an unknown one is
-    -100 or any other negative number."""
-    if labels is None:
-        return pre_acts.new_zeros(pre_acts.shape[:-1])
-    known = labels >= 0
-    goal = torch.where(known, labels, 0.0).to(pre_acts)
-    loss = F.binary_cross_entropy_with_logits(pre_acts, goal, reduction="none")
-    return torch.where(known, loss, 0.0).sum(-1)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..modeling import SparseAutoencoder
 from ..modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
+from ..modeling.sae_losses import concept_losses, normalized_mse
 from .arguments import SaeLossArguments
 from .encoding import Code, bias_of, encode, encode_among
-from .losses import concept_losses, normalized_mse
 from .sparse_ops import Selection, sparse_decode
 
 
@@ -86,7 +86,7 @@ class SaeInTraining(nn.Module):
         code = encode(sae, normalized.x, self.k, self.training, args.jumprelu_bandwidth)
         parts = self._decoded_prefixes(code)  # (n_tokens, n_prefixes, d_out)
         outputs = [self._output(part, normalized, hidden) for part in parts.unbind(1)]
-        reconstruction = sum((self._distance(output, target) for output in outputs), target.new_zeros(len(target)))
+        reconstruction = sum((self._distance(target, output) for output in outputs), target.new_zeros(len(target)))
         terms = {"reconstruction": reconstruction}
         error = outputs[-1] - target
         if args.sparsity_coefficient and code.sparsity is not None:
@@ -94,7 +94,7 @@ class SaeInTraining(nn.Module):
             terms["sparsity"] = rise * args.sparsity_coefficient * code.sparsity(sae, hidden)
         if code.gate is not None:  # a gated SAE's gate must reconstruct through a frozen decoder
             through_gate = sparse_decode(code.gate, code.selection, sae.W_dec.detach()) + sae.b_dec.detach()
-            terms["gate"] = self._distance(sae.denormalize(through_gate, normalized), target)
+            terms["gate"] = self._distance(target, sae.denormalize(through_gate, normalized))
         if args.aux_k and self.training:
             self._add_aux(terms, normalized, error)
         if labels is not None and sae.config.concepts:
@@ -103,10 +103,10 @@ class SaeInTraining(nn.Module):
 
     # -- terms -------------------------------------------------------------------------------------------------------
 
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
+    def _distance(self, target: Tensor, output: Tensor) -> Tensor:
         if self.args.reconstruction_loss == "mse":
             return (output - target).square().mean(-1)
-        return normalized_mse(output, target)
+        return normalized_mse(target, output)
 
     def _output(self, decoded: Tensor, normalized: Any, hidden: Tensor) -> Tensor:
         output = self.sae.denormalize(decoded + self.sae.b_dec, normalized)
@@ -139,7 +139,7 @@ class SaeInTraining(nn.Module):
         decoded = sparse_decode(aux.latents, aux.selection, self.sae.W_dec)
         if normalized.scale is not None:
             decoded = decoded * normalized.scale
-        terms["aux"] = self.args.aux_coefficient * normalized_mse(decoded, -error.detach())
+        terms["aux"] = self.args.aux_coefficient * normalized_mse(-error.detach(), decoded)
 
     def _add_concepts(self, terms: dict[str, Tensor], x: Tensor, code: Code, labels: Tensor) -> None:
         sae, args = self.sae, self.args
@@ -172,7 +172,7 @@ class SaeInTraining(nn.Module):
         code = encode_among(sae, normalized.x, self.k, alive, rectified=not legacy)
         output = self._output(sparse_decode(code.latents, code.selection, sae.W_dec), normalized, hidden)
         error = output - target
-        terms = {"reconstruction": self._distance(output, target)}
+        terms = {"reconstruction": self._distance(target, output)}
         if len(dead):
             rest = encode_among(sae, normalized.x, self.k, dead, rectified=not legacy)
             decoded = sparse_decode(rest.latents, rest.selection, sae.W_dec)
@@ -180,7 +180,7 @@ class SaeInTraining(nn.Module):
                 decoded = decoded + sae.b_dec
             if normalized.scale is not None:
                 decoded = decoded * normalized.scale
-            terms["dead_residual"] = self.args.dead_residual_weight * self._distance(decoded, -error.detach())
+            terms["dead_residual"] = self.args.dead_residual_weight * self._distance(-error.detach(), decoded)
         return Step(terms, code, target.detach(), error.detach())
 
     # -- memory ------------------------------------------------------------------------------------------------------

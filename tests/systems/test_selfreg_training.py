@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
+from sae_transformers.modeling.sae_losses import normalized_mse
 from sae_transformers.training.arguments import SaeLossArguments
-from sae_transformers.training.losses import normalized_mse
 from sae_transformers.training.objective import SaeObjective
 from tests.training.runs import PLACES, tokens, trained, trainer_for
 
@@ -75,10 +75,10 @@ def gradients(sae: SparseAutoencoder, loss: Tensor) -> dict[str, Tensor]:
 
 def test_fact_2_the_loss():
     x = hidden()
-    assert float(nl2(torch.zeros_like(x), x)) == float(normalized_mse(torch.zeros_like(x), x).mean()) == 1.0
+    assert float(nl2(torch.zeros_like(x), x)) == float(normalized_mse(x, torch.zeros_like(x)).mean()) == 1.0
     assert float(normalized_mse(x, x).mean()) == 0.0
     p = torch.randn(30, D, dtype=F64, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(normalized_mse(p, x).mean(), nl2(p, x))
+    assert torch.equal(normalized_mse(x, p).mean(), nl2(p, x))
 
 
 def test_pre_training_is_the_loss_of_the_published_code():

@@ -1,4 +1,4 @@
-"""Losses of tensors, one function an equation; a number for each token."""
+"""Losses of an SAE, one function per equation, for each token; training, models and evaluation use these same ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def normalized_mse(output: Tensor, target: Tensor) -> Tensor:
+def normalized_mse(target: Tensor, output: Tensor) -> Tensor:
     """`mean((output - target)^2) / mean(target^2)` over the width.
 
     Used by SCAR (https://huggingface.co/papers/2411.07122), SelfReg (https://huggingface.co/papers/2502.14133) and
@@ -15,13 +15,13 @@ def normalized_mse(output: Tensor, target: Tensor) -> Tensor:
     met counts 0.
 
     Args:
-        output, target: (..., d).
+        target, output: (..., d).
 
     Returns:
         (...), 0 or more; 1 for an output of zeros.
     """
-    error = (output - target).square().mean(-1)
-    return error / target.square().mean(-1).clamp(min=torch.finfo(target.dtype).tiny)
+    smallest = max(torch.finfo(target.dtype).tiny, torch.finfo(torch.float32).tiny)
+    return (output - target).square().mean(-1) / target.square().mean(-1).clamp(min=smallest)
 
 
 def concept_losses(pre_acts: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from sae_transformers.training.losses import concept_losses, normalized_mse
+from sae_transformers.modeling.sae_losses import concept_losses, normalized_mse
 
 F64 = torch.float64
 
@@ -19,7 +19,7 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_normalised_mse_of_nothing_is_one_and_of_the_target_zero():
     x = numbers(7, 5)
-    assert torch.equal(normalized_mse(torch.zeros_like(x), x), torch.ones(7, dtype=F64))
+    assert torch.equal(normalized_mse(x, torch.zeros_like(x)), torch.ones(7, dtype=F64))
     assert not normalized_mse(x, x).any()
 
 
@@ -29,20 +29,20 @@ def test_normalised_mse_is_a_ratio_for_each_token():
     x[3] *= 100
     wanted = [sum((o - t) ** 2 for o, t in zip(*rows, strict=True)) / sum(t**2 for t in rows[1]) for rows in
               zip(output.tolist(), x.tolist(), strict=True)]  # fmt: skip
-    torch.testing.assert_close(normalized_mse(output, x), torch.tensor(wanted, dtype=F64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(normalized_mse(x, output), torch.tensor(wanted, dtype=F64), rtol=1e-12, atol=0)
     ratio_of_means = (output - x).square().mean() / x.square().mean()
-    assert abs(normalized_mse(output, x).mean() - ratio_of_means) > 0.1
+    assert abs(normalized_mse(x, output).mean() - ratio_of_means) > 0.1
 
 
 def test_normalised_mse_does_not_depend_on_the_unit():
     x, output = numbers(7, 5), numbers(7, 5, seed=1)
-    torch.testing.assert_close(normalized_mse(1e6 * output, 1e6 * x), normalized_mse(output, x), rtol=1e-12, atol=0)
+    torch.testing.assert_close(normalized_mse(1e6 * x, 1e6 * output), normalized_mse(x, output), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_normalised_mse_of_zeros_that_are_met_is_zero(dtype):
     zeros = torch.zeros(2, 5, dtype=dtype, requires_grad=True)
-    loss = normalized_mse(zeros, torch.zeros(2, 5, dtype=dtype))
+    loss = normalized_mse(torch.zeros(2, 5, dtype=dtype), zeros)
     loss.sum().backward()
     assert not loss.any() and zeros.grad is not None and not zeros.grad.any()
 
