@@ -18,7 +18,8 @@ from torch import Tensor
 from ..latents.hidden_states import HiddenStateReader
 from ..latents.texts import TextSource
 from .shards import Store
-from .span_tokens import SpanSettings, TextTokens, text_tokens
+from .span_settings import SpanSettings
+from .span_tokens import TextTokens, text_tokens
 
 CODES_AT_ONCE = 2048  # tokens of an encoding
 CLOSE = 0.02  # a maximum that is read again may differ so much: batches differ, and so does rounding
@@ -48,7 +49,7 @@ def read_span_settings(folder: str) -> tuple[SpanSettings, dict[str, Any]]:
         raise FileNotFoundError(
             f"Expected a folder that `sae-transformers spans` wrote, with work/index.json. Received: {folder!r}."
         )
-    return SpanSettings(**index["settings"]), index["source"]
+    return SpanSettings.from_identity(index["settings"]), index["source"]
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def read_span_tokens(
             hidden = reader.read(
                 [one.ids for one in tokens],
                 [one.counted for one in tokens],
-                tokens_at_once=settings.tokens_at_once,
+                tokens_at_once=settings.tokens_per_batch,
                 report=report and (lambda done, counts=counts: report(int(counts[done].sum()))),
             )[place]
             inside = torch.ones(len(hidden), dtype=torch.bool)

@@ -11,7 +11,7 @@ backslash twice. The original does not mark a backslash: one before another char
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ class Spans:
     text's first. start, end: (n,) int64, characters of the span in its text. span: n texts.
     d_sae: latents. n_texts, n_tokens: texts with tokens that count, and those tokens.
     complete: False where other processes are still at work; then there are no entries.
+    feature_max: (d_sae,) float32, the largest magnitude of each latent's own activation on the tokens that count; None
+        where that is not known: not complete, or begun by a release that did not measure it.
     """
 
     feature: Tensor
@@ -54,6 +56,7 @@ class Spans:
     n_texts: int
     n_tokens: int
     complete: bool = True
+    feature_max: Tensor | None = field(default=None, repr=False)
 
     def by_feature(self) -> dict[int, list[TextSpan]]:
         """The spans of each latent that has some, best first."""

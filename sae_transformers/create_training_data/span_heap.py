@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 
-ACTIVATIONS = ("relu", "own")
 EMPTY = 2**63 - 1  # text number of an entry that is not there: behind every text
 _TOP_BITS = 2**31 - 1
 _GATHERED_AT_ONCE = 2**20  # activations that are looked at again for the position of a maximum
@@ -116,6 +115,7 @@ def add_hidden(
     *,
     activation: str = "relu",
     pre_acts_at_once: int = 2**22,
+    maxima: Tensor | None = None,
 ) -> None:
     """Give a heap the latents of the tokens of some texts. How they are cut into calls does not matter.
 
@@ -127,6 +127,8 @@ def add_hidden(
         position: (n_tokens,) int32 on the CPU.
         activation: `relu` of the pre-activations, or the SAE's `own`.
         pre_acts_at_once: elements of a (tokens, d_sae) array in memory.
+        maxima: (d_sae,) float32 on the device of the SAE, the largest magnitudes of its own activation; raised to
+            those of these tokens.
 
     Raises:
         ValueError: an activation is not a number.
@@ -135,16 +137,34 @@ def add_hidden(
     for start in range(0, len(hidden), step):
         part = slice(start, start + step)
         rows = hidden[part].to(sae.device)
-        if activation == "own" and sae.config.activation in TOPK_ACTIVATIONS:
+        selects, own = sae.config.activation in TOPK_ACTIVATIONS, activation == "own"
+        of_text, at = text[part], position[part]
+        if own and selects:
             indices, values, _ = sae.encode_sparse(rows)  # (step, k)
             token = torch.arange(len(rows), device=values.device).repeat_interleave(values.shape[-1])
-            where = text[part].to(values.device)[token], position[part].to(values.device)[token]
+            where = of_text.to(values.device)[token], at.to(values.device)[token]
             heap.add(indices.flatten(), *where, _checked(values.flatten().float()))
-        else:
-            latents = sae.encode(rows) if activation == "own" else sae.encode_pre_acts(rows)
-            _add_dense(
-                heap, latents.float() if latents.dtype == torch.float64 else latents, text[part], position[part]
-            )
+            _raise_maxima(maxima, values, indices)
+            continue
+        latents = sae.encode(rows) if own else sae.encode_pre_acts(rows)
+        _add_dense(heap, latents.float() if latents.dtype == torch.float64 else latents, of_text, at)
+        if maxima is not None and (own or sae.config.activation == "relu"):
+            _raise_maxima(maxima, latents if own else latents.relu())
+        elif maxima is not None and selects:
+            indices, values, _ = sae.encode_sparse(rows)
+            _raise_maxima(maxima, values, indices)
+        elif maxima is not None:
+            _raise_maxima(maxima, sae.encode(rows))
+
+
+def _raise_maxima(maxima: Tensor | None, values: Tensor, indices: Tensor | None = None) -> None:
+    """Raise (d_sae,) to the largest magnitudes of dense latents (n, d_sae), or of those at `indices`."""
+    if maxima is None:
+        return
+    if indices is None:
+        torch.maximum(maxima, values.abs().amax(0).float(), out=maxima)
+    else:
+        maxima.scatter_reduce_(0, indices.flatten(), values.abs().flatten().float(), "amax")
 
 
 def _add_dense(heap: SpanHeap, latents: Tensor, text: Tensor, position: Tensor) -> None:

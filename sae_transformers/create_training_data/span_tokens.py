@@ -3,79 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .span_heap import ACTIVATIONS
-
-PLACEHOLDER = "{text}"
-
-
-@dataclass(frozen=True)
-class SpanSettings:
-    """What is taken from a text. The original implementation has `include_peak=False`, `skip_first=False` and
-    `outlier_ratio=None`.
-
-    Args:
-        top_n: spans of a latent, each of another text.
-        window: tokens of a span; fewer where the text begins.
-        include_peak: the span ends with the token of the maximum; otherwise with the token before it, so that a
-            maximum at the first token gives an empty span.
-        activation: `relu` of the pre-activations, whatever the SAE's activation is, or the SAE's `own`.
-        min_score: a maximum must be above it.
-        template: the text the model reads, with `{text}` where a row goes. Only the row's own tokens count.
-        last_tokens: only so many tokens at the end of a text count; None for all. Spans may begin before them.
-        skip_first: the first token that the model reads does not count, an outlier in norm (see `kept_positions`).
-        outlier_ratio: tokens whose hidden state is so many times as long as the median of their block do not count: a
-            few in ten thousand are a hundred times as long, and would be the best span of most latents. None: all do.
-        max_length: tokens of a sequence, template included; longer ones are cut at the end.
-        rows_per_block: rows of text whose hidden states memory has to hold; a process takes a block at a time.
-        tokens_at_once: of a forward pass, padding counted.
-        pre_acts_at_once: elements of a (tokens, d_sae) array in memory.
-        blocks_per_save: so many blocks at most are done again when a process was killed.
-    """
-
-    top_n: int = 10
-    window: int = 10
-    include_peak: bool = True
-    activation: str = "relu"
-    min_score: float = 0.0
-    template: str = PLACEHOLDER
-    last_tokens: int | None = None
-    skip_first: bool = True
-    outlier_ratio: float | None = 10.0
-    max_length: int = 256
-    rows_per_block: int = 256
-    tokens_at_once: int = 4096
-    pre_acts_at_once: int = 2**22
-    blocks_per_save: int = 16
-
-    def __post_init__(self) -> None:
-        at_least_one = ("top_n", "window", "rows_per_block", "tokens_at_once", "pre_acts_at_once", "blocks_per_save")
-        for name in (*at_least_one, "max_length", "last_tokens"):
-            value, least = getattr(self, name), 2 if name == "max_length" else 1
-            if name == "last_tokens" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of {least} or more. Received: {name}={value!r}.")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"`activation` must be one of {', '.join(ACTIVATIONS)}. Received: activation={self.activation!r}."
-            )
-        if not 0 <= self.min_score < float("inf"):
-            raise ValueError(f"`min_score` must be 0 or more. Received: min_score={self.min_score!r}.")
-        if self.outlier_ratio is not None and not self.outlier_ratio >= 1:
-            raise ValueError(f"`outlier_ratio` must be 1 or more. Received: outlier_ratio={self.outlier_ratio!r}.")
-        if self.template.count(PLACEHOLDER) != 1:
-            raise ValueError(f"`template` must have {PLACEHOLDER} once. Received: template={self.template!r}.")
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the result, as JSON values; the other sizes change it by rounding only."""
-        return {k: v for k, v in asdict(self).items() if not k.endswith("_at_once") and k != "blocks_per_save"}
-
+from .span_settings import MAX_LENGTH, PLACEHOLDER, SpanSettings
 
 class TextTokens(NamedTuple):
     """A text as the model reads it.
@@ -129,7 +62,7 @@ def text_tokens(tokenizer: Any, texts: Sequence[str], settings: SpanSettings) ->
         return_attention_mask=False,
         return_offsets_mapping=True,
         truncation=True,
-        max_length=settings.max_length,
+        max_length=settings.max_length or MAX_LENGTH,
         verbose=False,
     )
     space_before = len(before) - len(before.rstrip())
@@ -141,8 +74,7 @@ def text_tokens(tokenizer: Any, texts: Sequence[str], settings: SpanSettings) ->
         places = inside.nonzero()[:, 0]
         first, stop = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
         counted = torch.arange(first, stop)[-(settings.last_tokens or stop + 1) :]
-        if settings.skip_first:
-            counted = counted[counted > 0]
+        counted = counted[counted >= settings.skip_first]
         own = slice(first, stop)
         found[i] = TextTokens(
             torch.tensor(ids, dtype=torch.long), first, start[own].clamp(0, size), end[own].clamp(0, size), counted

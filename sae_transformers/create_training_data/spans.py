@@ -5,7 +5,8 @@ One pass of the model: a block of rows at a time, of which only the `top_n` best
 of characters. In the folder:
 
 work/index.json             what is collected; written before the first part
-work/part-00000.safetensors of a process: its best texts so far, and the blocks that are in it
+work/part-00000.safetensors of a process: its best texts and largest activations so far, and the blocks in them
+work/feature_max.safetensors the largest activation of each latent
 spans.parquet, spans.tsv, features.tsv, spans.json      the result, when all blocks are done; spans.json last
 """
 
@@ -14,25 +15,28 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from ..latents.context import reading_length
 from ..latents.hidden_states import HiddenStateReader
 from ..latents.texts import TextSource
 from .blocks import weights_digest
 from .shards import Store, rank_and_world
 from .span_files import WRITERS, Spans, read_spans, read_table
 from .span_heap import EMPTY, SpanHeap, add_hidden
-from .span_tokens import SpanSettings, template_tokens, text_tokens
+from .span_settings import MAX_LENGTH, SpanSettings
+from .span_tokens import template_tokens, text_tokens
 
 __all__ = ["SpanSettings", "Spans", "collect_spans", "read_spans", "template_tokens"]
 
+MAXIMA = "feature_max.safetensors"
 FORMAT = "sae_transformers text spans"
 VERSION = 1
 
@@ -45,7 +49,7 @@ def collect_spans(
     settings: SpanSettings | None = None,
     *,
     out: str | Path | None = None,
-    progress: bool = False,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Spans:
     """The `top_n` strongest spans of every latent, each of another text.
 
@@ -59,7 +63,7 @@ def collect_spans(
         source: rows of text.
         settings: see `SpanSettings`.
         out: a folder or any fsspec URL.
-        progress: show a progress bar on rank 0.
+        progress: called with (rows done, rows) after each batch; 0 where their number is not known.
 
     Raises:
         ValueError: the SAE is not made for the width of its place, the folder has spans of something else, the text
@@ -81,12 +85,15 @@ class SpanCollector:
         *,
         out: str | Path | None = None,
     ) -> None:
-        self.settings = settings or SpanSettings()
+        settings = settings or SpanSettings()
+        if settings.max_length is None:
+            settings = replace(settings, max_length=reading_length(model, None, MAX_LENGTH))
+        self.settings = settings
         self.sae = model.saes[sae] if isinstance(sae, int) else sae
         base = getattr(model, "lm", model)
         self.place: str = self.sae.config.read_at
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if limit and self.settings.max_length > limit:
+        if limit and (settings.max_length or 0) > limit:
             raise ValueError(
                 f"`max_length` must be at most {limit} for this model. Received: "
                 f"max_length={self.settings.max_length!r}."
@@ -104,8 +111,10 @@ class SpanCollector:
             raise ValueError(f"{self.world} processes meet in a folder. Received: out=None.")
         self.out, self.work = (None, None) if out is None else (Store(out), Store(f"{str(out).rstrip('/')}/work"))
         self.heap, self.done = self._new_heap(), torch.empty(0, 3, dtype=torch.int64)
+        # None once it is not known: a part of an earlier release does not say it.
+        self.maxima: Tensor | None = torch.zeros(self.sae.config.d_sae, device=self.sae.device)
 
-    def run(self, *, progress: bool = False) -> Spans:
+    def run(self, *, progress: Callable[[int, int], object] | None = None) -> Spans:
         """Do the blocks of this process that no process has done; if then all are done, write the result."""
         there: set[int] = set()
         if self.work is not None:
@@ -115,32 +124,47 @@ class SpanCollector:
                 there.update(part["done"][:, 0].tolist())
                 if rank == self.rank:
                     self._add_part(self.heap, part)
-                    self.done = part["done"]
+                    self.done, maxima = part["done"], part.get("feature_max")
+                    self.maxima = None if maxima is None else maxima.to(self.sae.device)
         absent = (number for number in itertools.count(self.rank, self.world) if number not in there)
         new: list[tuple[int, int, int]] = []  # block, texts, tokens
-        with tqdm(unit="tok", unit_scale=True, disable=not progress or self.rank != 0) as bar:
-            for number, rows in self.source.blocks(self.settings.rows_per_block, absent):
-                new.append((number, *self.add_block(number, rows.texts, bar.update)))
-                if len(new) == self.settings.blocks_per_save:
-                    self._save(new)
-                    new = []
+        for number, rows in self.source.blocks(self.settings.rows_per_block, absent):
+            before = number * self.settings.rows_per_block
+
+            def report(done: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, self.source.n_rows or 0)
+
+            new.append((number, *self.add_block(number, rows.texts, report)))
+            report(len(rows.texts))
+            if len(new) == self.settings.blocks_per_save:
+                self._save(new)
+                new = []
         self._save(new)
         return self._finish()
 
     def add_block(
         self, number: int, texts: Sequence[str], report: Callable[[int], object] | None = None
     ) -> tuple[int, int]:
-        """Put block `number` into the heap; how many texts and tokens of it count."""
+        """Put block `number` into the heap; how many texts and tokens of it count. `report` is called with the number
+        of texts done."""
         tokens = text_tokens(self.tokenizer, texts, self.settings)
         keep = [one.counted for one in tokens]
         counts = torch.tensor([len(places) for places in keep])
-        n_texts, n_tokens = int((counts > 0).sum()), int(counts.sum())
+        n_texts, n_tokens, done = int((counts > 0).sum()), int(counts.sum()), 0
+
+        def count(members: list[int]) -> None:
+            nonlocal done
+            done += len(members)
+            if report is not None:
+                report(done)
+
         if n_tokens:
             hidden = self.reader.read(
                 [one.ids for one in tokens],
                 keep,
-                tokens_at_once=self.settings.tokens_at_once,
-                report=report and (lambda members: report(sum(len(keep[i]) for i in members))),
+                tokens_at_once=self.settings.tokens_per_batch,
+                report=count,
             )[self.place]
             text = torch.arange(len(texts)).repeat_interleave(counts)
             position = torch.cat([one.counted - one.first for one in tokens]).int()
@@ -157,12 +181,13 @@ class SpanCollector:
                 position,
                 activation=self.settings.activation,
                 pre_acts_at_once=self.settings.pre_acts_at_once,
+                maxima=self.maxima,
             )
         return n_texts, n_tokens
 
     # -- the folder --------------------------------------------------------------------------------------------------
 
-    def _index(self) -> dict[str, Any]:
+    def index(self) -> dict[str, Any]:
         """What is collected, as JSON values."""
         facts = {
             "format": FORMAT,
@@ -179,7 +204,7 @@ class SpanCollector:
 
     def _open(self, *, begin: bool = False) -> Spans | None:
         """Check what is collected here, or write it, to `begin`; the result where it is already there."""
-        index = self._index()
+        index = self.index()
         work, out = self._stores()
         known = work.read_json("index.json")
         if known is None:
@@ -200,6 +225,7 @@ class SpanCollector:
             d_sae=finished["d_sae"],
             n_texts=finished["n_texts"],
             n_tokens=finished["n_tokens"],
+            feature_max=_read_maxima(work),
         )
 
     def _stores(self) -> tuple[Store, Store]:
@@ -232,6 +258,8 @@ class SpanCollector:
             for leftover in Path(self.work.root).glob(f".{name}.*"):  # of a process of this rank that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
         state = {name: getattr(self.heap, name).cpu() for name in ("score", "text", "position")}
+        if self.maxima is not None:
+            state["feature_max"] = self.maxima.cpu()
         self.work.put(name, lambda path: save_file({**state, "done": self.done}, path))
 
     def _new_heap(self) -> SpanHeap:
@@ -248,12 +276,13 @@ class SpanCollector:
 
     def _finish(self) -> Spans:
         """Merge what all processes have, if they are done; cut out the spans; write them."""
-        heap, done = self.heap, self.done
+        heap, done, known = self.heap, self.done, [self.maxima]
         if self.work is not None:
             heap, parts = self._new_heap(), self._parts()
             for part in parts.values():
                 self._add_part(heap, part)
             done = torch.cat([part["done"] for part in parts.values()] or [done])
+            known = [part.get("feature_max") for part in parts.values()] or known
         done = torch.unique(done, dim=0)
         n_blocks = -(-(self.source.n_rows or 0) // self.settings.rows_per_block)  # known: all have read to the end
         complete = done[:, 0].tolist() == list(range(n_blocks))
@@ -261,12 +290,13 @@ class SpanCollector:
         latent, text, position, score = (values.cpu() for values in entries)
         start, end, span = self._cut(text, position)
         n_texts, n_tokens = done[:, 1:].sum(0).tolist()
-        spans = Spans(latent, text, score, position, start, end, span, heap.d_sae, n_texts, n_tokens, complete)
+        maxima = [one.cpu() for one in known if one is not None]
+        largest = torch.stack(maxima).amax(0) if complete and len(maxima) == len(known) else None
+        columns = latent, text, score, position, start, end, span
+        spans = Spans(*columns, heap.d_sae, n_texts, n_tokens, complete, largest)
         if self.out is not None and complete:
             self._open(begin=True)  # where there was no block at all
-            for name, write in WRITERS.items():
-                self.out.put(name, lambda path, write=write: write(spans, path))
-            self.out.write_json("spans.json", {"d_sae": spans.d_sae, "n_texts": n_texts, "n_tokens": n_tokens})
+            write_spans(spans, self.out)
         return spans
 
     def _cut(self, text: Tensor, position: Tensor) -> tuple[Tensor, Tensor, list[str]]:
@@ -294,3 +324,26 @@ class SpanCollector:
             raise ValueError(f"The text has changed since. Received: {len(text) - n_cut} spans of rows that are gone.")
         start, end = bounds.unbind(1)
         return start.contiguous(), end.contiguous(), spans
+
+
+def write_spans(spans: Spans, out: Store, index: Mapping[str, Any] | None = None) -> None:
+    """Write the files of a result, `spans.json` last.
+
+    Args:
+        index: what was collected, where the folder does not say it yet.
+    """
+    work = Store(f"{out.url.rstrip('/')}/work")
+    if index is not None:
+        work.write_json("index.json", dict(index))
+    maxima = spans.feature_max
+    if maxima is not None:
+        work.put(MAXIMA, lambda path: save_file({"feature_max": maxima}, path))
+    for name, write in WRITERS.items():
+        out.put(name, lambda path, write=write: write(spans, path))
+    out.write_json("spans.json", {"d_sae": spans.d_sae, "n_texts": spans.n_texts, "n_tokens": spans.n_tokens})
+
+
+def _read_maxima(work: Store) -> Tensor | None:
+    if not work.fs.exists(work.path(MAXIMA)):
+        return None
+    return load(work.fs.cat_file(work.path(MAXIMA)))["feature_max"]

@@ -12,14 +12,15 @@ from sae_transformers.create_training_data import spans as spans_module
 from sae_transformers.create_training_data.annotation_tables import escape, read_annotations
 from sae_transformers.create_training_data.span_files import TextSpan, read_spans, write_features, write_lines
 from sae_transformers.create_training_data.span_heap import SpanHeap, add_hidden
-from sae_transformers.create_training_data.span_tokens import SpanSettings, template_tokens, text_tokens
+from sae_transformers.create_training_data.span_settings import SpanSettings
+from sae_transformers.create_training_data.span_tokens import template_tokens, text_tokens
 from sae_transformers.create_training_data.spans import SpanCollector, Spans, collect_spans
 from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_model, tiny_sae
 
 FILES = ("spans.parquet", "spans.tsv", "features.tsv", "spans.json")
-SMALL: dict[str, Any] = {"max_length": 24, "top_n": 3, "window": 4, "rows_per_block": 4, "tokens_at_once": 40}
+SMALL: dict[str, Any] = {"max_length": 24, "top_n": 3, "window": 4, "rows_per_block": 4, "tokens_per_batch": 40}
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +96,8 @@ def files(folder: Path) -> list[bytes]:
     "settings",
     [
         {},
-        {"skip_first": False},
-        {"include_peak": False, "skip_first": False, "window": 10, "top_n": 10},  # the original's
+        {"skip_first": 0},
+        {"include_peak": False, "skip_first": 0, "window": 10, "top_n": 10},  # the original's
         {"activation": "own"},
         {"last_tokens": 3},
         {"last_tokens": 1, "include_peak": False},
@@ -141,7 +142,7 @@ def test_a_peak_at_the_first_token_gives_an_empty_span_in_the_original() -> None
         (10, False, 0, ""), (10, True, 0, "w0"), (3, False, 5, "w2 w3 w4"), (3, True, 5, "w3 w4 w5"),
         (32, False, 4, "w0 w1 w2 w3"), (1, False, 4, "w3"), (1, True, 4, "w4"),
     ):  # fmt: skip
-        settings = SpanSettings(window=window, include_peak=include_peak, skip_first=False)
+        settings = SpanSettings(window=window, include_peak=include_peak, skip_first=0)
         text = " ".join(f"w{i}" for i in range(9))
         start, end = text_tokens(word_tokenizer(), [text], settings)[0].span(position, settings)
         assert text[start:end] == expected
@@ -157,8 +158,8 @@ def test_a_span_is_a_slice_of_the_text(base: Any) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"tokens_at_once": 1},
-        {"tokens_at_once": 4096},
+        {"tokens_per_batch": 1},
+        {"tokens_per_batch": 4096},
         {"pre_acts_at_once": 1},
         {"pre_acts_at_once": 7 * 64},
         {"rows_per_block": 1},
@@ -399,7 +400,7 @@ def test_broken_weights_are_told(base: Any) -> None:
         ("max_length", 1),
         ("last_tokens", 0),
         ("rows_per_block", True),
-        ("tokens_at_once", 0),
+        ("tokens_per_batch", 0),
         ("pre_acts_at_once", -1),
         ("blocks_per_save", 0),
         ("activation", "sigmoid"),

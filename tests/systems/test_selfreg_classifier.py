@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from sae_transformers import SparseAutoencoder, Steering
-from sae_transformers.create_training_data.span_tokens import SpanSettings, text_tokens
+from sae_transformers.create_training_data.span_settings import SpanSettings
+from sae_transformers.create_training_data.span_tokens import text_tokens
 from sae_transformers.modeling.base_arguments import cache_of
 from tests.create_training_data.words import word_tokenizer
 from tests.systems.test_selfreg_training import D, K, N, hidden, selfreg_sae
@@ -68,7 +69,7 @@ def test_fact_6_generation_replaces_the_last_prompt_token_and_every_new_one() ->
 @pytest.mark.parametrize("peak", [0, 1, 31, 32, 50])
 def test_fact_18_a_span_is_the_32_tokens_before_the_peak(peak: int) -> None:
     words = [f"w{i}" for i in range(60)]
-    settings = SpanSettings(window=32, include_peak=False, skip_first=False, outlier_ratio=None)
+    settings = SpanSettings(window=32, include_peak=False, skip_first=0, outlier_ratio=None)
     (tokens,) = text_tokens(word_tokenizer(), [" ".join(words)], settings)
     start, end = tokens.span(peak, settings)
     assert " ".join(words)[start:end] == " ".join(words[max(0, peak - 32) : peak])
