@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from .workflows.settings.detect import DetectSettings as DetectSettings
     from .workflows.settings.llm import LLMSettings as LLMSettings
     from .workflows.settings.llm import SendSettings as SendSettings
+    from .workflows.settings.spans import SpanSettings as SpanSettings
+    from .workflows.settings.texts import TextSettings as TextSettings
+    from .workflows.spans import spans as spans
     from .workflows.top_features import top_features as top_features
     from .workflows.train import train as train
     from .workflows.train import train_concept as train_concept
@@ -72,6 +75,7 @@ __all__ = [
     "SaeTrainer",
     "SaeTrainingArguments",
     "SendSettings",
+    "SpanSettings",
     "SparseAutoencoder",
     "SparseAutoencoderConfig",
     "SparseAutoencoderOutput",
@@ -79,6 +83,7 @@ __all__ = [
     "Steering",
     "SteeringPlan",
     "TensorTokens",
+    "TextSettings",
     "TopFeatures",
     "TopicEmbeddingSettings",
     "TopicGenerationSettings",
@@ -96,6 +101,7 @@ __all__ = [
     "judge",
     "load",
     "open_text",
+    "spans",
     "top_features",
     "train",
     "train_concept",
@@ -114,6 +120,9 @@ ELSEWHERE = {
     "detect": ".workflows.detect",
     "harvest": ".workflows.harvest",
     "open_text": ".latents.texts",
+    "SpanSettings": ".workflows.settings.spans",
+    "TextSettings": ".workflows.settings.texts",
+    "spans": ".workflows.spans",
     "load": ".workflows.loading",
     "top_features": ".workflows.top_features",
     "train": ".workflows.train",

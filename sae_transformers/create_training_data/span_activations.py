@@ -38,8 +38,8 @@ class SpanTokens(NamedTuple):
     peak: int
 
 
-def read_span_settings(folder: str) -> tuple[SpanSettings, dict[str, Any]]:
-    """How the spans in a folder were collected, and on what: the `source` facts.
+def read_span_index(folder: str) -> dict[str, Any]:
+    """What the spans in a folder are of: place, settings, the facts of the `source`, hashes of the weights.
 
     Raises:
         FileNotFoundError: the folder does not say.
@@ -49,6 +49,12 @@ def read_span_settings(folder: str) -> tuple[SpanSettings, dict[str, Any]]:
         raise FileNotFoundError(
             f"Expected a folder that `sae-transformers spans` wrote, with work/index.json. Received: {folder!r}."
         )
+    return index
+
+
+def read_span_settings(folder: str) -> tuple[SpanSettings, dict[str, Any]]:
+    """How the spans in a folder were collected, and on what: the `source` facts."""
+    index = read_span_index(folder)
     return SpanSettings.from_identity(index["settings"]), index["source"]
 
 

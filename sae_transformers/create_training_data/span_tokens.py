@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .span_settings import MAX_LENGTH, PLACEHOLDER, SpanSettings
 
+
 class TextTokens(NamedTuple):
     """A text as the model reads it.
 

@@ -225,7 +225,7 @@ class SpanCollector:
             d_sae=finished["d_sae"],
             n_texts=finished["n_texts"],
             n_tokens=finished["n_tokens"],
-            feature_max=_read_maxima(work),
+            feature_max=read_maxima(work),
         )
 
     def _stores(self) -> tuple[Store, Store]:
@@ -343,7 +343,8 @@ def write_spans(spans: Spans, out: Store, index: Mapping[str, Any] | None = None
     out.write_json("spans.json", {"d_sae": spans.d_sae, "n_texts": spans.n_texts, "n_tokens": spans.n_tokens})
 
 
-def _read_maxima(work: Store) -> Tensor | None:
+def read_maxima(work: Store) -> Tensor | None:
+    """The largest activation of each latent, as the folder `work` of a result has it; None where it does not."""
     if not work.fs.exists(work.path(MAXIMA)):
         return None
     return load(work.fs.cat_file(work.path(MAXIMA)))["feature_max"]

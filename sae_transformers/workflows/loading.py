@@ -93,6 +93,16 @@ def read_steering(given: str | os.PathLike[str]) -> Steering:
         raise ValueError(f"`steering` must be the JSON of a Steering. Received: {named}{error}") from error
 
 
+def load_sae(name: str, hook_point: str | None = None) -> SparseAutoencoder:
+    """An SAE by itself, as it is stored.
+
+    Args:
+        name: as `SparseAutoencoder.from_pretrained` takes it.
+        hook_point: where it reads, if it does not say that itself.
+    """
+    return SparseAutoencoder.from_pretrained(name, **parse_place(hook_point))
+
+
 def this_device() -> str:
     """Where this process keeps its model: of several processes each has the GPU of its local rank."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
@@ -124,11 +134,7 @@ def _base_with_saes(name: str, saes: Any, hook_point: str | None, base: str | No
             f"{name!r} has no SAE: give one with `saes=`, or a model that `attach`, `steer` or `save_pretrained` "
             f"wrote. Received: saes={saes!r}."
         )
-    place = parse_place(hook_point)
-    loaded = [
-        one if isinstance(one, SparseAutoencoder) else SparseAutoencoder.from_pretrained(one, **place)
-        for one in wanted
-    ]
+    loaded = [one if isinstance(one, SparseAutoencoder) else load_sae(one, hook_point) for one in wanted]
     return SaeForCausalLM.from_base(name, saes=loaded, **options)
 
 

@@ -53,7 +53,7 @@ def naive(base: Any, sae: Any, rows: list[str], settings: SpanSettings) -> dict[
     for number, text in enumerate(rows):
         words, lead = text.split(), len(before.split())
         ids = tokenizer.convert_tokens_to_ids([*before.split(), *words, *after.split()])[: settings.max_length]
-        words = words[: settings.max_length - lead]
+        words = words[: (settings.max_length or 256) - lead]
         if not words:
             continue
         with torch.no_grad():

@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def spans(folders: dict[str, Path], out: Path, *options: object, sae: str = "sae") -> Result:
     arguments = ["spans", folders["base"], folders["texts.jsonl"], "--sae", folders[sae], "--out", out]
-    arguments += ["--column", "body", "--max-length", 32, *options]
+    arguments += ["--text-column", "body", "--max-length", 32, *options]
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -46,7 +46,7 @@ def test_from_a_file_to_tables_and_again(folders: dict[str, Path], tmp_path: Pat
 def test_a_run_that_failed_before_it_wrote_anything_does_not_refuse_the_right_command(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    wrong = spans(folders, tmp_path / "out", "--column", "texte")
+    wrong = spans(folders, tmp_path / "out", "--text-column", "texte")
     assert wrong.exit_code == 2 and "needs the column 'texte'" in wrong.stderr, wrong.output
     right = spans(folders, tmp_path / "out")
     assert right.exit_code == 0, right.output
@@ -56,7 +56,7 @@ def test_a_run_that_failed_before_it_wrote_anything_does_not_refuse_the_right_co
 
 
 def test_the_first_rows_only(folders: dict[str, Path], tmp_path: Path) -> None:
-    assert spans(folders, tmp_path, "--max-rows", 2, "--exclude-peak", "--keep-first").exit_code == 0
+    assert spans(folders, tmp_path, "--max-rows", 2, "--exclude-peak", "--skip-first", 0).exit_code == 0
     assert {entry.text_id for entries in read_spans(tmp_path).values() for entry in entries} == {0, 1}
 
 
@@ -78,7 +78,7 @@ def test_a_process_that_is_not_the_last_says_so(
         (["--template", "{text}", "--template-file", "x"], "Received: both"),
         (["--template-file", "nothing.txt"], "nothing.txt"),
         (["--max-rows", 0], "--max-rows=0"),
-        (["--place", "layers.9.resid_post"], "layer=9"),
+        (["--hook-point", "layers.9.resid_post"], "layer=9"),
     ],
 )
 def test_mistakes_end_as_one_line(folders: dict[str, Path], tmp_path: Path, options: list, told: str) -> None:

@@ -1,0 +1,51 @@
+"""Which rows of a text are read, for verbs that read a text of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ...latents.settings import check_integers
+
+if TYPE_CHECKING:
+    from ...latents.texts import TextSource
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Which rows of a file, a folder or a Hub data set are read.
+
+    Args:
+        text_column: column of the text; a.b is field b of column a.
+        txt_rows: what a row of a .txt file is: paragraph, line or file.
+        split: part of a Hub data set.
+        subset: configuration of a Hub data set.
+        streaming: read a Hub data set as it is needed.
+        max_rows: use the first rows only.
+    """
+
+    PANEL: ClassVar[str] = "Text"
+
+    text_column: str = "text"
+    txt_rows: str = "paragraph"
+    split: str = "train"
+    subset: str | None = None
+    streaming: bool = False
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_integers(self, max_rows=1)
+
+    def open(self, text: str) -> TextSource:
+        """The rows.
+
+        Args:
+            text: a file, a folder, a glob, a URL or a Hub data set, as `open_text` takes it.
+        """
+        from ...latents.texts import open_text
+
+        source = open_text(
+            text, column=self.text_column, split=self.split, subset=self.subset, streaming=self.streaming,
+            txt_rows=self.txt_rows,
+        )  # fmt: skip
+        return source if self.max_rows is None else source.first(self.max_rows)
