@@ -7,7 +7,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .create_training_data.blocks import HarvestSettings as HarvestSettings
+    from .evaluation.settings import FluencyBudget as FluencyBudget
+    from .evaluation.settings import GenerationSettings as GenerationSettings
     from .evaluation.topic_settings import TopicGenerationSettings as TopicGenerationSettings
+    from .latents.settings import ReadingSettings as ReadingSettings
     from .latents.texts import open_text as open_text
     from .modeling import Detection as Detection
     from .modeling import FeatureEdit as FeatureEdit
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from .training.end_to_end import EndToEndTrainer as EndToEndTrainer
     from .training.shards import HiddenStateShards as HiddenStateShards
     from .training.shards import TensorTokens as TensorTokens
+    from .training.steering_settings import SearchSettings as SearchSettings
+    from .training.steering_settings import StrengthSettings as StrengthSettings
     from .training.trainer import SaeTrainer as SaeTrainer
     from .workflows.align_topic import TopicTexts as TopicTexts
     from .workflows.align_topic import align_topic as align_topic
@@ -49,8 +54,11 @@ if TYPE_CHECKING:
     from .workflows.settings.llm import LLMSettings as LLMSettings
     from .workflows.settings.llm import SendSettings as SendSettings
     from .workflows.settings.spans import SpanSettings as SpanSettings
+    from .workflows.settings.steer import ScoringSettings as ScoringSettings
+    from .workflows.settings.steer import SteerSettings as SteerSettings
     from .workflows.settings.texts import TextSettings as TextSettings
     from .workflows.spans import spans as spans
+    from .workflows.steer import steer as steer
     from .workflows.top_features import top_features as top_features
     from .workflows.train import train as train
     from .workflows.train import train_concept as train_concept
@@ -63,25 +71,32 @@ __all__ = [
     "ExplainSettings",
     "FeatureEdit",
     "FeatureReweighting",
+    "FluencyBudget",
+    "GenerationSettings",
     "HarvestSettings",
     "HiddenStateShards",
     "JudgeSettings",
     "LLMSettings",
     "LossWeights",
+    "ReadingSettings",
     "SaeConfig",
     "SaeForCausalLM",
     "SaeForSequenceClassification",
     "SaeModel",
     "SaeTrainer",
     "SaeTrainingArguments",
+    "ScoringSettings",
+    "SearchSettings",
     "SendSettings",
     "SpanSettings",
     "SparseAutoencoder",
     "SparseAutoencoderConfig",
     "SparseAutoencoderOutput",
     "SparseFeatures",
+    "SteerSettings",
     "Steering",
     "SteeringPlan",
+    "StrengthSettings",
     "TensorTokens",
     "TextSettings",
     "TopFeatures",
@@ -102,12 +117,21 @@ __all__ = [
     "load",
     "open_text",
     "spans",
+    "steer",
     "top_features",
     "train",
     "train_concept",
 ]
 # Where a name is that `modeling` does not have, `module` or `module:name there`.
 ELSEWHERE = {
+    "FluencyBudget": ".evaluation.settings",
+    "GenerationSettings": ".evaluation.settings",
+    "ReadingSettings": ".latents.settings",
+    "SearchSettings": ".training.steering_settings",
+    "StrengthSettings": ".training.steering_settings",
+    "ScoringSettings": ".workflows.settings.steer",
+    "SteerSettings": ".workflows.settings.steer",
+    "steer": ".workflows.steer",
     "EndToEndTrainer": ".training.end_to_end",
     "HiddenStateShards": ".training.shards",
     "SaeTrainer": ".training.trainer",

@@ -18,10 +18,9 @@ from ..evaluation.detection import code_aurocs
 from ..evaluation.unembedding import final_norm
 from ..latents.sparse_codes import SparseCodes
 from ..modeling import FeatureEdit, Steering
+from .steering_settings import SELECTIONS, STATISTICS
 
 NEUTRAL_PROMPT = "From my experience,"  # of the paper's code
-STATISTICS = ("auroc", "mutual_information", "mean_difference")
-SELECTIONS = ("input", "output", "combined")
 
 
 @dataclass(frozen=True)

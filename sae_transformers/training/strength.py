@@ -24,10 +24,7 @@ from ..evaluation.journal import Journal
 from ..evaluation.scorers import Scorer, checked_scores
 from ..evaluation.settings import FluencyBudget, GenerationSettings
 from ..modeling import FeatureEdit, Steering
-
-NORMS = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.6)  # of the hidden state
-FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
-STRENGTHS: dict[str, tuple[float, ...]] = {"direction": NORMS, "set": NORMS, "at_least": NORMS, "scale": FACTORS}
+from .steering_settings import STRENGTHS
 
 Ladder = Sequence[Steering]  # from weak to strong
 

@@ -112,12 +112,12 @@ def test_mistakes_of_detect(folder: Path, options: list, told: str) -> None:
 
 def steer(folder: Path, out: Path, *options: object, labelled: object = "texts.csv") -> Result:
     given = ("steer", folder / "base", folder / str(labelled), "--sae", folder / "sae0", "--sae", folder / "sae1")
-    usual = ("--prompts", folder / "prompts.txt", "--out", out, "--new-tokens", 6, "--max-length", 32)
+    usual = ("--prompts", folder / "prompts.txt", "--out", out, "--max-new-tokens", 6, "--max-length", 32)
     return run(*given, *usual, "--top", 2, "--pool", 6, *options)
 
 
 def test_steer_searches_calibrates_and_saves(folder: Path, tmp_path: Path) -> None:
-    loose = ["--perplexity-limit", "1e9", "--strengths", "0.5,2,8", "--ops", "direction,set"]
+    loose = ["--perplexity-ratio", "1e9", "--strengths", "0.5,2,8", "--ops", "direction,set"]
     result = steer(folder, tmp_path, *loose)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -143,7 +143,7 @@ def test_steer_searches_calibrates_and_saves(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--perplexity-limit", "1e9", "--strengths", "0.5,2", "--ops", "direction", "--rows-at-once", "6"]
+    options = ["--perplexity-ratio", "1e9", "--strengths", "0.5,2", "--ops", "direction", "--batch-size", "6"]
     original, calls = SaeForCausalLM.generate, []
 
     def counted(*given: Any, **more: Any) -> Any:
@@ -168,7 +168,7 @@ def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_steer_without_a_strength_within_the_budget_saves_no_steering(folder: Path, tmp_path: Path) -> None:
     result = steer(
-        folder, tmp_path, "--perplexity-limit", "1e-9", "--lower", "--ops", "scale,ablate", "--selection", "input"
+        folder, tmp_path, "--perplexity-ratio", "1e-9", "--lower", "--ops", "scale,ablate", "--selection", "input"
     )
     assert result.exit_code == 0, result.output
     assert "Warning: No steering was chosen" in result.stdout
@@ -178,9 +178,9 @@ def test_steer_without_a_strength_within_the_budget_saves_no_steering(folder: Pa
     assert not read_steering(tmp_path / "steering.json") and not (tmp_path / "model").exists()
     assert "from_pretrained" not in result.stdout
     assert "no model was saved. What may help: more features (--top 4), another --selection" in result.stdout
-    assert "a --perplexity-limit above 1e-09" in result.stdout
+    assert "a --perplexity-ratio above 1e-09" in result.stdout
     (tmp_path / "model").mkdir()
-    again = steer(folder, tmp_path, "--perplexity-limit", "1e-9", "--lower", "--ops", "scale", "--selection", "input")
+    again = steer(folder, tmp_path, "--perplexity-ratio", "1e-9", "--lower", "--ops", "scale", "--selection", "input")
     assert "no model was saved; the one there is of an earlier run. What may help" in again.stdout
 
 
@@ -189,7 +189,7 @@ def test_steer_asks_a_judge(folder: Path, tmp_path: Path) -> None:
         return f"Rating: [[{min(2, len(set(last_user_text(body).split())) % 3)}]]"
 
     with FakeOpenAI(rate) as server:
-        options = ["--scorer", "judge", "--judge-model", "m", "--judge-url", server.url, "--cache", tmp_path / "cache"]
+        options = ["--scorer", "judge", "--llm", "m", "--llm-url", server.url, "--cache", tmp_path / "cache"]
         result = steer(
             folder, tmp_path, *options, "--judge-concept", "ships", "--strengths", "1", "--ops", "direction"
         )
@@ -197,20 +197,43 @@ def test_steer_asks_a_judge(folder: Path, tmp_path: Path) -> None:
         assert server.sent and all("Concept: ships" in last_user_text(body) for body in server.sent)
 
 
+def test_old_spellings_of_steer_are_taken_with_a_note(folder: Path, tmp_path: Path) -> None:
+    old = ["--perplexity-limit", "1e9", "--rows-at-once", 4, "--plain", "--samples", 1, "--repetition-limit", 0.5]
+    result = steer(folder, tmp_path, *old, "--strengths", "2", "--ops", "direction", "--selection", "input")
+    assert result.exit_code == 0, result.output
+    notes = ["--perplexity-ratio", "--batch-size", "--no-chat", "--samples-per-prompt", "--added-repetition"]
+    assert all(f"is now {note}." in result.stderr for note in notes)
+    new = ["--perplexity-ratio", "1e9", "--batch-size", 4, "--no-chat", "--added-repetition", 0.5]
+    again = steer(folder, tmp_path / "new", *new, "--strengths", "2", "--ops", "direction", "--selection", "input")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "report.json").read_text() == (tmp_path / "new" / "report.json").read_text()
+
+
+def test_a_saved_model_is_searched_too(folder: Path, tmp_path: Path) -> None:
+    options = ["--strengths", "2", "--ops", "direction", "--perplexity-ratio", "1e9", "--max-new-tokens", 6]
+    usual = ["--prompts", folder / "prompts.txt", *options, "--top", 2, "--pool", 6]
+    first = run("steer", folder / "base", folder / "texts.csv", "--sae", folder / "sae0", "--out", tmp_path, *usual)
+    assert first.exit_code == 0, first.output
+    again = run("steer", tmp_path / "model", folder / "texts.csv", "--out", tmp_path / "again", *usual)
+    assert again.exit_code == 0, again.output
+    reports = [(tmp_path / name / "report.json").read_text() for name in (".", "again")]
+    assert reports[0] == reports[1]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--scorer", "gpt"], "'gpt'"),
-        (["--scorer", "judge"], "--judge-model"),
+        (["--scorer", "judge"], "--llm"),
         (["--ops", "shrink"], "'shrink'"),
         (["--selection", "best"], "selection='best'"),
         (["--statistic", "f"], "statistic='f'"),
-        (["--top", "0"], "count=0"),
+        (["--top", "0"], "--top=0"),
         (["--concept", "1"], "[0, 1). Received: 1"),
-        (["--new-tokens", "125"], "context of 128"),
+        (["--max-new-tokens", "125"], "context of 128"),
         (["--max-length", "999"], "from 2 to 128"),
-        (["--place", "layers.7.resid_post"], "7"),
-        (["--strengths", "a,b"], "'a'"),
+        (["--hook-point", "layers.7.resid_post"], "7"),
+        (["--strengths", "a,b"], "'a,b'"),
         (["--prompts", "nothing.txt"], "nothing.txt"),
     ],
 )
