@@ -55,8 +55,9 @@ from sae_transformers.evaluation.journal import Journal
 from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts
 from sae_transformers.training.diffmean import fit_diffmean
-from sae_transformers.training.feature_search import STATISTICS, FeatureSearch, input_scores, search_features
+from sae_transformers.training.feature_search import FeatureSearch, input_scores, search_features
 from sae_transformers.training.state_vectors import direction_sae
+from sae_transformers.training.steering_settings import STATISTICS
 
 METHODS = {
     "none": "none",

@@ -15,9 +15,8 @@ from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.evaluation.continuations import continue_prompts
 from sae_transformers.evaluation.generation import repetition
 from sae_transformers.evaluation.settings import FluencyBudget, GenerationSettings
+from sae_transformers.training.steering_settings import NORMS, STRENGTHS
 from sae_transformers.training.strength import (
-    NORMS,
-    STRENGTHS,
     calibrate,
     ladders_of,
     split_prompts,
