@@ -180,7 +180,8 @@ def test_the_command_line_page_has_every_verb_and_option() -> None:
             assert word in sections[name], f"{name} {word}"
     assert "sae-transformers spans MODEL TEXT [OPTIONS]" in page
     assert "| `--lower` | Less of the concept in place of more. |  |" in page
-    assert "| `--chat`, `--plain` | Prompts in the chat template, if there is one. | `--chat` |" in page
+    chat = "Put prompts into the chat template, if the tokenizer has one."
+    assert f"| `--chat`, `--no-chat` | {chat} | `--chat` |" in page
     assert "| `--strengths` | Comma-separated, weak to strong, for all ops. | 0.03 to 0.6 norms |" in page
     assert hooks.cell("a|b *c* d_e_f <g>, `x_y|z`\n{h}") == r"a\|b \*c\* d\_e\_f \<g>, `x_y|z` \{h\}"
 
