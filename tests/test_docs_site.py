@@ -182,7 +182,9 @@ def test_the_command_line_page_has_every_verb_and_option() -> None:
     assert "| `--lower` | Less of the concept in place of more. |  |" in page
     chat = "Put prompts into the chat template, if the tokenizer has one."
     assert f"| `--chat`, `--no-chat` | {chat} | `--chat` |" in page
-    assert "| `--strengths` | Comma-separated, weak to strong, for all ops. | 0.03 to 0.6 norms |" in page
+    usual = "by default 0.03 to 0.6 lengths of the hidden state, and factors of 2 to 32 for scale."
+    assert f"| `--strengths` | Strengths from weak to strong, for all operations; {usual} |  |" in page
+    assert "Gendered words, male:female,... | 26 pairs |" in page
     assert hooks.cell("a|b *c* d_e_f <g>, `x_y|z`\n{h}") == r"a\|b \*c\* d\_e\_f \<g>, `x_y|z` \{h\}"
 
 
