@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from .workflows.harvest import harvest as harvest
     from .workflows.judge import judge as judge
     from .workflows.loading import load as load
+    from .workflows.publish import card as card
+    from .workflows.publish import push as push
+    from .workflows.serve import serve as serve
     from .workflows.settings.align_topic import TopicEmbeddingSettings as TopicEmbeddingSettings
     from .workflows.settings.align_topic import TopicMeasuringSettings as TopicMeasuringSettings
     from .workflows.settings.align_topic import TopicScoringSettings as TopicScoringSettings
@@ -53,10 +56,15 @@ if TYPE_CHECKING:
     from .workflows.settings.detect import DetectSettings as DetectSettings
     from .workflows.settings.llm import LLMSettings as LLMSettings
     from .workflows.settings.llm import SendSettings as SendSettings
+    from .workflows.settings.publish import CardSettings as CardSettings
+    from .workflows.settings.publish import PushSettings as PushSettings
+    from .workflows.settings.serve import ServeSettings as ServeSettings
+    from .workflows.settings.space import SpaceSettings as SpaceSettings
     from .workflows.settings.spans import SpanSettings as SpanSettings
     from .workflows.settings.steer import ScoringSettings as ScoringSettings
     from .workflows.settings.steer import SteerSettings as SteerSettings
     from .workflows.settings.texts import TextSettings as TextSettings
+    from .workflows.space import space as space
     from .workflows.spans import spans as spans
     from .workflows.steer import steer as steer
     from .workflows.top_features import top_features as top_features
@@ -65,6 +73,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerSettings",
+    "CardSettings",
     "DetectSettings",
     "Detection",
     "EndToEndTrainer",
@@ -78,6 +87,7 @@ __all__ = [
     "JudgeSettings",
     "LLMSettings",
     "LossWeights",
+    "PushSettings",
     "ReadingSettings",
     "SaeConfig",
     "SaeForCausalLM",
@@ -88,6 +98,8 @@ __all__ = [
     "ScoringSettings",
     "SearchSettings",
     "SendSettings",
+    "ServeSettings",
+    "SpaceSettings",
     "SpanSettings",
     "SparseAutoencoder",
     "SparseAutoencoderConfig",
@@ -109,6 +121,7 @@ __all__ = [
     "__version__",
     "align_topic",
     "attach",
+    "card",
     "convert",
     "detect",
     "explain",
@@ -116,6 +129,9 @@ __all__ = [
     "judge",
     "load",
     "open_text",
+    "push",
+    "serve",
+    "space",
     "spans",
     "steer",
     "top_features",
@@ -165,6 +181,14 @@ ELSEWHERE = {
     "TopicEmbeddingSettings": ".workflows.settings.align_topic",
     "TopicMeasuringSettings": ".workflows.settings.align_topic",
     "TopicGenerationSettings": ".evaluation.topic_settings",
+    "card": ".workflows.publish",
+    "push": ".workflows.publish",
+    "space": ".workflows.space",
+    "serve": ".workflows.serve",
+    "CardSettings": ".workflows.settings.publish",
+    "PushSettings": ".workflows.settings.publish",
+    "SpaceSettings": ".workflows.settings.space",
+    "ServeSettings": ".workflows.settings.serve",
 }
 
 

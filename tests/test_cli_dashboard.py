@@ -1,8 +1,7 @@
-"""The verbs `dashboard` and `space`, from files to files."""
+"""The verb `dashboard`, from files to files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
 from sae_transformers.cli.dashboard import feature_list, short_name
-from sae_transformers.cli.space import named_feature
 from sae_transformers.create_training_data.annotation_tables import AnnotationRow, write_annotations
 from sae_transformers.evaluation.results import Measurement, Results, SuiteResult, write_results
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.hub_cards.test_dashboard import read
-from tests.tiny import tiny_base, tiny_model, tiny_sae
+from tests.tiny import tiny_base, tiny_sae
 
 pytestmark = pytest.mark.usefixtures("command_line")
 
@@ -174,29 +172,8 @@ def test_mistakes_end_as_one_line(folder: Path, tmp_path: Path, given: list[str]
 
 def test_numbers_of_features() -> None:
     assert feature_list("7, 3-5,4,3") == [7, 3, 4, 5]
-    assert named_feature("joy = of = life=1:17") == ("joy = of = life", (1, 17)) and named_feature("a=3") == (
-        "a",
-        (0, 3),
-    )
-    for wrong in ("a", "=3", "a=", "a=x:3", "a=-1"):
-        with pytest.raises(ValueError, match="Received"):
-            named_feature(wrong)
     assert short_name("/home/me/sae") == "sae" and short_name("org/sae") == "org/sae"
     assert short_name("../shared/text.txt") == "text.txt"
-
-
-def test_space(tmp_path: Path) -> None:
-    model = tiny_model(concepts={"sea": 9})
-    model.config.base_model_name_or_path = "tester/base"
-    model.save_pretrained(tmp_path / "model")
-    result = invoke("space", tmp_path / "model", "--out", tmp_path / "space", "--feature", "joy=17")
-    assert "app.py" in result.stdout
-    text = (tmp_path / "space" / "app.py").read_text()
-    assert "'sea': (0, 9)" in text and "'joy': (0, 17)" in text
-    wrong = invoke("space", tmp_path / "model", "--out", tmp_path / "other", "--feature", "joy=99", code=2)
-    assert "'joy' at 0:99" in wrong.stderr and not (tmp_path / "other").exists()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert "'gpt2'" in invoke("space", tmp_path / "model", "--out", tmp_path / "other", code=2).stderr
 
 
 def test_samples_share_their_random_numbers(folder: Path) -> None:

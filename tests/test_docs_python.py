@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from sae_transformers import attach
@@ -15,6 +16,7 @@ from sae_transformers.create_training_data.annotation_tables import AnnotationRo
 from tests.create_training_data.fake_openai import FakeOpenAI
 from tests.create_training_data.tiny_embedder import save_tiny_embedder
 from tests.create_training_data.words import WORDS, word_tokenizer
+from tests.loopback_hub import LoopbackHub
 from tests.tiny import tiny_base, tiny_sae
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
@@ -52,16 +54,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What answers where a snippet asks a language model."""
-    with FakeOpenAI() as server:
+def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What answers where a snippet asks a language model, or the Hub."""
+    with FakeOpenAI() as server, LoopbackHub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
         monkeypatch.setenv("SAE_TRANSFORMERS_CACHE", str(tmp_path))
         yield
 
 
-@pytest.mark.usefixtures("language_model")
+@pytest.mark.usefixtures("services")
 @pytest.mark.parametrize("heading", list(sections()))
 def test_the_snippet_of(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = sections()[heading]

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "create_training_data": {"latents", "modeling"},
     "hub_cards": {"create_training_data", "evaluation", "latents"},
     "serving": {"latents", "modeling"},
-    "workflows": {"create_training_data", "evaluation", "hub_cards", "latents", "modeling", "training"},
+    "workflows": {"create_training_data", "evaluation", "hub_cards", "latents", "modeling", "serving", "training"},
     "quickstart": {"create_training_data", "evaluation", "latents", "modeling", "training"},  # only cli uses it
 }
 TOP_FILES = {"__init__", "__main__"}  # these may import every folder

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from ..workflows.settings.space import SpaceSettings
+from .tables import open_console
+from .verb import verb
 
 
 def register(app: typer.Typer) -> None:
@@ -13,36 +17,27 @@ def register(app: typer.Typer) -> None:
     app.command()(space)
 
 
+LICENCE = typer.Option("--license", help="Of the Space, as the Hub names it.")
+
+
+@verb(SpaceSettings, own={"licence": LICENCE})
 def space(
     model_id: Annotated[str, typer.Argument(help="A published causal language model with SAEs: its Hub id.")],
+    settings: SpaceSettings,
     out: Annotated[Path, typer.Option(help="Folder of app.py, requirements.txt and README.md.")] = Path("space"),
-    revision: Annotated[
-        str | None, typer.Option(help="Commit of the model. [default: the one that is there now]")
-    ] = None,
     feature: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=LATENT or NAME=SAE:LATENT, for the page's list. Repeatable. [default: the model's own]"
+            help="NAME=LATENT or NAME=SAE:LATENT, for the page's list, by default the model's own. Repeatable."
         ),
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
-    licence: Annotated[str | None, typer.Option("--license", help="Of the Space, as the Hub names it.")] = None,
 ) -> None:
     """Write the folder of a Gradio Space that detects and steers with a published model; push --space uploads it."""
-    settings = dict(locals())
-    from .errors import guarded
+    features = dict(named_feature(text) for text in feature or ())
+    from ..workflows.space import space as write_space
 
-    guarded(_space, settings)
-
-
-def _space(s: dict[str, Any], console: Any) -> None:
-    from ..hub_cards.space import write_space
-
-    features = dict(named_feature(text) for text in s["feature"] or ())
-    files = write_space(
-        s["model_id"], s["out"], revision=s["revision"], features=features, title=s["title"], licence=s["licence"]
-    )
-    console.print(" ".join(str(file) for file in files), markup=False)
+    for line in write_space(model_id, out, settings, features=features).summary():
+        open_console().print(line, markup=False)
 
 
 def named_feature(text: str) -> tuple[str, tuple[int, int]]:

@@ -45,9 +45,7 @@ def write_card(text: str, folder: str | Path, *, first_cards: Sequence[str] = ()
     """
     path = Path(folder) / "README.md"
     if path.is_file() and not force and not is_ours(path.read_text(encoding="utf-8", errors="replace"), first_cards):
-        raise ValueError(
-            f"{path} was edited by hand, or not written by `sae-transformers card`. Give --force to replace it."
-        )
+        raise ValueError(f"{path} was edited by hand, or not written by `sae-transformers card`. `force` replaces it.")
     draft = path.with_name(f".README.md.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8", newline="\n")

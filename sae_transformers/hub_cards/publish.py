@@ -342,7 +342,7 @@ def _open_repository(api: HfApi, publication: Publication, private: bool | None)
         return
     if private and not info.private:
         raise ValueError(
-            f"{repo_id} exists and is public, so --private does not hold. Make it private in its settings on the Hub, "
+            f"{repo_id} exists and is public, so `private` does not hold. Make it private in its settings on the Hub, "
             f"or give another name."
         )
 
@@ -362,7 +362,7 @@ def _check_same_kind(api: HfApi, publication: Publication, found: Difference) ->
     if "saes" not in config and "d_sae" not in config:
         raise ValueError(
             f"{publication.repo_id} holds another model (model_type={config.get('model_type')!r}), which this one "
-            f"would replace. Give another name, or --force."
+            f"would replace. Give another name, or `force`."
         )
 
 

@@ -27,14 +27,14 @@ NOT_BELONGING = (
 IMPORTS = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 # What to do, told once for all files that it concerns.
 SECRET = "Take secrets out and revoke them: one that was in a file counts as known."
-PICKLE = "A pickle can run code where it is loaded: save tensors as safetensors, or leave the file out by --exclude."
+PICKLE = "A pickle can run code where it is loaded: save tensors as safetensors, or leave the file out by `exclude`."
 PATHS = (
-    "Absolute paths say nothing elsewhere and tell about your machine: for a base's folder give --base with its id on "
-    "the Hub; else change the file, leave it out by --exclude, or keep it by --allow-paths."
+    "Absolute paths say nothing elsewhere and tell about your machine: for a base's folder give `base`, its id on "
+    "the Hub; else change the file, leave it out by `exclude`, or keep it by `allow_paths`."
 )
-STATE = "The state of a run is no part of what is published: leave it out by --exclude."
+STATE = "The state of a run is no part of what is published: leave it out by `exclude`."
 SAVE = "Save the model again by `save_pretrained`."
-BASE = "Give --base with the base's id on the Hub; publish the base first if it has none."
+BASE = "Give `base`, the base's id on the Hub; publish the base first if it has none."
 CARD = "Write it by `sae-transformers card`."
 
 
@@ -134,7 +134,7 @@ def model_problems(files: Mapping[str, Path], folder: Path) -> list[Problem]:
         folder: from which they are.
     """
     if "config.json" not in files:
-        return [Problem("config.json: missing", "Give a model's folder, or say by --type what it is.")]
+        return [Problem("config.json: missing", "Give a model's folder, or say by `kind` what it is.")]
     try:
         config = read_json(files["config.json"])
     except (ValueError, UnicodeDecodeError) as error:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.cli.publish import _first_card
 from sae_transformers.hub_cards.card_file import card_name, is_ours, marked, renamed, write_card
 from sae_transformers.modeling.repository_files import CARD
+from sae_transformers.workflows.publish import first_card
 
 CODE = 'A.from_pretrained("mine", x)\nB.from_pretrained("base")\n'
 TEXT = f"---\ntags: []\nmodel-index:\n- name: mine\n---\n\n# mine\n\n{CODE}"
@@ -33,13 +33,13 @@ def test_the_first_card_of_save_pretrained_is_ours(base_line: str) -> None:
 
 
 def test_the_template_that_is_read_is_the_one_that_is_used() -> None:
-    assert _first_card() == CARD
+    assert first_card() == CARD
 
 
 def test_a_card_written_by_hand_is_kept_unless_forced(tmp_path: Path) -> None:
     by_hand = "# mine, by hand\n"
     (tmp_path / "README.md").write_text(by_hand)
-    with pytest.raises(ValueError, match=r"README.md was edited by hand.*--force"):
+    with pytest.raises(ValueError, match=r"README.md was edited by hand.*`force`"):
         write_card(marked(TEXT), tmp_path)
     assert (tmp_path / "README.md").read_text() == by_hand
     write_card(marked(TEXT), tmp_path, force=True)

@@ -98,10 +98,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle by its bytes": (put("weights.dat", pickle.dumps([1])), "a pickle by its first bytes"),
     "a path in a README": (put("README.md", folders.CARD + "\n/home/me/model\n"), "README.md: the absolute path"),
     "a path in JSON": (edit("notes.json", out="/root/x/y"), r"'/root/x/y' \(out\)"),
-    "a local base": (edit("config.json", base_model_name_or_path="/root/base"), r"folder of this machine.*--base"),
+    "a local base": (edit("config.json", base_model_name_or_path="/root/base"), r"folder of this machine.*`base`"),
     "a relative base": (edit("config.json", base_model_name_or_path="./base"), "folder of this machine"),
     "no base": (edit("config.json", base_model_name_or_path=None), "names no base"),
-    "a checkpoint": (put("checkpoint-10/model.safetensors", ""), "checkpoint-10/model.safetensors.*--exclude"),
+    "a checkpoint": (put("checkpoint-10/model.safetensors", ""), "checkpoint-10/model.safetensors.*`exclude`"),
     "a draft": (put("model.safetensors.part", ""), ": of a run"),
     "an optimizer": (put("optimizer.safetensors", ""), ": of a run"),
     "a trainer's state": (put("trainer_state.json", "{}"), ": of a run"),
@@ -278,7 +278,7 @@ def test_another_model_is_not_replaced_by_a_slip_of_a_name(hub: LoopbackHub, mod
     repo = hub.repo("models", REPO)
     theirs = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"1", "model-1.safetensors": b"2"}
     repo.commit("main", theirs, "theirs")
-    with pytest.raises(ValueError, match=r"another model \(model_type='llama'\).*--force"):
+    with pytest.raises(ValueError, match=r"another model \(model_type='llama'\).*`force`"):
         published(hub, model)
     assert repo.resolve("main").files == theirs
     published(hub, model, force=True)

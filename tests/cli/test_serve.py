@@ -143,13 +143,14 @@ def test_a_taken_port_is_told_before_the_model_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--port", "70000"], "Received: 70000"),
+        (["--port", "70000"], "--port must be at most 65535. Received: --port=70000"),
         (["--host", "256.0.0.1"], "256.0.0.1"),
         (["--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
-        (["--max-concurrent", "0"], "--max-concurrent must be at least 1. Received: 0"),
-        (["--max-tokens", "0"], "--max-tokens must be at least 1. Received: 0"),
+        (["--max-concurrent", "0"], "--max-concurrent must be an integer of 1 or more. Received: --max-concurrent=0"),
+        (["--max-answer-tokens", "0"], "--max-answer-tokens must be an integer of 1 or more"),
         (["--log-level", "loud"], "'loud'"),
-        (["--dtype", "int3"], "int3"),
+        (["--model-dtype", "int3"], "int3"),
+        (["--dtype", "int3", "--max-tokens", "8"], "int3"),
         (["--steering", '{"edits": [{"feature": 64, "op": "ablate"}]}'], "64"),
         (["--steering", "no-such-file.json"], "no-such-file.json"),
         (["--sae", "sae"], "SAEs of its own"),

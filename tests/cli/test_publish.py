@@ -78,7 +78,7 @@ def test_card_of_data_and_of_a_metric(tmp_path: Path) -> None:
         (["--results", "nothing.json"], "Expected the results.json"),
         (["--facts", "nothing.yaml"], "Expected a YAML or JSON file"),
         (["--repo-id", "mine"], "user/name"),
-        (["--features", "-1"], "--features must be 0 or more"),
+        (["--features", "-1"], "--features must be an integer of 0 or more"),
         (["--kind", "metric", "--results", "x.json"], "--results is for a model's card"),
         (["--kind", "dataset"], "Expected a folder that"),
     ],
@@ -114,7 +114,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(hub: LoopbackHub, home: Path, *arguments: object, code: int = 0) -> str:
-    environment = {**hub.environment(home), "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**hub.environment(home), "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr + "\n".join(hub.requests)
     assert TOKEN not in done.stdout + done.stderr and "Traceback" not in done.stderr
@@ -174,7 +174,7 @@ def test_a_killed_push_leaves_it_as_before_or_complete(
 
     hub.before = stop
     options = [] if complete else ["--no-verify"]
-    environment = {**hub.environment(home), "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**hub.environment(home), "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command("push", model, REPO, *options), env=environment, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)  # fmt: skip
     assert reached.wait(120)

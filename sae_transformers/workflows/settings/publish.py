@@ -1,0 +1,74 @@
+"""Settings of `card` and `push`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...latents.settings import check_choice, check_integers
+
+CARDS = ("model", "dataset", "metric")
+REPOSITORIES = ("model", "dataset", "space")
+
+
+@dataclass(frozen=True)
+class CardSettings:
+    """What a card holds.
+
+    Args:
+        kind: model, dataset or metric; by default what the folder holds.
+        annotated_sae: number of the SAE that the annotations are of.
+        features: rows of the table of features.
+        examples: prompts shown of each way to steer.
+        force: replace a README.md that was edited by hand.
+    """
+
+    kind: str | None = None
+    annotated_sae: int = 0
+    features: int = 50
+    examples: int = 3
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind is not None:
+            check_choice(self, "kind", CARDS)
+        check_integers(self, annotated_sae=0, features=0, examples=0)
+
+
+@dataclass(frozen=True)
+class PushSettings:
+    """How a folder goes to the Hub.
+
+    Args:
+        kind: model, dataset or space; by default what the folder holds.
+        base: the base's id on the Hub, which stands for a folder in what is sent.
+        private: make a new repository private.
+        revision: branch, which is made where there is none.
+        create_pr: open a pull request.
+        message: of the commit.
+        exclude: pattern of files or folders to leave out. Repeatable.
+        allow_paths: publish absolute paths in files.
+        force: replace a model of another kind that is there.
+        dry_run: check, compare, say what would be sent, and end.
+        verify: load the pushed revision back and compare it.
+        local_base: folder with the base, for the verification; by default it is fetched.
+    """
+
+    kind: str | None = None
+    base: str | None = None
+    private: bool = False
+    revision: str = "main"
+    create_pr: bool = False
+    message: str | None = None
+    exclude: tuple[str, ...] | None = None
+    allow_paths: bool = False
+    force: bool = False
+    dry_run: bool = False
+    verify: bool = True
+    local_base: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is not None:
+            check_choice(self, "kind", REPOSITORIES)
+        if self.local_base is not None and not (Path(self.local_base) / "config.json").is_file():
+            raise ValueError(f"`local_base` must be a model's folder. Received: local_base={str(self.local_base)!r}.")
