@@ -122,7 +122,7 @@ def commands_page() -> str:
 
 
 def verb_section(name: str, command: Any) -> str:
-    shown = [parameter for parameter in command.params if "--help" not in parameter.opts]
+    shown = [one for one in command.params if "--help" not in one.opts and not getattr(one, "hidden", False)]
     arguments = [parameter for parameter in shown if parameter.param_type_name == "argument"]
     options = [parameter for parameter in shown if parameter.param_type_name == "option"]
     words = [one.name.upper() if one.required else f"[{one.name.upper()}]" for one in arguments]
