@@ -22,7 +22,8 @@ from . import (
     harvest,
     publish,
     quickstart,
-    select,
+    select_behaviour,
+    select_knowledge,
     serve,
     space,
     spans,
@@ -59,7 +60,7 @@ for panel, parts in {
     "Begin": (quickstart, checkpoints, check),
     "Train": (harvest, train),
     "Read features": (detect, spans, annotate, features, dashboard),
-    "Steer": (steer, concepts, select, align_topic, bias),
+    "Steer": (steer, concepts, select_knowledge, select_behaviour, align_topic, bias),
     "Classify": (classify,),
     "Evaluate, publish, serve": (evaluate, publish, space, serve),
 }.items():

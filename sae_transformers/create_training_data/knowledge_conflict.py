@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..latents.text_input import text_source
 from ..latents.texts import open_text
 
 # Demonstrations: the context they show and the answer they give. The question itself shows the substituted context.
@@ -46,16 +47,25 @@ class ConflictQuestion(NamedTuple):
         return self.org_answer if which == "org" else self.sub_answer
 
 
-def read_conflicts(source: str) -> list[ConflictQuestion]:
-    """Questions from a file or a Hub data set with the columns question, org_context, org_answer, sub_context,
-    sub_answer; answers are lists, or single texts.
+def read_conflicts(source: Any) -> list[ConflictQuestion]:
+    """Questions of rows with the columns question, org_context, org_answer, sub_context, sub_answer; answers are
+    lists, or single texts.
+
+    Args:
+        source: the name of a file or a Hub data set, a `datasets.Dataset`, a DataFrame, a list of mappings, or of
+            questions.
 
     Raises:
         ValueError: a column is missing, a context is empty, a question has no answer, or there are no rows.
+        TypeError: `source` holds no rows.
     """
-    found = [_question(row, number, source) for number, row in enumerate(open_text(source).rows(), 1)]
+    name = source if isinstance(source, str) else type(source).__name__
+    if isinstance(source, Sequence) and source and all(isinstance(one, ConflictQuestion) for one in source):
+        return list(source)
+    rows = (open_text(source) if isinstance(source, str) else text_source(source)).rows()
+    found = [_question(row, number, name) for number, row in enumerate(rows, 1)]
     if not found:
-        raise ValueError(f"There are no questions. Received: {source!r}.")
+        raise ValueError(f"There are no questions. Received: {name!r}.")
     return found
 
 

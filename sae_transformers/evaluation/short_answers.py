@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..modeling.base_arguments import cache_argument, cache_of, continues
 from ..modeling.forward_pass import steering_rows_for
@@ -26,7 +25,7 @@ def short_answers(
     contrast_weight: float = 0.0,
     max_new_tokens: int = 12,
     tokens_at_once: int = 8192,
-    progress: bool = False,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[str]:
     """The line that a model writes after each prompt, stripped; empty where it begins with a line break.
 
@@ -43,7 +42,7 @@ def short_answers(
         contrast_weight: a; a negative one favours what the contrast says.
         max_new_tokens: of an answer.
         tokens_at_once: of a batch, padding counted.
-        progress: show a progress bar.
+        progress: called with (prompts done, prompts) after each batch.
 
     Raises:
         ValueError: a prompt is empty or longer than the model's context with its answer, or `contrast` has another
@@ -60,35 +59,35 @@ def short_answers(
     answers = [""] * len(ids)
     options = {} if steering is False and not hasattr(model, "saes") else {"steering": steering}
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    with tqdm(total=len(ids), disable=not progress, unit="prompt", leave=False) as bar:
-        while order:
-            size = max(1, tokens_at_once // (len(ids[order[0]]) + max_new_tokens))
-            members, order = order[:size], order[size:]
-            rows, mask = _padded([ids[i] for i in members], shared, pad, model.device)
-            if others is not None:
-                negative, negative_mask = _padded([others[i] for i in members], 0, pad, model.device)
-                options |= {
-                    "guidance_scale": 1 + contrast_weight,
-                    "negative_prompt_ids": negative,
-                    "negative_prompt_attention_mask": negative_mask,
-                }
-            if prefix is not None:
-                options[cache_argument(model)] = _repeated(prefix, len(members))
-            output = model.generate(
-                rows,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-                eos_token_id=ends,
-                **options,
-            )
-            for i, new in zip(members, output[:, rows.shape[1] :].tolist(), strict=True):
-                answers[i] = tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0].strip()
-            bar.update(len(members))
+    while order:
+        size = max(1, tokens_at_once // (len(ids[order[0]]) + max_new_tokens))
+        members, order = order[:size], order[size:]
+        rows, mask = _padded([ids[i] for i in members], shared, pad, model.device)
+        if others is not None:
+            negative, negative_mask = _padded([others[i] for i in members], 0, pad, model.device)
+            options |= {
+                "guidance_scale": 1 + contrast_weight,
+                "negative_prompt_ids": negative,
+                "negative_prompt_attention_mask": negative_mask,
+            }
+        if prefix is not None:
+            options[cache_argument(model)] = _repeated(prefix, len(members))
+        output = model.generate(
+            rows,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=pad,
+            eos_token_id=ends,
+            **options,
+        )
+        for i, new in zip(members, output[:, rows.shape[1] :].tolist(), strict=True):
+            answers[i] = tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0].strip()
+        if progress is not None:
+            progress(len(ids) - len(order), len(ids))
     return answers
 
 
@@ -101,7 +100,7 @@ def answer_log_likelihoods(
     *,
     steering: Any = False,
     tokens_at_once: int = 8192,
-    progress: bool = False,
+    progress: Callable[[int, int], object] | None = None,
 ) -> torch.Tensor:
     """Mean log-probability of an answer's tokens after its prompt, in nats, (n, m) float32: of m answers to a prompt.
 
@@ -128,59 +127,57 @@ def answer_log_likelihoods(
     options: dict[str, Any] = {"steering": False} if hasattr(model, "saes") else {}
     result = torch.zeros(len(ids), len(answers[0]) if ids else 0)
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    with tqdm(total=len(ids), disable=not progress, unit="prompt", leave=False) as bar:
-        while order:
-            size = max(1, tokens_at_once // (len(ids[order[0]]) + longest))
-            members, order = order[:size], order[size:]
-            rows, mask = _padded([ids[i] for i in members], shared, 0, model.device)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            past = None if prefix is None else _repeated(prefix, len(members))
-            if plan is not None:  # as `generate` does: tokens before are prompt, though they are in the cache
-                length = rows.shape[1]
-                options["steering"] = BoundSteering(plan, length)
-                options["steering_rows"] = steering_rows_for(rows, mask, 0, length, count=plan.count)
-            read = model(
-                input_ids=rows[:, shared:],
-                attention_mask=mask,
-                position_ids=positions[:, shared:],
-                **{cache_argument(model): past},
-                use_cache=True,
-                logits_to_keep=1,
-                **options,
-            )
-            for column in range(result.shape[1]):
-                after = [told[i][column] for i in members]
-                width = max(map(len, after))
-                tail = torch.tensor([[*row, *[0] * (width - len(row))] for row in after], device=model.device)
-                counted = torch.tensor(
-                    [[1] * len(row) + [0] * (width - len(row)) for row in after], device=model.device
-                )
-                logits = read.logits[:, -1:]
-                if width > 1:
-                    after_prompt = positions[:, -1:] + torch.arange(1, width, device=model.device)
-                    both = torch.cat([mask, counted[:, :-1]], 1)
-                    if continues(cache_of(read)):
-                        rest = model(
-                            input_ids=tail[:, :-1],
-                            attention_mask=both,
-                            position_ids=after_prompt,
-                            **{cache_argument(model): copy.deepcopy(cache_of(read))},
-                            use_cache=True,
-                            **options,
-                        )
-                        logits = torch.cat([logits, rest.logits], 1)
-                    else:  # the prompt again, with the answer behind it
-                        logits = model(
-                            input_ids=torch.cat([rows, tail[:, :-1]], 1),
-                            attention_mask=both,
-                            position_ids=torch.cat([positions, after_prompt], 1),
-                            use_cache=False,
-                            logits_to_keep=width,
-                            **options,
-                        ).logits[:, -width:]
-                found = logits.float().log_softmax(-1).gather(-1, tail[..., None])[..., 0]
-                result[members, column] = ((found * counted).sum(-1) / counted.sum(-1)).cpu()
-            bar.update(len(members))
+    while order:
+        size = max(1, tokens_at_once // (len(ids[order[0]]) + longest))
+        members, order = order[:size], order[size:]
+        rows, mask = _padded([ids[i] for i in members], shared, 0, model.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        past = None if prefix is None else _repeated(prefix, len(members))
+        if plan is not None:  # as `generate` does: tokens before are prompt, though they are in the cache
+            length = rows.shape[1]
+            options["steering"] = BoundSteering(plan, length)
+            options["steering_rows"] = steering_rows_for(rows, mask, 0, length, count=plan.count)
+        read = model(
+            input_ids=rows[:, shared:],
+            attention_mask=mask,
+            position_ids=positions[:, shared:],
+            **{cache_argument(model): past},
+            use_cache=True,
+            logits_to_keep=1,
+            **options,
+        )
+        for column in range(result.shape[1]):
+            after = [told[i][column] for i in members]
+            width = max(map(len, after))
+            tail = torch.tensor([[*row, *[0] * (width - len(row))] for row in after], device=model.device)
+            counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in after], device=model.device)
+            logits = read.logits[:, -1:]
+            if width > 1:
+                after_prompt = positions[:, -1:] + torch.arange(1, width, device=model.device)
+                both = torch.cat([mask, counted[:, :-1]], 1)
+                if continues(cache_of(read)):
+                    rest = model(
+                        input_ids=tail[:, :-1],
+                        attention_mask=both,
+                        position_ids=after_prompt,
+                        **{cache_argument(model): copy.deepcopy(cache_of(read))},
+                        use_cache=True,
+                        **options,
+                    )
+                    logits = torch.cat([logits, rest.logits], 1)
+                else:  # the prompt again, with the answer behind it
+                    logits = model(
+                        input_ids=torch.cat([rows, tail[:, :-1]], 1),
+                        attention_mask=both,
+                        position_ids=torch.cat([positions, after_prompt], 1),
+                        use_cache=False,
+                        logits_to_keep=width,
+                        **options,
+                    ).logits[:, -width:]
+            found = logits.float().log_softmax(-1).gather(-1, tail[..., None])[..., 0]
+            result[members, column] = ((found * counted).sum(-1) / counted.sum(-1)).cpu()
+        if progress is not None:
+            progress(len(ids) - len(order), len(ids))
     return result
 
 
