@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .workflows.loading import load as load
     from .workflows.publish import card as card
     from .workflows.publish import push as push
+    from .workflows.select_behaviour import select_behaviour as select_behaviour
+    from .workflows.select_knowledge import select_knowledge as select_knowledge
     from .workflows.serve import serve as serve
     from .workflows.settings.align_topic import TopicEmbeddingSettings as TopicEmbeddingSettings
     from .workflows.settings.align_topic import TopicMeasuringSettings as TopicMeasuringSettings
@@ -58,6 +60,10 @@ if TYPE_CHECKING:
     from .workflows.settings.llm import SendSettings as SendSettings
     from .workflows.settings.publish import CardSettings as CardSettings
     from .workflows.settings.publish import PushSettings as PushSettings
+    from .workflows.settings.select_behaviour import SelectBehaviourSettings as SelectBehaviourSettings
+    from .workflows.settings.select_knowledge import FeatureSelectionSettings as FeatureSelectionSettings
+    from .workflows.settings.select_knowledge import QuestionSplitSettings as QuestionSplitSettings
+    from .workflows.settings.select_knowledge import SelectKnowledgeSettings as SelectKnowledgeSettings
     from .workflows.settings.serve import ServeSettings as ServeSettings
     from .workflows.settings.space import SpaceSettings as SpaceSettings
     from .workflows.settings.spans import SpanSettings as SpanSettings
@@ -80,6 +86,7 @@ __all__ = [
     "ExplainSettings",
     "FeatureEdit",
     "FeatureReweighting",
+    "FeatureSelectionSettings",
     "FluencyBudget",
     "GenerationSettings",
     "HarvestSettings",
@@ -88,6 +95,7 @@ __all__ = [
     "LLMSettings",
     "LossWeights",
     "PushSettings",
+    "QuestionSplitSettings",
     "ReadingSettings",
     "SaeConfig",
     "SaeForCausalLM",
@@ -97,6 +105,8 @@ __all__ = [
     "SaeTrainingArguments",
     "ScoringSettings",
     "SearchSettings",
+    "SelectBehaviourSettings",
+    "SelectKnowledgeSettings",
     "SendSettings",
     "ServeSettings",
     "SpaceSettings",
@@ -130,6 +140,8 @@ __all__ = [
     "load",
     "open_text",
     "push",
+    "select_behaviour",
+    "select_knowledge",
     "serve",
     "space",
     "spans",
@@ -148,6 +160,12 @@ ELSEWHERE = {
     "ScoringSettings": ".workflows.settings.steer",
     "SteerSettings": ".workflows.settings.steer",
     "steer": ".workflows.steer",
+    "FeatureSelectionSettings": ".workflows.settings.select_knowledge",
+    "QuestionSplitSettings": ".workflows.settings.select_knowledge",
+    "SelectBehaviourSettings": ".workflows.settings.select_behaviour",
+    "SelectKnowledgeSettings": ".workflows.settings.select_knowledge",
+    "select_behaviour": ".workflows.select_behaviour",
+    "select_knowledge": ".workflows.select_knowledge",
     "EndToEndTrainer": ".training.end_to_end",
     "HiddenStateShards": ".training.shards",
     "SaeTrainer": ".training.trainer",

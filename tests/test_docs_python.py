@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def sections() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page names: base, sae, model, texts.csv (text, label), prompts.txt, features.tsv (of spans)."""
+    """What the page names: base, sae, model, texts.csv (text, label), prompts.txt, polite.txt, rude.txt, questions.jsonl,
+    features.tsv (of spans)."""
     path = tmp_path_factory.mktemp("python")
     base, tokenizer = tiny_base(), word_tokenizer()
     base.save_pretrained(path / "base")
@@ -50,6 +52,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spans = [AnnotationRow(number, f"Span 1: {prompt}") for number, prompt in enumerate(prompts)]
     write_annotations(spans, path / "features.tsv", ("FeatureID", "Words"))
     save_tiny_embedder(path)
+    for name, word in (("polite", "w3"), ("rude", "w70")):
+        (path / f"{name}.txt").write_text("\n".join(f"{prompt} {word}" for prompt in prompts), encoding="utf-8")
+    questions = [
+        {"question": f"{prompt} w{number}", "org_context": "w1 w2", "org_answer": ["w2"], "sub_context": "w1 w9",
+         "sub_answer": ["w9"]}
+        for number, prompt in enumerate(prompts * 2)
+    ]  # fmt: skip
+    (path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
     return path
 
 

@@ -53,7 +53,7 @@ def select_behaviour(
         result = select(loaded, tokenizer, a, b, settings, progress=progress)
     result.save(out, model=save_model)
     console = open_console()
-    show_rows(console, result.rows(), title="what tells A from B")
+    show_rows(console, result.rows(), title="what tells A from B; AUROC on held-out prompts")
     if result.prompts:
         rows = [{**row, "prompt": row["prompt"][-60:]} for row in result.answer_rows()]
         show_rows(console, rows, title="answers to held-out prompts")

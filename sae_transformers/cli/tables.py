@@ -37,7 +37,7 @@ def notice_on(console: Console) -> Callable[[str], None]:
 
 
 def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """A table with a column for each key."""
+    """A table with a column for each key; texts as they are, a dash for None."""
     from rich.table import Table
 
     table = Table(*rows[0], title=title)
@@ -48,8 +48,10 @@ def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None
                 if isinstance(value, float)
                 else repr(value)[1:-1]
                 if isinstance(value, str)
+                else "-"
+                if value is None
                 else str(value)
                 for value in row.values()
             )
         )
-    console.print(table)
+    console.print(table, markup=False)

@@ -63,7 +63,7 @@ class SelectBehaviourResult:
     def rows(self) -> list[dict[str, Any]]:
         """One for each SAE: its number, how many features of A and of B are edited, AUROC on held-out prompts."""
         return [
-            {"sae": number, "features of A": len(a), "of B": len(b), "AUROC held out": score}
+            {"sae": number, "features_a": len(a), "features_b": len(b), "auroc": score}
             for number, ((a, b), score) in enumerate(zip(self.selected, self.auroc, strict=True))
         ]
 
@@ -97,7 +97,7 @@ class SelectBehaviourResult:
         Raises:
             ValueError: no such side.
         """
-        check_side(model, SIDES)
+        check_side(model, SIDES, "model")
         save_steerings(folder, self.features, self.steering)
         if model is not None:
             save_steered_model(Path(folder) / "model", self.model, self.tokenizer, self.steering[model])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from .knowledge.choice import ChosenSettings, choose_settings, edit_settings, kn
 from .knowledge.comparison import compare_methods, prompts_per_question
 from .knowledge.learning import VARIANTS, LearntFeatures, learn_features
 from .results import Progress, html_table, to_frame
-from .settings.select_knowledge import SIDES, QuestionSettings, SelectKnowledgeSettings, check_side
+from .settings.select_knowledge import SIDES, QuestionSplitSettings, SelectKnowledgeSettings, check_side
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -62,26 +62,11 @@ class SelectKnowledgeResult:
 
     def summary(self) -> list[str]:
         """What was learnt and chosen, in a few lines."""
-        split, selection, learnt = self.settings.questions, self.settings.selection, self.learnt
-        lines = [
-            f"{self.questions[0]:,} questions, {self.questions[1]:,} with contexts of at most {split.max_context} "
-            f"characters",
-            f"of {learnt.prompts:,} prompts the model answers {_counts(learnt.answered)}",
+        return [
+            *_question_lines(self.questions, self.settings.questions),
+            *_learnt_lines(self.learnt),
+            *_chosen_lines(self.chosen, self.steering, self.settings.selection.max_broken),
         ]
-        if learnt.by_likelihood:
-            lines.append(f"grouped by the answer that is likelier instead: {_counts(learnt.learnt_from)}")
-        for side, setting in self.chosen.settings.items():
-            if side in self.chosen.broken:
-                lines.append(
-                    f"to {side}: every setting leaves more dev questions without either answer than max_broken "
-                    f"({selection.max_broken}) allows; the one that leaves the fewest is taken"
-                )
-            edits = len(self.steering[side].edits)
-            lines.append(
-                f"to {side}: proportion {setting.proportion}, strength {setting.degree}, SAEs "
-                f"{', '.join(map(str, setting.saes))}; {edits} edits"
-            )
-        return lines
 
     def table(self) -> list[dict[str, str]]:
         """One row for each method: its metrics as mean ± half of the 95 % interval over the choices of
@@ -115,7 +100,7 @@ class SelectKnowledgeResult:
         Raises:
             ValueError: no such side.
         """
-        check_side(model, SIDES)
+        check_side(model, SIDES, "model")
         save_steerings(folder, self.features, self.steering, self.to_dict())
         if model is not None:
             save_steered_model(Path(folder) / "model", self.model, self.tokenizer, self.steering[model])
@@ -133,6 +118,7 @@ def select_knowledge(
     out: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], object] | None = None,
 ) -> SelectKnowledgeResult:
     """Learn from a pool of questions, choose on others, and measure on yet others, beside baselines.
 
@@ -144,6 +130,7 @@ def select_knowledge(
             kept in its `work/`: a run that was stopped goes on.
         facts: noted in `results.json`, such as the names of model and SAEs.
         progress: called with (prompts done, prompts in all).
+        notice: called with each line of the result's `summary()` as soon as it is known.
 
     Raises:
         ValueError: too few questions, a behaviour that the model does not show, or an SAE that is not there.
@@ -152,14 +139,17 @@ def select_knowledge(
     split = settings.questions
     known = read_conflicts(questions)
     fitting = [one for one in known if max(len(one.org_context), len(one.sub_context)) <= split.max_context]
+    counts = len(known), len(fitting)
     pool, parts = split_questions(fitting, split)
-    model = with_activation(model, settings.selection.activation)
+    activation = settings.selection.activation
+    model = with_activation(model, activation)
     tried = edit_settings(settings.selection, len(model.saes))
+    _tell(notice, _question_lines(counts, split))
     n_shown = VARIANTS * split.shots
     asked = AskedModel(
         model,
         tokenizer,
-        weights_digest(model) + ("" if settings.selection.activation == "own" else settings.selection.activation),
+        weights_digest(model) + (activation if activation != "own" else ""),
         fitting,
         pool[:n_shown],
         settings,
@@ -167,22 +157,29 @@ def select_knowledge(
         PromptCount(_expected_prompts(settings, len(pool) - n_shown, len(tried)), progress),
     )
     learnt = learn_features(asked, pool[n_shown:])
+    _tell(notice, _learnt_lines(learnt))
     chosen = choose_settings(asked, learnt.features, parts["dev"], tried)
     legacy = settings.selection.legacy
     steering = {
         side: knowledge_steering(learnt.features, side, setting, legacy=legacy)
         for side, setting in chosen.settings.items()
     }
+    _tell(notice, _chosen_lines(chosen, steering, settings.selection.max_broken))
     described = {"answered": learnt.answered, "learnt from": learnt.learnt_from, **(facts or {})}
     described |= {"test": len(parts["test"]), "max_context": split.max_context}
-    counts = len(known), len(fitting)
     first = SelectKnowledgeResult(steering, {}, chosen, learnt, counts, described, model, tokenizer, settings)
     *_, result = _measured(asked, parts["test"], first, out)
     return result
 
 
+def _tell(notice: Callable[[str], object] | None, lines: Sequence[str]) -> None:
+    if notice is not None:
+        for line in lines:
+            notice(line)
+
+
 def split_questions(
-    questions: Sequence[ConflictQuestion], split: QuestionSettings
+    questions: Sequence[ConflictQuestion], split: QuestionSplitSettings
 ) -> tuple[list[int], dict[str, list[int]]]:
     """Rows of the pool, and of `dev` and `test`, one of each question; no question is in two of them.
 
@@ -223,6 +220,32 @@ def _expected_prompts(settings: SelectKnowledgeSettings, n_pool: int, n_tried: i
     choosing = split.dev * (1 + 2 * 2 * n_tried) if n_tried > 1 else 0
     measuring = len(split.seeds) * split.test * prompts_per_question(settings.baselines)
     return 3 * max(0, n_pool) + choosing + measuring
+
+
+def _question_lines(counts: tuple[int, int], split: QuestionSplitSettings) -> list[str]:
+    return [f"{counts[0]:,} questions, {counts[1]:,} with contexts of at most {split.max_context} characters"]
+
+
+def _learnt_lines(learnt: LearntFeatures) -> list[str]:
+    lines = [f"of {learnt.prompts:,} prompts the model answers {_counts(learnt.answered)}"]
+    if learnt.by_likelihood:
+        lines.append(f"grouped by the answer that is likelier instead: {_counts(learnt.learnt_from)}")
+    return lines
+
+
+def _chosen_lines(chosen: ChosenSettings, steering: Mapping[str, Steering], max_broken: float) -> list[str]:
+    lines = []
+    for side, setting in chosen.settings.items():
+        if side in chosen.broken:
+            lines.append(
+                f"to {side}: every setting leaves more dev questions without either answer than max_broken "
+                f"({max_broken:g}) allows; the one that leaves the fewest is taken"
+            )
+        lines.append(
+            f"to {side}: proportion {setting.proportion:g}, strength {setting.degree:g}, SAEs "
+            f"{', '.join(map(str, setting.saes))}; {len(steering[side].edits)} edits"
+        )
+    return lines
 
 
 def _counts(groups: Mapping[str, int]) -> str:

@@ -16,7 +16,7 @@ ACTIVATIONS = ("own", "relu")
 
 
 @dataclass(frozen=True)
-class QuestionSettings:
+class QuestionSplitSettings:
     """Which questions are learnt from, chosen on and measured on.
 
     Args:
@@ -104,7 +104,7 @@ class SelectKnowledgeSettings:
         tokens_per_batch: tokens of a forward pass, padding counted. It changes results by rounding only.
     """
 
-    questions: QuestionSettings = field(default_factory=QuestionSettings)
+    questions: QuestionSplitSettings = field(default_factory=QuestionSplitSettings)
     selection: FeatureSelectionSettings = field(default_factory=FeatureSelectionSettings)
     scoring: str = "exact"
     baselines: tuple[str, ...] = BASELINES
@@ -123,10 +123,10 @@ class SelectKnowledgeSettings:
             )
 
 
-def check_side(side: str | None, sides: tuple[str, ...]) -> None:
+def check_side(side: str | None, sides: tuple[str, ...], name: str = "save_model") -> None:
     """
     Raises:
-        ValueError: neither None nor a side that a model can be steered to.
+        ValueError: neither None nor a side that a model can be steered to; it names the argument.
     """
     if side is not None and side not in sides:
-        raise ValueError(f"`save_model` must be one of {', '.join(sides)}. Received: save_model={side!r}.")
+        raise ValueError(f"`{name}` must be one of {', '.join(sides)}. Received: {name}={side!r}.")
