@@ -44,8 +44,8 @@ def answered(base: Any, questions: list[ConflictQuestion]) -> list[ConflictQuest
     return result
 
 
-def write_selection_files(folder: Path) -> Path:
-    """base, sae0 and sae1 (layers 0 and 1), questions.jsonl, and a.txt and b.txt, whose last words differ."""
+def write_selection_files(folder: Path, *, with_questions: bool = True) -> Path:
+    """base, sae0 and sae1 (layers 0 and 1), a.txt and b.txt, whose last words differ, and questions.jsonl."""
     draw = random.Random(0)
     word_tokenizer().save_pretrained(folder / "base")
     base = tiny_base(max_position_embeddings=256)
@@ -56,8 +56,9 @@ def write_selection_files(folder: Path) -> Path:
         ConflictQuestion(f"{words(draw, 4)} {i}", words(draw, 6), (words(draw, 1),), words(draw, 6), (words(draw, 2),))
         for i in range(30)
     ]
-    rows = [one._asdict() for one in answered(base, questions)]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    if with_questions:
+        rows = [one._asdict() for one in answered(base, questions)]
+        (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     for name, word in (("a", "w3"), ("b", "w70")):
         lines = [f"{words(draw, 5)} {word} {word}" for _ in range(12)]
         (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -32,8 +32,8 @@ def sections() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page names: base, sae, model, texts.csv (text, label), prompts.txt, polite.txt, rude.txt, questions.jsonl,
-    features.tsv (of spans)."""
+    """What the page names: base, sae, model, texts.csv (text, label), prompts.txt, features.tsv (of spans),
+    polite.txt, rude.txt, questions.jsonl."""
     path = tmp_path_factory.mktemp("python")
     base, tokenizer = tiny_base(), word_tokenizer()
     base.save_pretrained(path / "base")
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / f"{name}.txt").write_text("\n".join(f"{prompt} {word}" for prompt in prompts), encoding="utf-8")
     questions = [
         {"question": f"{prompt} w{number}", "org_context": "w1 w2", "org_answer": ["w2"], "sub_context": "w1 w9",
-         "sub_answer": ["w9"]}
+         "sub_answer": ["w9"], **({"org_answer": ["w9"], "sub_answer": ["w2"]} if number % 2 else {})}
         for number, prompt in enumerate(prompts * 2)
     ]  # fmt: skip
     (path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")

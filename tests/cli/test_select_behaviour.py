@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("command_line")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_selection_files(tmp_path_factory.mktemp("select"))
+    return write_selection_files(tmp_path_factory.mktemp("select"), with_questions=False)
 
 
 def run(*arguments: object) -> Result:

@@ -13,7 +13,7 @@ from tests.conflict_questions import write_selection_files
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_selection_files(tmp_path_factory.mktemp("select"))
+    return write_selection_files(tmp_path_factory.mktemp("select"), with_questions=False)
 
 
 @pytest.fixture(scope="module")
