@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .create_training_data.blocks import HarvestSettings as HarvestSettings
+    from .evaluation.bias_data import read_bias_data as read_bias_data
     from .evaluation.settings import FluencyBudget as FluencyBudget
     from .evaluation.settings import GenerationSettings as GenerationSettings
     from .evaluation.topic_settings import TopicGenerationSettings as TopicGenerationSettings
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .workflows.loading import load as load
     from .workflows.publish import card as card
     from .workflows.publish import push as push
+    from .workflows.reduce_bias import reduce_bias as reduce_bias
     from .workflows.select_behaviour import select_behaviour as select_behaviour
     from .workflows.select_knowledge import select_knowledge as select_knowledge
     from .workflows.serve import serve as serve
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from .workflows.settings.llm import SendSettings as SendSettings
     from .workflows.settings.publish import CardSettings as CardSettings
     from .workflows.settings.publish import PushSettings as PushSettings
+    from .workflows.settings.reduce_bias import BiasSettings as BiasSettings
     from .workflows.settings.select_behaviour import SelectBehaviourSettings as SelectBehaviourSettings
     from .workflows.settings.select_knowledge import FeatureSelectionSettings as FeatureSelectionSettings
     from .workflows.settings.select_knowledge import QuestionSplitSettings as QuestionSplitSettings
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerSettings",
+    "BiasSettings",
     "CardSettings",
     "DetectSettings",
     "Detection",
@@ -140,6 +144,8 @@ __all__ = [
     "load",
     "open_text",
     "push",
+    "read_bias_data",
+    "reduce_bias",
     "select_behaviour",
     "select_knowledge",
     "serve",
@@ -207,6 +213,9 @@ ELSEWHERE = {
     "PushSettings": ".workflows.settings.publish",
     "SpaceSettings": ".workflows.settings.space",
     "ServeSettings": ".workflows.settings.serve",
+    "reduce_bias": ".workflows.reduce_bias",
+    "BiasSettings": ".workflows.settings.reduce_bias",
+    "read_bias_data": ".evaluation.bias_data",
 }
 
 

@@ -60,6 +60,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, prompt in enumerate(prompts * 2)
     ]  # fmt: skip
     (path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
+    (path / "winobias").mkdir()
+    for name in ("type1_dev", "type2_dev", "type1_test", "type2_test"):
+        for side, line in (("pro", "1 [w5] saw w1 and [he] left w7"), ("anti", "1 [w5] saw w2 and [she] left w7")):
+            (path / "winobias" / f"{side}_stereotyped_{name}.txt").write_text(line, encoding="utf-8")
     return path
 
 

@@ -10,7 +10,6 @@ import typer
 from . import (
     align_topic,
     annotate,
-    bias,
     check,
     checkpoints,
     classify,
@@ -22,6 +21,7 @@ from . import (
     harvest,
     publish,
     quickstart,
+    reduce_bias,
     select_behaviour,
     select_knowledge,
     serve,
@@ -60,7 +60,7 @@ for panel, parts in {
     "Begin": (quickstart, checkpoints, check),
     "Train": (harvest, train),
     "Read features": (detect, spans, annotate, features, dashboard),
-    "Steer": (steer, concepts, select_knowledge, select_behaviour, align_topic, bias),
+    "Steer": (steer, concepts, select_knowledge, select_behaviour, align_topic, reduce_bias),
     "Classify": (classify,),
     "Evaluate, publish, serve": (evaluate, publish, space, serve),
 }.items():

@@ -98,11 +98,10 @@ class TopicResult:
             {
                 "method": name,
                 "similarity": f"{row['similarity']:.3f}",
-                "change": f"{row['similarity_change']:+.3f}±{row['similarity_change_error']:.3f}",
+                "change": f"{row['similarity_change']:+.3f} ± {row['similarity_change_error']:.3f}",
                 "perplexity": f"{row['perplexity']:.1f}",
                 judged: f"{row['acceptability']:.2f}",
                 "repeated": f"{row['repetition']:.1%}",
-                "ms/token": f"{1000 * row['extra_seconds_per_token']:+.2f}",
             }
             for name, row in self.methods.items()
         ]

@@ -62,7 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reduce(folder: Path, out: Path, *options: object, text: str = "text.txt") -> Result:
     arguments = ["reduce-bias", folder / "base", folder / text, "--sae", folder / "sae", "--out", out]
-    arguments += ["--winobias", folder / "winobias", "--counts", "0,1,4", "--resamples", 20, *options]
+    counts = [] if "--counts" in options else ["--counts", "0,1,4"]
+    arguments += ["--winobias", folder / "winobias", "--resamples", 20, *counts, *options]
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -105,15 +106,24 @@ def test_a_loss_that_is_not_allowed_chooses_nothing(folder: Path, tmp_path: Path
     assert found["facts"]["random_features"] == []
 
 
+def test_old_spellings_are_taken_with_a_note(folder: Path, tmp_path: Path) -> None:
+    options = ["--tokens-at-once", 256, "--place", "layers.0.resid_post", "--random-seeds", 0, "--counts", "0"]
+    result = reduce(folder, tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    assert "--tokens-at-once is now --tokens-per-batch." in result.stderr.splitlines()
+    assert "--place is now --hook-point." in result.stderr.splitlines()
+    assert "layers.0.resid_post" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "text", "told"),
     [
         (["--find", "words"], "text.txt", "'words'"),
         (["--op", "scale"], "text.txt", "'scale'"),
         (["--counts", "1,x"], "text.txt", "'1,x'"),
-        (["--counts", "-1"], "text.txt", "'-1'"),
+        (["--counts", "-1"], "text.txt", "--counts=(-1,)"),
         ([], "dull.txt", "rows with gendered words"),
-        (["--max-length", 999], "text.txt", "at most 128"),
+        (["--max-length", 999], "text.txt", "from 2 to 128"),
         (["--words", "he"], "text.txt", "'he'"),
         (["--crows-pairs", "nowhere.csv"], "text.txt", "nowhere.csv"),
         (["--winobias", "nowhere"], "text.txt", "nowhere"),
