@@ -184,7 +184,7 @@ def test_the_command_line_page_has_every_verb_and_option() -> None:
     assert f"| `--chat`, `--no-chat` | {chat} | `--chat` |" in page
     usual = "by default 0.03 to 0.6 lengths of the hidden state, and factors of 2 to 32 for scale."
     assert f"| `--strengths` | Strengths from weak to strong, for all operations; {usual} |  |" in page
-    assert "Gendered words, male:female,... | 26 pairs |" in page
+    assert "| `--words` | Gendered words, male:female, comma-separated; by default 26 pairs. |  |" in page
     assert hooks.cell("a|b *c* d_e_f <g>, `x_y|z`\n{h}") == r"a\|b \*c\* d\_e\_f \<g>, `x_y|z` \{h\}"
 
 
