@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from .training.trainer import SaeTrainer as SaeTrainer
     from .workflows.align_topic import TopicTexts as TopicTexts
     from .workflows.align_topic import align_topic as align_topic
+    from .workflows.ask_features import ask_features as ask_features
     from .workflows.detect import detect as detect
     from .workflows.explain import explain as explain
+    from .workflows.feature_table import feature_table as feature_table
     from .workflows.harvest import harvest as harvest
     from .workflows.judge import judge as judge
     from .workflows.loading import load as load
@@ -57,7 +59,9 @@ if TYPE_CHECKING:
     from .workflows.settings.annotation import AnswerSettings as AnswerSettings
     from .workflows.settings.annotation import ExplainSettings as ExplainSettings
     from .workflows.settings.annotation import JudgeSettings as JudgeSettings
+    from .workflows.settings.ask_features import AskFeaturesSettings as AskFeaturesSettings
     from .workflows.settings.detect import DetectSettings as DetectSettings
+    from .workflows.settings.feature_table import FeatureTableSettings as FeatureTableSettings
     from .workflows.settings.llm import LLMSettings as LLMSettings
     from .workflows.settings.llm import SendSettings as SendSettings
     from .workflows.settings.publish import CardSettings as CardSettings
@@ -72,16 +76,19 @@ if TYPE_CHECKING:
     from .workflows.settings.spans import SpanSettings as SpanSettings
     from .workflows.settings.steer import ScoringSettings as ScoringSettings
     from .workflows.settings.steer import SteerSettings as SteerSettings
+    from .workflows.settings.steer_feature import SteerFeatureSettings as SteerFeatureSettings
     from .workflows.settings.texts import TextSettings as TextSettings
     from .workflows.space import space as space
     from .workflows.spans import spans as spans
     from .workflows.steer import steer as steer
+    from .workflows.steer_feature import steer_feature as steer_feature
     from .workflows.top_features import top_features as top_features
     from .workflows.train import train as train
     from .workflows.train import train_concept as train_concept
 
 __all__ = [
     "AnswerSettings",
+    "AskFeaturesSettings",
     "BiasSettings",
     "CardSettings",
     "DetectSettings",
@@ -91,6 +98,7 @@ __all__ = [
     "FeatureEdit",
     "FeatureReweighting",
     "FeatureSelectionSettings",
+    "FeatureTableSettings",
     "FluencyBudget",
     "GenerationSettings",
     "HarvestSettings",
@@ -119,6 +127,7 @@ __all__ = [
     "SparseAutoencoderConfig",
     "SparseAutoencoderOutput",
     "SparseFeatures",
+    "SteerFeatureSettings",
     "SteerSettings",
     "Steering",
     "SteeringPlan",
@@ -134,11 +143,13 @@ __all__ = [
     "TopicTexts",
     "__version__",
     "align_topic",
+    "ask_features",
     "attach",
     "card",
     "convert",
     "detect",
     "explain",
+    "feature_table",
     "harvest",
     "judge",
     "load",
@@ -152,12 +163,19 @@ __all__ = [
     "space",
     "spans",
     "steer",
+    "steer_feature",
     "top_features",
     "train",
     "train_concept",
 ]
 # Where a name is that `modeling` does not have, `module` or `module:name there`.
 ELSEWHERE = {
+    "AskFeaturesSettings": ".workflows.settings.ask_features",
+    "FeatureTableSettings": ".workflows.settings.feature_table",
+    "SteerFeatureSettings": ".workflows.settings.steer_feature",
+    "ask_features": ".workflows.ask_features",
+    "feature_table": ".workflows.feature_table",
+    "steer_feature": ".workflows.steer_feature",
     "FluencyBudget": ".evaluation.settings",
     "GenerationSettings": ".evaluation.settings",
     "ReadingSettings": ".latents.settings",

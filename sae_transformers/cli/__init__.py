@@ -10,6 +10,7 @@ import typer
 from . import (
     align_topic,
     annotate,
+    ask_features,
     check,
     checkpoints,
     classify,
@@ -17,7 +18,7 @@ from . import (
     dashboard,
     detect,
     evaluate,
-    features,
+    feature_table,
     harvest,
     publish,
     quickstart,
@@ -28,6 +29,7 @@ from . import (
     space,
     spans,
     steer,
+    steer_feature,
     train,
 )
 from .errors import remember_options
@@ -59,8 +61,8 @@ def main(
 for panel, parts in {
     "Begin": (quickstart, checkpoints, check),
     "Train": (harvest, train),
-    "Read features": (detect, spans, annotate, features, dashboard),
-    "Steer": (steer, concepts, select_knowledge, select_behaviour, align_topic, reduce_bias),
+    "Read features": (detect, spans, annotate, feature_table, ask_features, dashboard),
+    "Steer": (steer, steer_feature, concepts, select_knowledge, select_behaviour, align_topic, reduce_bias),
     "Classify": (classify,),
     "Evaluate, publish, serve": (evaluate, publish, space, serve),
 }.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -242,23 +242,32 @@ def decoder_rows(sae: SparseAutoencoder, width: int) -> tuple[Tensor, dict[str, 
     return rows, facts
 
 
+class Firing(NamedTuple):
+    """counts: (d_sae,) int64, on how many of the `tokens` each latent is active. maxima: (d_sae,), the largest
+    activation of each by magnitude, in the SAE's dtype and on its device: see `measure_feature_max`."""
+
+    counts: Tensor
+    tokens: int
+    maxima: Tensor
+
+
 @torch.no_grad()
-def count_firing(
-    sae: SparseAutoencoder, batches: Iterable[Tensor], *, tokens_at_once: int = 2048
-) -> tuple[Tensor, int]:
-    """On how many tokens each latent is active, (d_sae,) int64, and how many tokens there are.
+def count_firing(sae: SparseAutoencoder, batches: Iterable[Tensor], *, tokens_at_once: int = 2048) -> Firing:
+    """How often each latent is active, and how strongly at most.
 
     Args:
         batches: hidden states, (n_tokens, d_in) each, at the place that the SAE reads.
         tokens_at_once: of an encoding.
     """
     counts, tokens = torch.zeros(sae.config.d_sae, dtype=torch.long), 0
+    maxima = torch.zeros(sae.config.d_sae, dtype=sae.dtype, device=sae.device)
     for batch in batches:
         for hidden in batch.split(tokens_at_once):
             indices, values, _ = sae.encode_sparse(hidden.to(device=sae.device, dtype=sae.dtype))
             counts += torch.bincount(indices[values != 0].cpu(), minlength=len(counts))
+            maxima.scatter_reduce_(0, indices.flatten(), values.abs().flatten(), "amax")
             tokens += len(hidden)
-    return counts, tokens
+    return Firing(counts, tokens, maxima)
 
 
 def firing_frequency(counts: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:

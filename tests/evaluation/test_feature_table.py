@@ -146,7 +146,8 @@ def test_an_sae_that_does_not_write_into_this_stream(settings: dict, width: int,
 def test_firing_equals_dense_counts(activation: str) -> None:
     sae = tiny_sae(activation=activation, layer=0)
     hidden = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(2))
-    counts, tokens = count_firing(sae, hidden.split(17), tokens_at_once=8)
+    counts, tokens, maxima = count_firing(sae, hidden.split(17), tokens_at_once=8)
+    torch.testing.assert_close(maxima, sae.measure_feature_max(hidden))
     assert tokens == 50 and torch.equal(counts, (sae.encode(hidden) != 0).sum(0))
     frequency, dead = firing_frequency(counts, tokens)
     assert dead.tolist() == (counts == 0).tolist()

@@ -1,23 +1,21 @@
-"""The verbs `feature-table`, `steer-feature` and `ask-features`, from files to files."""
+"""The verb `feature-table`, from files to files."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from sae_transformers import SparseAutoencoder, attach
 from sae_transformers.cli import app
 from sae_transformers.create_training_data.annotation_tables import read_annotations
 from sae_transformers.evaluation.feature_table import logit_weights
 from sae_transformers.evaluation.feature_table_files import read_feature_table
 from sae_transformers.evaluation.unembedding import unembedding
-from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
@@ -98,6 +96,30 @@ def test_counting_stops_at_max_tokens(folder: Path, tmp_path: Path) -> None:
     assert read_feature_table(tmp_path).facts["text_tokens"] == 25
 
 
+def test_a_saved_model_and_the_largest_activations(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("w1\n\n" + (folder / "text.txt").read_text(), encoding="utf-8")
+    attach(str(folder / "base"), [folder / "sae"], tmp_path / "model")
+    options = ["--text", tmp_path / "text.txt", "--max-length", 9, "--save-sae", tmp_path / "sae"]
+    result = invoke("feature-table", tmp_path / "model", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert (
+        "1 rows of the text have no token that counts." in result.stdout
+        and "rows of the text were cut." in result.stdout
+    )
+    found = read_feature_table(tmp_path / "out")
+    assert found.dead is not None
+    maxima = SparseAutoencoder.from_pretrained(tmp_path / "sae").feature_max
+    assert ((maxima == 0) == found.dead).all() and float(maxima.max()) > 0
+
+
+def test_old_spellings_are_taken_with_a_note(folder: Path, tmp_path: Path) -> None:
+    options = ["--text", folder / "text.txt", "--max-length", 64, "--tokens-at-once", 512, "--column", "text"]
+    result = table(folder, tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    assert "--tokens-at-once is now --tokens-per-batch." in result.stderr
+    assert "--column is now --text-column." in result.stderr
+
+
 @pytest.mark.parametrize(
     ("sae", "options", "told"),
     [
@@ -107,8 +129,10 @@ def test_counting_stops_at_max_tokens(folder: Path, tmp_path: Path) -> None:
         ("sae", ["--top-k", 0], "--top-k=0"),
         ("sae", ["--coherence", "glove"], "'glove'"),
         ("sae", ["--spans", "nowhere"], "nowhere"),
-        ("sae", ["--text", "nowhere.txt", "--max-length", 64], "nowhere.txt"),
-        ("sae", ["--text", "nowhere.txt"], "at most 128"),
+        ("sae", ["--text", "nowhere.txt"], "nowhere.txt"),
+        ("sae", ["--max-length", 999], "from 2 to 128"),
+        ("sae", ["--match", "["], "regular expression"),
+        ("sae", ["--save-sae", "saved"], "--save-sae needs --text"),
     ],
 )
 def test_mistakes_end_as_one_line(folder: Path, tmp_path: Path, sae: str, options: list, told: str) -> None:
@@ -116,76 +140,3 @@ def test_mistakes_end_as_one_line(folder: Path, tmp_path: Path, sae: str, option
     assert result.exit_code == 2, result.output
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ") and told in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
-
-
-def steer(folder: Path, *options: object) -> Result:
-    return invoke("steer-feature", folder / "base", "w1 w2 w3", "--sae", folder / "sae", *options)
-
-
-def cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("│")[1:3]] for line in table.splitlines() if line.startswith("│")]
-
-
-def test_steering_side_by_side(folder: Path) -> None:
-    options = ["--feature", 5, "--samples", 2, "--max-new-tokens", 4, "--layer", 1]
-    result = steer(folder, *options, "--coefficient", 40)
-    assert result.exit_code == 0, result.output
-    assert "feature 5, 40 absolute" in result.stdout and "unsteered" in result.stdout
-    assert steer(folder, *options, "--coefficient", 40).stdout == result.stdout
-    named = steer(folder, "--feature", "rivers", *options[2:], "--coefficient", 40)
-    assert "feature rivers, 40 absolute" in named.stdout, named.output
-    assert cells(named.stdout) == cells(result.stdout)
-    nothing = steer(folder, *options, "--coefficient", 0, "--legacy").stdout
-    rows = cells(nothing)
-    assert rows and all(steered == unsteered for steered, unsteered in rows)
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--feature", 5, "--coefficient", 1, "--layer", 2], "layers.1.resid_post"),
-        (["--feature", 64, "--coefficient", 1], "feature=64"),
-        (["--feature", 5, "--coefficient", "nan"], "value=nan"),
-        (["--feature", 5, "--coefficient", 1, "--max-new-tokens", 200], "context of 128"),
-    ],
-)
-def test_steering_mistakes(folder: Path, options: list, told: str) -> None:
-    result = steer(folder, *options)
-    assert result.exit_code == 2 and told in result.stderr, result.output
-
-
-def yes_to_even(body: dict[str, Any]) -> str:
-    numbers = map(int, re.findall(r"^Feature (\d+)", last_user_text(body), flags=re.MULTILINE))
-    return json.dumps({"answers": [{"feature": n, "reason": "", "answer": "no" if n % 2 else "yes"} for n in numbers]})
-
-
-def test_a_question(folder: Path, tmp_path: Path) -> None:
-    assert table(folder, tmp_path / "out").exit_code == 0
-    arguments = ["ask-features", tmp_path / "out" / "words.tsv", "--question", "Even?", "--out", tmp_path / "even.csv"]
-    with FakeOpenAI(yes_to_even) as server:
-        options = [
-            "--model",
-            "m",
-            "--base-url",
-            server.url,
-            "--cache",
-            tmp_path / "cache",
-            "--first",
-            7,
-            "--at-once",
-            4,
-        ]
-        dry = invoke(*arguments, *options, "--dry-run")
-        assert dry.exit_code == 0 and not server.sent and not (tmp_path / "even.csv").exists()
-        result = invoke(*arguments, *options)
-        assert result.exit_code == 0, result.output
-        assert len(server.sent) == 2
-        folder_given = invoke("ask-features", tmp_path / "out", *arguments[2:], *options)
-        assert folder_given.exit_code == 0 and len(server.sent) == 2  # the same features: all answered
-        server.always = "500"
-        again = invoke(*arguments, *options[:-4], "--first", 9, "--at-once", 9, "--max-attempts", 1)
-    assert "yes: 4, no: 3" in result.stdout and "yes: features 0, 2, 4, 6" in result.stdout
-    with (tmp_path / "even.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 9
-    assert again.exit_code == 1 and "9 of 9 features have no answer" in again.stderr
-    assert invoke(*arguments).exit_code == 2  # which model?

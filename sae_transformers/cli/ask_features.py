@@ -1,0 +1,41 @@
+"""The verb `ask-features`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..workflows.settings.ask_features import AskFeaturesSettings
+from .errors import fail
+from .options import LLM_RENAMED, Table
+from .tables import notice_on, open_console, progress_bar
+from .verb import verb
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("ask-features")(ask_features)
+
+
+@verb(AskFeaturesSettings, renamed={**LLM_RENAMED, "at_once": "features_per_request", "first": "max_rows"})
+def ask_features(
+    features: Table,
+    question: Annotated[str, typer.Option(help="Answered for each feature, e.g. 'Does it concern gender?'.")],
+    out: Annotated[Path, typer.Option(help="The .csv file to write: feature, answer, reason, failure.")],
+    settings: AskFeaturesSettings,
+) -> None:
+    """Ask a language model one question about each feature of a table, many features to a request."""
+    from ..workflows.ask_features import ask_features as ask_about
+
+    console = open_console()
+    with progress_bar("requests") as progress:
+        found = ask_about(features, question, settings, progress=progress, notice=notice_on(console))
+    if not found.asked:
+        return
+    file = found.save(out)
+    for line in (*found.exchange.used(), *found.summary(), f"{file}"):
+        console.print(line, markup=False)
+    if failure := found.failure():
+        fail(failure, code=1)

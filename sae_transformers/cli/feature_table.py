@@ -1,0 +1,89 @@
+"""The verb `feature-table`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..workflows.settings.feature_table import FeatureTableSettings
+from ..workflows.settings.texts import TextSettings
+from .options import HookPoint, Model, ModelDtype
+from .tables import open_console, progress_bar, show_rows
+from .verb import verb
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("feature-table")(feature_table)
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    Args:
+        table: what is said of each feature.
+        rows: which texts are read.
+    """
+
+    table: FeatureTableSettings = field(default_factory=FeatureTableSettings)
+    rows: TextSettings = field(default_factory=TextSettings)
+
+
+FOLD = typer.Option("--fold-norm/--keep-norm", help="Count the gain of the final norm in the unembedding.")
+
+
+@verb(
+    Options,
+    renamed={"place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch"},
+    own={"fold_norm": FOLD},
+)
+def feature_table(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder of features.parquet, .csv and .json, words.tsv and facts.json.")],
+    settings: Options,
+    sae: Annotated[str | None, typer.Option(help="The SAE for a base, as attach takes it.")] = None,
+    number: Annotated[int, typer.Option(help="Which of a saved model's SAEs, from 0.")] = 0,
+    spans: Annotated[
+        str | None, typer.Option(help="Folder that the verb spans wrote: its strongest contexts join the table.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Text to count firing on, as harvest takes it.")] = None,
+    save_sae: Annotated[
+        Path | None, typer.Option(help="With --text: folder to save the SAE to, with its largest activations.")
+    ] = None,
+    hook_point: HookPoint = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
+    model_dtype: ModelDtype = "auto",
+) -> None:
+    """What each feature writes: statistics of its logit weights, top and bottom tokens, frequency, contexts."""
+    if save_sae is not None and text is None:
+        raise ValueError("--save-sae needs --text, on which the activations are measured. Received: no --text.")
+    texts = None if text is None else settings.rows.open(text)
+    from ..workflows.feature_table import feature_table as make_table
+    from ..workflows.feature_table import read_spans
+    from ..workflows.loading import load, load_sae
+
+    examples = None if spans is None else read_spans(spans)
+    one = None if sae is None else load_sae(sae, hook_point)
+    loaded, tokenizer, _ = load(model, None if one is None else [], model_dtype=model_dtype, revision=revision)
+    if one is None:
+        if not 0 <= number < len(loaded.saes):
+            raise ValueError(f"The model has SAEs 0 to {len(loaded.saes) - 1}. Received: `number`={number}.")
+        one = loaded.saes[number]
+    with progress_bar("done") as progress:
+        found = make_table(
+            loaded, tokenizer, settings.table, sae=one, texts=texts, spans=examples, progress=progress
+        )  # fmt: skip
+    console = open_console()
+    tokens = found.table.facts["tokens"]
+    console.print(f"{len(found.table):,} features x {tokens:,} tokens in {found.seconds:.1f} s")
+    files = found.save(out, {"sae": sae or f"{model} {number}", **({} if spans is None else {"spans": spans})})
+    show_rows(console, found.statistics(), title=f"{len(found.table):,} features")
+    for line in found.summary():
+        console.print(line, markup=False)
+    if save_sae is not None:
+        one.save_pretrained(save_sae)
+        files.append(save_sae)
+    console.print(" ".join(str(file) for file in files), markup=False)
