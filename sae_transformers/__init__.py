@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from .workflows.align_topic import TopicTexts as TopicTexts
     from .workflows.align_topic import align_topic as align_topic
     from .workflows.ask_features import ask_features as ask_features
+    from .workflows.classify import classify as classify
+    from .workflows.classify import load_classifier_base as load_classifier_base
+    from .workflows.classify import read_labelled as read_labelled
     from .workflows.detect import detect as detect
     from .workflows.explain import explain as explain
     from .workflows.feature_table import feature_table as feature_table
@@ -60,6 +63,9 @@ if TYPE_CHECKING:
     from .workflows.settings.annotation import ExplainSettings as ExplainSettings
     from .workflows.settings.annotation import JudgeSettings as JudgeSettings
     from .workflows.settings.ask_features import AskFeaturesSettings as AskFeaturesSettings
+    from .workflows.settings.classify import ClassifySettings as ClassifySettings
+    from .workflows.settings.classify import ComparisonSettings as ComparisonSettings
+    from .workflows.settings.classify import LabelSettings as LabelSettings
     from .workflows.settings.detect import DetectSettings as DetectSettings
     from .workflows.settings.feature_table import FeatureTableSettings as FeatureTableSettings
     from .workflows.settings.llm import LLMSettings as LLMSettings
@@ -91,6 +97,8 @@ __all__ = [
     "AskFeaturesSettings",
     "BiasSettings",
     "CardSettings",
+    "ClassifySettings",
+    "ComparisonSettings",
     "DetectSettings",
     "Detection",
     "EndToEndTrainer",
@@ -105,6 +113,7 @@ __all__ = [
     "HiddenStateShards",
     "JudgeSettings",
     "LLMSettings",
+    "LabelSettings",
     "LossWeights",
     "PushSettings",
     "QuestionSplitSettings",
@@ -146,6 +155,7 @@ __all__ = [
     "ask_features",
     "attach",
     "card",
+    "classify",
     "convert",
     "detect",
     "explain",
@@ -153,9 +163,11 @@ __all__ = [
     "harvest",
     "judge",
     "load",
+    "load_classifier_base",
     "open_text",
     "push",
     "read_bias_data",
+    "read_labelled",
     "reduce_bias",
     "select_behaviour",
     "select_knowledge",
@@ -205,6 +217,12 @@ ELSEWHERE = {
     "SpanSettings": ".workflows.settings.spans",
     "TextSettings": ".workflows.settings.texts",
     "spans": ".workflows.spans",
+    "ClassifySettings": ".workflows.settings.classify",
+    "ComparisonSettings": ".workflows.settings.classify",
+    "LabelSettings": ".workflows.settings.classify",
+    "classify": ".workflows.classify",
+    "load_classifier_base": ".workflows.classify",
+    "read_labelled": ".workflows.classify",
     "load": ".workflows.loading",
     "top_features": ".workflows.top_features",
     "train": ".workflows.train",

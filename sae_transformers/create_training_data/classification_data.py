@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..latents.text_input import text_source
 from ..latents.texts import LABEL_NAMES, column_of, open_text
 
 OTHER = "other"
@@ -58,7 +59,7 @@ class ClassificationData:
 
 
 def read_classification(
-    sources: Mapping[str, str],
+    sources: Mapping[str, Any],
     *,
     text_column: str = "text",
     label_column: str = "label",
@@ -69,7 +70,8 @@ def read_classification(
     """Read a task.
 
     Args:
-        sources: part -> file, folder or Hub data set, as `open_text` takes it; `train` must be there.
+        sources: part -> file, folder or Hub data set, as `open_text` takes it; or rows, a DataFrame, a `Dataset`.
+            `train` must be there.
         label_column: words or numbers; two that occur make a yes-or-no decision. Several columns, separated by
             commas, are yes-or-no labels that may hold together.
         classes: labels that are kept apart; all others become "other".
@@ -79,7 +81,11 @@ def read_classification(
     Raises:
         ValueError: a column is missing, a row has no label, or a label occurs that the training rows have not.
     """
-    rows = {part: list(open_text(source).rows()) for part, source in sources.items()}
+    rows = {
+        part: list((open_text(source) if isinstance(source, str) else text_source(source)).rows())
+        for part, source in sources.items()
+    }
+    sources = {part: source if isinstance(source, str) else part for part, source in sources.items()}  # for errors
     for part, found in rows.items():
         if not found:
             raise ValueError(f"There are no rows. Received: {sources[part]!r}.")

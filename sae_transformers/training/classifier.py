@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..evaluation.classification import classification_metrics
 from ..evaluation.reliance import feature_reliance, swap_sensitivity
 from ..modeling import SparseAutoencoder
 from ..modeling.feature_head import FeatureHead
 from .head_data import HeadData, split_rows
-from .head_settings import HeadSettings
+from .head_settings import HeadSettings, LoraSettings
 from .heads import TrainedHead, train_heads
 
 Rows = dict[str, list[dict[str, float]]]
@@ -30,7 +29,7 @@ def read_texts(
     heads: Sequence[FeatureHead],
     *,
     tokens_at_once: int = 4096,
-    progress: bool = False,
+    report: Callable[[int], object] | None = None,
 ) -> list[Tensor]:
     """What heads would score of texts, in one pass of the model up to their SAE.
 
@@ -38,6 +37,8 @@ def read_texts(
         model: a `SaeForSequenceClassification` with a feature head.
         ids: (length,) int64 each.
         heads: each with its own pooling and removal, on the SAE of the model's head.
+        tokens_at_once: of a forward pass, padding counted.
+        report: called with the number of texts of each batch.
 
     Returns:
         Of each head (n, d_in) float32 on the CPU.
@@ -52,15 +53,15 @@ def read_texts(
     was_training = model.training
     model.eval()
     try:
-        with tqdm(total=len(ids), unit="text", disable=not progress) as bar:
-            while order:
-                size = max(1, tokens_at_once // len(ids[order[0]]))
-                members, order = order[:size], order[size:]
-                batch = padded([ids[i] for i in members], model.device)
-                hidden = model(**batch, output_sae_inputs=True).sae_inputs[place]
-                for head, states in zip(heads, found, strict=True):
-                    states[members] = head.read(hidden, batch["attention_mask"], sae).float().cpu()
-                bar.update(len(members))
+        while order:
+            size = max(1, tokens_at_once // len(ids[order[0]]))
+            members, order = order[:size], order[size:]
+            batch = padded([ids[i] for i in members], model.device)
+            hidden = model(**batch, output_sae_inputs=True).sae_inputs[place]
+            for head, states in zip(heads, found, strict=True):
+                states[members] = head.read(hidden, batch["attention_mask"], sae).float().cpu()
+            if report is not None:
+                report(len(members))
     finally:
         model.train(was_training)
     if not all(bool(torch.isfinite(states).all()) for states in found):
@@ -218,22 +219,18 @@ def tune_base(
     model: Any,
     ids: Sequence[Tensor],
     labels: Tensor | None,
+    settings: LoraSettings,
     *,
     out: str | Path,
-    rank: int = 8,
-    epochs: float = 1.0,
-    learning_rate: float = 2e-4,
-    batch_size: int = 16,
-    state_weight: float = 0.0,
-    seed: int = 42,
 ) -> Any:
     """Train low-rank changes of the base (LoRA, https://huggingface.co/papers/2106.09685) together with the head, by
-    `Trainer`; `state_weight` weighs the activity of unintended features in the states that the head reads.
+    `Trainer`.
 
     Args:
         model: a `SaeForSequenceClassification` with a feature head.
         ids: (length,) int64 each; of pairs chosen and rejected in turn.
         labels: as `train_heads` takes them; None for pairs.
+        settings: epochs, rank and weights.
         out: folder for `Trainer`.
 
     Returns:
@@ -242,7 +239,7 @@ def tune_base(
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainingArguments
 
-    model.config.loss_weights = {**model.config.loss_weights, "unintended_state": state_weight}
+    model.config.loss_weights = {**model.config.loss_weights, "unintended_state": settings.state_weight}
     pairs = labels is None
     rows = [
         {"ids": ids[2 * i : 2 * i + 2], "labels": [1.0, 0.0]} if pairs else {"ids": ids[i : i + 1], "labels": [label]}
@@ -255,8 +252,8 @@ def tune_base(
         return {**padded([text for row in batch for text in row["ids"]]), "labels": goals}
 
     lora = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
+        r=settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank,
         target_modules="all-linear",
         exclude_modules=r".*(saes|feature_head).*",
         modules_to_save=["feature_head"],
@@ -264,13 +261,13 @@ def tune_base(
     tuned = get_peft_model(model, lora)
     arguments = TrainingArguments(
         output_dir=str(out),
-        num_train_epochs=epochs,
-        learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size,
+        num_train_epochs=settings.lora_epochs,
+        learning_rate=settings.lora_learning_rate,
+        per_device_train_batch_size=settings.lora_batch_size,
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",
-        seed=seed,
+        seed=settings.lora_seed,
         logging_steps=50,
         use_cpu=model.device.type == "cpu",
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import ClassVar
+
+from ..latents.settings import check_integers, check_numbers
 
 METHODS = {
     "plain": "The task loss alone: a linear probe (https://huggingface.co/papers/1610.01644).",
@@ -158,3 +161,31 @@ class HeadSettings:
     @property
     def removes_b_dec(self) -> bool:
         return self.removes and (self.subtract_b_dec or self.legacy)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How the base is tuned with LoRA, together with the head.
+
+    Args:
+        lora_epochs: epochs of tuning the base, after heads were compared; 0 leaves it as it is.
+        lora_rank: rank of the changes.
+        state_weight: weight of the activity of unintended features in the states that the head reads.
+        lora_learning_rate: of AdamW.
+        lora_batch_size: texts or pairs in a batch.
+        lora_seed: of batches and weights.
+    """
+
+    PANEL: ClassVar[str] = "Tuning the base"
+
+    lora_epochs: float = 0.0
+    lora_rank: int = 8
+    state_weight: float = 0.1
+    lora_learning_rate: float = 2e-4
+    lora_batch_size: int = 16
+    lora_seed: int = 42
+
+    def __post_init__(self) -> None:
+        check_integers(self, lora_rank=1, lora_batch_size=1)
+        check_numbers(self, "lora_epochs", "state_weight", least=0)
+        check_numbers(self, "lora_learning_rate", above=0)

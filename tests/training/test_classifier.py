@@ -21,7 +21,7 @@ from sae_transformers.training.classifier import (
     swap_measures,
     tune_base,
 )
-from sae_transformers.training.head_settings import HeadSettings
+from sae_transformers.training.head_settings import HeadSettings, LoraSettings
 from sae_transformers.training.heads import train_heads
 from tests.tiny import VOCAB, WIDTH, tiny_base, tiny_sae
 
@@ -160,9 +160,8 @@ def test_the_base_is_tuned_and_saved_with_its_changes(pairs: bool, tmp_path: Pat
     test = {"test": ids}
     goal, kind = (None, "pairwise") if pairs else (labels, "binary")
     first = score_texts(model, test, goal, kind)["brier"]
-    tuned = tune_base(
-        model, ids, labels, out=tmp_path / "run", epochs=40, batch_size=12, learning_rate=5e-3, state_weight=0.01
-    )
+    settings = LoraSettings(40, state_weight=0.01, lora_learning_rate=5e-3, lora_batch_size=12)
+    tuned = tune_base(model, ids, labels, settings, out=tmp_path / "run")
     assert score_texts(tuned, test, goal, kind)["brier"] < 0.5 * first
     changed = {n for n, values in tuned.lm.named_parameters() if not torch.equal(values, before[n])}
     assert changed and all("layers.2" not in name for name in changed if "proj" in name)  # behind the SAE

@@ -14,6 +14,7 @@ import transformers
 from transformers import pipeline
 from typer.testing import CliRunner, Result
 
+from sae_transformers import SaeForCausalLM
 from sae_transformers.cli import app
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
@@ -141,3 +142,15 @@ def test_mistakes_end_as_one_line(folder: Path, tmp_path: Path, options: list, t
     assert result.exit_code == 2, result.output
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ") and told in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_old_spellings_and_a_saved_model(folder: Path, tmp_path: Path) -> None:
+    SaeForCausalLM.from_base(
+        str(folder / "base"), saes=[tiny_sae(layer=1, metadata={"base_model": str(folder / "base")})]
+    ).save_pretrained(tmp_path / "model")
+    words = ["classify", tmp_path / "model", folder / "three.csv", "--max-length", 32, "--tokens-at-once", 64]
+    words += ["--methods", "plain", "--seeds", "1", "--folds", 2, "--out", tmp_path / "out"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert "--tokens-at-once is now --tokens-per-batch." in result.stderr
+    assert read(tmp_path / "out")["facts"]["sae"] == str(tmp_path / "model")

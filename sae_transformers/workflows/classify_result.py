@@ -1,0 +1,109 @@
+"""What `classify` gives: the measures of each method, and the classifier to publish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..create_training_data.shards import Store
+from ..evaluation.classification import paired_t_test, summary
+from ..evaluation.plots import plot_methods
+from ..modeling import SaeForSequenceClassification
+from ..training.classifier import Rows
+from .results import html_table, to_frame
+from .settings.classify import ClassifySettings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+COLUMNS = ("accuracy", "f1", "auroc", "ece", "delta_logit", "delta_in_std", "flips", "reliance")
+
+
+@dataclass(frozen=True)
+class ClassifyResult:
+    """Classifiers that may and may not use some features, compared.
+
+    Args:
+        model: the classifier, with the best head of `facts["kept"]`. tokenizer: of its base.
+        methods: method -> a row of measures for each seed.
+        lora: measures after the base was tuned; None where it was not.
+        facts: names of model and labels, seeds, the method that was kept, the unintended features.
+        measured_on: `test rows`, or how many folds.
+        settings: how they were made.
+    """
+
+    model: SaeForSequenceClassification = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    methods: Rows = field(repr=False)
+    lora: dict[str, float] | None
+    facts: Mapping[str, Any] = field(repr=False)
+    measured_on: str
+    settings: ClassifySettings = field(repr=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each method and seed: method, seed, and its measures."""
+        return [
+            {"method": method, "seed": seed, **row}
+            for method, rows in self.methods.items()
+            for seed, row in zip(self.facts["seeds"], rows, strict=True)
+        ]
+
+    def table(self) -> list[dict[str, str]]:
+        """One for each method: means with half of the 95 % interval over seeds, and the difference in F1 to `plain`
+        with its p."""
+        found = []
+        for method, rows in self.methods.items():
+            means, several = summary(rows), len(rows) > 1
+            cells = {
+                name: f"{means[name].mean:.3f}" + (f" ± {means[name].high - means[name].mean:.3f}" if several else "")
+                for name in COLUMNS
+                if name in means
+            }
+            versus = ""
+            if "plain" in self.methods and method != "plain" and several:
+                own, plain = ([row["f1"] for row in one] for one in (rows, self.methods["plain"]))
+                test = paired_t_test(own, plain, "two-sided")
+                versus = f"{test.difference:+.3f}" + (f" ({test.p:.2f})" if test.p == test.p else "")
+            found.append({"method": method, **cells, **({"F1 to plain (p)": versus} if several else {})})
+        return found
+
+    def columns(self) -> list[list[str]]:
+        """The columns of `table()` in groups that fit on a terminal."""
+        names = [name for name in self.table()[0] if name != "method"]
+        return [["method", *names[start : start + 4]] for start in range(0, len(names), 4)]
+
+    def to_frame(self) -> DataFrame:
+        """`rows()` as a pandas DataFrame."""
+        return to_frame(self.rows())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, what `results.json` holds."""
+        tuned = {} if self.lora is None else {"lora": self.lora}
+        return {"methods": self.methods, **tuned, "facts": dict(self.facts)}
+
+    def summary(self) -> list[str]:
+        """What the table does not say, in lines."""
+        if not self.lora:
+            return []
+        return ["after LoRA: " + ", ".join(f"{name} {value:.3f}" for name, value in self.lora.items())]
+
+    def plot(self, path: str | Path) -> Path | None:
+        """Draw F1 against the sensitivity to the swap, a point for each method; None without matplotlib."""
+        return plot_methods(self.methods, path)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write `results.json`, `methods.png` (with matplotlib) and the classifier, `model/`; the paths."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        Store(target).write_json("results.json", self.to_dict())
+        drawn = self.plot(target / "methods.png")
+        self.model.save_pretrained(target / "model")
+        self.tokenizer.save_pretrained(target / "model")
+        return [target / "results.json", *([drawn] if drawn else []), target / "model"]
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table())

@@ -1,0 +1,124 @@
+"""Settings of `classify`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from ...create_training_data.span_settings import PLACEHOLDER
+from ...latents.settings import check_choice, check_integers
+from ...training.head_settings import ALIGNMENTS, METHODS, HeadSettings, LoraSettings
+
+PAPER_SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # SelfReg's (https://huggingface.co/papers/2502.14133)
+POOLINGS = ("last", "mean")
+REMOVALS = ("own", "relu", "none")
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Which columns hold a task.
+
+    Args:
+        text_column: column of the text.
+        label_column: column of the label; a,b,c for several yes-or-no labels.
+        classes: labels that are kept apart, all others become "other"; by default all labels.
+        pairs: chosen,rejected: columns of pairs, in place of labels.
+        prompt_column: column of the text before both of a pair.
+    """
+
+    PANEL: ClassVar[str] = "Data"
+
+    text_column: str = "text"
+    label_column: str = "label"
+    classes: tuple[str, ...] | None = None
+    pairs: tuple[str, ...] | None = None
+    prompt_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pairs is not None and len(self.pairs) != 2:
+            raise ValueError(f"`pairs` must be two columns, chosen and rejected. Received: pairs={self.pairs!r}.")
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """Which heads are compared, and how each is trained.
+
+    Args:
+        methods: those that are compared, of `training.head_settings.METHODS`.
+        seeds: one head of each method per seed; the default is SelfReg's.
+        folds: of the cross-validation, without test rows.
+        pooling: state of a text: `last` token or `mean` over its tokens.
+        removal: how SelfReg takes unintended features out of the states: `own`, `relu` or `none`.
+        alignment: what SelfReg's penalty keeps small: `affine` (the paper's code), `encoder` or `decoder`.
+        penalty: weight of SelfReg's penalty.
+        learning_rate: of all heads.
+        legacy: losses as in SelfReg's code.
+        keep: the method whose best head becomes the classifier.
+    """
+
+    PANEL: ClassVar[str] = "Heads"
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    seeds: tuple[int, ...] = PAPER_SEEDS
+    folds: int = 5
+    pooling: str = "mean"
+    removal: str = "own"
+    alignment: str = "decoder"
+    penalty: float = 0.3
+    learning_rate: float = 3e-3
+    legacy: bool = False
+    keep: str = "selfreg"
+
+    def __post_init__(self) -> None:
+        check_integers(self, folds=2)
+        check_choice(self, "pooling", POOLINGS)
+        check_choice(self, "removal", REMOVALS)
+        check_choice(self, "alignment", ALIGNMENTS)
+        if not self.methods or not self.seeds:
+            raise ValueError(
+                f"Expected one method and one seed or more. Received: methods={self.methods!r}, seeds={self.seeds!r}."
+            )
+        self.heads()
+
+    def heads(self) -> dict[str, HeadSettings]:
+        """Method -> how its heads are trained.
+
+        Raises:
+            ValueError: an unknown method, or a number out of its range.
+        """
+        base = HeadSettings(learning_rate=self.learning_rate, legacy=self.legacy)
+        found = {name: replace(base, method=name) for name in self.methods}
+        removal = "none" if self.removal == "none" else "relu"  # what is done is in the states already
+        selfreg = replace(base, method="selfreg", penalty=self.penalty, alignment=self.alignment, removal=removal)
+        return {name: selfreg if name == "selfreg" else one for name, one in found.items()}
+
+    @property
+    def kept(self) -> str:
+        """The method whose head becomes the classifier: `keep`, or the first where that is not compared."""
+        return self.keep if self.keep in self.methods else self.methods[0]
+
+
+@dataclass(frozen=True)
+class ClassifySettings:
+    """How classifiers are compared.
+
+    Args:
+        template: what the model reads, with {text} where a row goes.
+        max_length: tokens; longer texts are cut, the template is not. By default 256, or what the model reads.
+        tokens_per_batch: tokens of a forward pass, padding counted. It changes results by rounding only.
+        top: without a list of unintended features: so many that react to half of the swaps.
+        comparison: which heads are compared.
+        lora: how the base is tuned afterwards.
+    """
+
+    template: str = PLACEHOLDER
+    max_length: int | None = None
+    tokens_per_batch: int = 4096
+    top: int = 100
+    comparison: ComparisonSettings = field(default_factory=ComparisonSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+    def __post_init__(self) -> None:
+        check_integers(self, max_length=1, tokens_per_batch=1, top=1)
+        if self.template.count(PLACEHOLDER) != 1:
+            raise ValueError(f"`template` must have {PLACEHOLDER} once. Received: template={self.template!r}.")

@@ -1,0 +1,116 @@
+"""`classify` from Python: data as people have them, its result, and the classifier that it makes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from datasets import Dataset
+
+from sae_transformers import (
+    ClassifySettings,
+    ComparisonSettings,
+    LabelSettings,
+    SaeForCausalLM,
+    classify,
+    load_classifier_base,
+    read_labelled,
+)
+from sae_transformers.workflows.unintended import make_swaps
+from tests.create_training_data.words import WORDS, word_tokenizer
+from tests.tiny import tiny_base, tiny_sae
+
+TWO = ComparisonSettings(methods=("plain", "selfreg"), seeds=(1, 2), folds=2)
+
+
+def rows_of(count: int = 40) -> list[dict[str, Any]]:
+    draw = random.Random(0)
+    return [
+        {"text": " ".join([*draw.choices(WORDS[10:], k=5), "w0 w0 w0" if i % 2 else "w1 w1 w1"]), "label": i % 2}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("classify")
+    tiny_base().save_pretrained(path / "base")
+    word_tokenizer().save_pretrained(path / "base")
+    tiny_sae(layer=1).save_pretrained(path / "sae")
+    SaeForCausalLM.from_base(str(path / "base"), saes=[tiny_sae(layer=1)]).save_pretrained(path / "model")
+    (path / "train.jsonl").write_text("\n".join(map(json.dumps, rows_of())))
+    return path
+
+
+@pytest.mark.parametrize("form", ["path", "rows", "frame", "dataset"])
+def test_tasks_come_as_people_have_them(folder: Path, form: str) -> None:
+    given: Any = {
+        "path": str(folder / "train.jsonl"), "rows": rows_of(), "frame": pandas.DataFrame(rows_of()),
+        "dataset": Dataset.from_list(rows_of()),
+    }[form]  # fmt: skip
+    data = read_labelled(given, rows_of(6))
+    assert data.names == ["0", "1"] and len(data.texts["test"]) == 6
+    assert data.texts["train"] == [row["text"] for row in rows_of()] and data.labels["train"] is not None
+    with pytest.raises(ValueError, match="'train' needs a column 'no'|jsonl' needs a column 'no'"):
+        read_labelled(given, columns=LabelSettings(label_column="no"))
+
+
+def test_the_result_as_tables_and_a_classifier(folder: Path, tmp_path: Path) -> None:
+    data = read_labelled(rows_of())
+    model, tokenizer, sae, name = load_classifier_base(folder / "base", data, str(folder / "sae"))
+    assert name == str(folder / "base")
+    reports: list[tuple[int, int]] = []
+    swaps = make_swaps(data.texts["train"], "w0:w1")
+    found = classify(
+        model, tokenizer, data, ClassifySettings(top=5, comparison=TWO), sae=sae, swaps=swaps,
+        progress=lambda *at: reports.append(at),
+    )  # fmt: skip
+    # Of 40 changed texts half find features; the others are read with the training rows, from which 2 methods learn.
+    assert reports[-1] == (40 + 20 + 20 + 2 * 40,) * 2
+    assert len(found.facts["unintended"]) == 5 and found.facts["kept"] == "selfreg"
+    assert [(row["method"], row["seed"]) for row in found.rows()] == [
+        ("plain", 1), ("plain", 2), ("selfreg", 1), ("selfreg", 2)
+    ]  # fmt: skip
+    assert len(found.to_frame()) == 4 and found.measured_on == "2-fold cross-validation"
+    assert [row["method"] for row in found.table()] == ["plain", "selfreg"] and "<table>" in found._repr_html_()
+    assert all(len(group) <= 5 for group in found.columns())
+    assert "nan" not in str(found.table()) and found.summary() == []
+    ids = torch.tensor([tokenizer(data.texts["train"][0])["input_ids"]])
+    found.save(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["methods"] == found.methods
+    loaded = type(found.model).from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(loaded(ids).logits, found.model(ids).logits)
+
+
+def test_a_list_of_features_and_one_seed(folder: Path) -> None:
+    data = read_labelled(rows_of(), rows_of(10))
+    model, tokenizer, sae, _ = load_classifier_base(folder / "model", data)  # its base and its SAE
+    plan = ComparisonSettings(methods=("plain",), seeds=(3,))
+    found = classify(model, tokenizer, data, ClassifySettings(comparison=plan), sae=sae, unintended=[3, 17])
+    assert found.facts["unintended"] == [3, 17] and found.facts["kept"] == "plain" and found.measured_on == "test rows"
+    assert "±" not in str(found.table())
+    with pytest.raises(ValueError, match=r"integers in \[0, 64\)"):
+        classify(model, tokenizer, data, ClassifySettings(comparison=plan), sae=sae, unintended=[64])
+    with pytest.raises(ValueError, match="has no SAE"):
+        load_classifier_base(folder / "base", data)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"methods": ("plan",)}, "Did you mean 'plain'"),
+        ({"seeds": ()}, "one seed or more"),
+        ({"pooling": "first"}, "pooling='first'"),
+        ({"removal": "all"}, "removal='all'"),
+        ({"penalty": -1.0}, "penalty=-1.0"),
+        ({"folds": 1}, "folds=1"),
+    ],
+)
+def test_settings_are_checked(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ComparisonSettings(**wrong)
