@@ -32,10 +32,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, Steering
-from sae_transformers.create_training_data.base_model import find_base_model
+from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, Steering, load
 from sae_transformers.create_training_data.concept_sets import (
     NEGATIVE,
     ConceptSet,
@@ -86,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--data", required=True, help="folder in AxBench's layout")
     parser.add_argument("--sae", required=True, help="folder or Hub id")
-    parser.add_argument("--model", help="folder or Hub id; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or Hub id")
     parser.add_argument("--dtype", default="float32", help="of the model")
     parser.add_argument("--answer-tokens", type=int, default=128, help="of an answer that is read")
     parser.add_argument("--instructions", type=int, default=10, help="to steer on; half choose, half report")
@@ -252,7 +250,8 @@ def steer(
 ) -> Iterator[tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]]:
     """Method -> a row a concept, after each concept; and what was found on the way."""
     directions = torch.stack([fit_diffmean(train.states, train.labels) for train, _ in parts])
-    model: Any = SaeForCausalLM.from_base(base, saes=[sae, direction_sae(directions, sae.config)]).eval()
+    model: Any = SaeForCausalLM.from_base(base, saes=[sae, direction_sae(directions, sae.config)])
+    model = model.to(base.device).eval()
     asked = steering_instructions(sets, args)
     instructions = [example.instruction for example in asked]
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -298,11 +297,8 @@ def main() -> None:
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     sets = read_concept_sets(args.data)[: args.concepts]
-    name = find_base_model(args.model).name
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    base: Any = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype).eval()
+    loaded, tokenizer, name = load(args.model, [], model_dtype=args.dtype)
+    base: Any = loaded.lm
     sae = SparseAutoencoder.from_pretrained(args.sae)
     parts = read_parts(sets, Reading(base, tokenizer, sae, args.answer_tokens), args.out / "states.safetensors")
     seconds["reading"] = round(time.perf_counter() - start, 1)

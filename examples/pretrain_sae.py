@@ -19,22 +19,21 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_transformers import (
+    HarvestSettings,
     HiddenStateShards,
     SaeForCausalLM,
     SaeTrainer,
     SaeTrainingArguments,
     SparseAutoencoder,
     SparseAutoencoderConfig,
+    harvest,
+    load,
+    open_text,
 )
-from sae_transformers.create_training_data.base_model import find_base_model
-from sae_transformers.create_training_data.blocks import HarvestSettings
 from sae_transformers.create_training_data.packing import tokenize
-from sae_transformers.create_training_data.shards import harvest_to_store
 from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
-from sae_transformers.latents.texts import open_text
 from sae_transformers.training.initialization import usual_norm
 
 
@@ -52,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--text", required=True)
     parser.add_argument("--held-out", required=True)
-    parser.add_argument("--model")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or Hub id")
     parser.add_argument("--layer", type=int, default=14)
     parser.add_argument("--d-sae", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32)
@@ -63,15 +62,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/pretrain"))
     args = parser.parse_args()
     console, place = Console(), f"layers.{args.layer}.resid_post"
-    found = find_base_model(args.model, say=console.print)
-    tokenizer = AutoTokenizer.from_pretrained(found.name)
-    base: Any = AutoModelForCausalLM.from_pretrained(found.name, dtype=torch.float32).eval()
+    model, tokenizer, base_name = load(args.model, [], model_dtype="float32")
+    base: Any = model.lm
     settings, seconds = HarvestSettings(places=(place,), max_length=args.length), {}
     stores = {}
     for name, text, tokens in (("train", args.text, args.tokens), ("held_out", args.held_out, args.held_out_tokens)):
         start = time.perf_counter()
         store = args.out / name
-        harvest_to_store(base, tokenizer, open_text(text), settings, store, max_tokens=tokens, progress=True)
+        harvest(base, tokenizer, open_text(text), store, settings, max_tokens=tokens, show_progress=True)
         stores[name], seconds[f"harvest {name}"] = HiddenStateShards(store), time.perf_counter() - start
     texts = open_text(args.held_out).read(0, 2000).texts
     rows = tokenize(tokenizer, texts, first_row=0, max_length=args.length, pack=True)
@@ -102,7 +100,7 @@ def main() -> None:
     seconds["train"] = time.perf_counter() - start
     trainer.save_model()
     after = measure(sae, stores["held_out"], base, sequences)
-    table = Table("held out", "before", "after", title=f"{found.name}, {place}, d_sae {args.d_sae:,}, k {args.k}")
+    table = Table("held out", "before", "after", title=f"{base_name}, {place}, d_sae {args.d_sae:,}, k {args.k}")
     for name, value in after.items():
         table.add_row(name, f"{before[name]:,.4f}", f"{value:,.4f}")
     console.print(table)

@@ -27,10 +27,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import PrinterCallback
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from sae_transformers.create_training_data.base_model import find_base_model
+from sae_transformers import (
+    FeatureEdit,
+    SaeForCausalLM,
+    SaeTrainer,
+    SaeTrainingArguments,
+    SparseAutoencoder,
+    SparseAutoencoderConfig,
+    Steering,
+    TensorTokens,
+    load,
+)
 from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts, toxic_chat
 from sae_transformers.evaluation.detection import auroc, fit_linear_probe, latent_aurocs, mean_by_text
 from sae_transformers.evaluation.divergence import mean_first_divergent_token
@@ -39,11 +48,8 @@ from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measur
 from sae_transformers.evaluation.scar_protocol import FACTORS
 from sae_transformers.evaluation.toxicity import toxicity_scorer
 from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
-from sae_transformers.training.arguments import SaeTrainingArguments
 from sae_transformers.training.diffmean import fit_diffmean
 from sae_transformers.training.initialization import usual_norm_limit
-from sae_transformers.training.shards import TensorTokens
-from sae_transformers.training.trainer import SaeTrainer
 
 CONCEPT, LATENT = "toxicity", 0
 STRENGTHS = (0.05, 0.1, 0.14, 0.2, 0.28, 0.4, 0.8, 1.6, 3.2)  # in hidden norms, until the text gets too unlikely
@@ -85,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rtp", nargs="+", required=True, help="files of RealToxicityPrompts")
     parser.add_argument("--toxic-chat", required=True, help="file of ToxicChat's test part")
-    parser.add_argument("--model", help="folder or Hub id; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or Hub id")
     parser.add_argument("--layer", type=int, default=14)
     parser.add_argument("--sites", nargs="+", default=["mlp_out", "resid_post"])
     parser.add_argument("--dtype", default="bfloat16", help="of the model; SAEs are in float32")
@@ -440,13 +446,8 @@ def steering_table(found: dict[str, Any], n_prompts: int) -> Table:
 def main() -> None:
     args = parse()
     console = Console(width=150)
-    name = find_base_model(args.model).name
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base: Any = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype)
-    base = base.to(device).eval()
+    model, tokenizer, name = load(args.model, [], model_dtype=args.dtype)
+    base: Any = model.lm
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     settings |= {"rtp": [Path(f).name for f in args.rtp], "toxic_chat": Path(args.toxic_chat).name}
     args.out.mkdir(parents=True, exist_ok=True)

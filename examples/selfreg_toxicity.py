@@ -28,20 +28,16 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import PrinterCallback
 
-from sae_transformers import SparseAutoencoder
+from sae_transformers import SaeTrainer, SaeTrainingArguments, SparseAutoencoder, TensorTokens, load
 from sae_transformers.create_training_data.annotation_tables import read_unintended
-from sae_transformers.create_training_data.base_model import find_base_model
 from sae_transformers.create_training_data.concepts import read_rows, toxic_chat
 from sae_transformers.evaluation.classification import classification_metrics, paired_t_test, summary
 from sae_transformers.evaluation.reliance import swap_sensitivity
 from sae_transformers.latents.hidden_states import HiddenStateReader
-from sae_transformers.training.arguments import SaeTrainingArguments
 from sae_transformers.training.head_settings import ALIGNMENTS, METHODS, HeadSettings
 from sae_transformers.training.heads import TrainedHead, train_heads
-from sae_transformers.training.shards import TensorTokens
-from sae_transformers.training.trainer import SaeTrainer
 from sae_transformers.training.unintended import counterfactual_features
 
 SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # the paper's
@@ -94,10 +90,8 @@ def cached_states(args: argparse.Namespace, sae: SparseAutoencoder, console: Con
         file = args.out / f"states-{name}.safetensors"
         if not file.exists():
             if reader is None:
-                source = find_base_model(args.model).name
-                tokenizer = AutoTokenizer.from_pretrained(source)
-                model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-                reader = HiddenStateReader(model.eval(), [sae.config.read_at])
+                model, tokenizer, _ = load(args.model, [], model_dtype="float32")
+                reader = HiddenStateReader(model.lm, [sae.config.read_at])
             console.print(f"hidden states of {len(texts):,} texts: {name}")
             states = read_states(
                 reader, tokenizer, texts, sae.config.read_at, max_length=args.max_length, say=console.print
@@ -246,7 +240,7 @@ def main() -> None:
     for name in ("train", "test", "original", "swapped"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--sae", required=True, help="folder of an SAE, e.g. of examples/pretrain_sae.py")
-    parser.add_argument("--model", help="folder or Hub id; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or Hub id")
     parser.add_argument("--judged", type=Path, help="a table of `sae-transformers judge`, for a row of its own")
     parser.add_argument("--out", type=Path, default=Path("outputs/selfreg"))
     parser.add_argument("--max-length", type=int, default=128)

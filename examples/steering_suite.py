@@ -24,10 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_transformers import SaeForCausalLM, SparseAutoencoder
-from sae_transformers.create_training_data.base_model import find_base_model
+from sae_transformers import load
 from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts
 from sae_transformers.evaluation.journal import Journal
 from sae_transformers.evaluation.results import Results, SuiteResult, data_file, versions, write_results
@@ -48,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rtp", nargs="+", required=True, help="files of RealToxicityPrompts")
     parser.add_argument("--sae", required=True, help="folder or Hub id")
-    parser.add_argument("--model", help="folder or Hub id; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or Hub id")
     parser.add_argument("--dtype", default="float32", help="of the model")
     parser.add_argument("--labelled", type=int, default=200, help="texts of each label")
     parser.add_argument("--feature", type=int, help="latent; the best by the labelled texts by default")
@@ -93,7 +91,7 @@ def best_latent(model: Any, tokenizer: Any, texts: dict[int, list[str]], selecti
     pairs = [(text, label) for label, some in texts.items() for text in some]
     ids = [torch.tensor(row) for row in tokenizer([t for t, _ in pairs], truncation=True, max_length=128)["input_ids"]]
     keep = [kept_positions(row) for row in ids]
-    sae: SparseAutoencoder = model.saes[0]
+    sae = model.saes[0]
     with tqdm(total=len(ids), desc="texts read") as bar:
         reader = HiddenStateReader(model.lm, [sae.config.read_at], config=model.config)
         states = reader.read(ids, keep, dtype=torch.float32, report=lambda rows: bar.update(len(rows)))
@@ -127,14 +125,8 @@ def table(result: SuiteResult) -> Table:
 def main() -> None:
     args = parse()
     console = Console(width=170)
-    name = find_base_model(args.model).name
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    base: Any = AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype).eval()
-    base = base.to("cuda" if torch.cuda.is_available() else "cpu")
-    sae = SparseAutoencoder.from_pretrained(args.sae).to(base.device)
-    model: Any = SaeForCausalLM.from_base(base, saes=[sae]).eval()
+    model: Any
+    model, tokenizer, name = load(args.model, args.sae, model_dtype=args.dtype)
     texts, prompts = split([row for file in args.rtp for row in read_rows(file)], args)
     scorer = get_scorer(args.scorer, labelled=(texts[1], texts[0]), seed=args.seed)
     feature, chosen = args.feature, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sae_transformers
 from sae_transformers.training.head_settings import METHODS
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
@@ -42,6 +44,29 @@ def numbers(value: Any) -> list[float]:
     if isinstance(value, list):
         return [n for each in value for n in numbers(each)]
     return [float(value)] if isinstance(value, (int, float)) else []
+
+
+# Experiments of papers: they join parts for which the root has no function, and no other example may be here.
+EXPERIMENTS = {
+    "axbench_concept10", "dashboard_screenshots", "pretrain_sae", "scar_toxicity", "selfreg_toxicity", "steering_suite"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_import_from_the_root(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    deep = [name for name in modules if name.startswith("sae_transformers.")]
+    assert not [name for name in deep if name.startswith("sae_transformers.cli")]
+    assert bool(deep) == (path.stem in EXPERIMENTS), deep
+    public = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in deep
+        for alias in node.names
+    }
+    assert not public & set(sae_transformers.__all__), "the root has these"
 
 
 def test_scar_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
