@@ -59,7 +59,7 @@ def tables(text: str) -> list[tuple[list[str], list[list[str]]]]:
 
 
 def value(cell: str) -> tuple[float, float, float] | None:
-    """(value, lower end, upper end) of `0.86`, `0.44 ± 0.20` or `0.86 (0.84 to 0.89)`; None of a cell without number."""
+    """(value, lower end, upper end) of `0.86`, `0.44 ± 0.20` or `0.86 (0.84 to 0.89)`; None without a number."""
     plain = cell.replace("*", "").replace(MINUS, "-").replace(",", "")
     match = re.match(NUMBER, plain)
     if match is None:
