@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
+from sae_transformers.create_training_data.annotation_tables import FeatureAnnotation
 from sae_transformers.evaluation.activation_histograms import ActivationHistograms
 from sae_transformers.evaluation.feature_table import FeatureTable, LogitWeights
 from sae_transformers.evaluation.results import Measurement, Results, SuiteResult
 from sae_transformers.hub_cards.dashboard import write_dashboard
 from sae_transformers.hub_cards.dashboard_data import (
     OWN_ACTIVATION,
-    Annotation,
     DashboardData,
     SpanShown,
     SteeringSample,
@@ -219,7 +219,7 @@ def made_up(n_features: int, seed: int = 0, written: bool = True) -> DashboardDa
                 if intended
                 else "Who is named, and how they speak, should not decide about the text."
             )
-            annotations[feature] = Annotation(explanation, intended, [(said, reason)] if said else [], "yes")
+            annotations[feature] = FeatureAnnotation(explanation, intended, [(said, reason)] if said else [], "yes")
         neighbours[feature] = [((feature + k * k + 1) % n_features, 0.71 - 0.09 * k) for k in range(4)]
     samples = {
         feature: [

@@ -68,7 +68,7 @@ def dashboard(
 def _dashboard(s: dict[str, Any], console: Any) -> None:
     from tqdm import tqdm
 
-    from ..create_training_data.annotation_tables import read_annotations
+    from ..create_training_data.annotation_tables import feature_annotations, read_annotations
     from ..evaluation.feature_table_files import read_feature_table
     from ..evaluation.results import read_results
     from ..hub_cards.dashboard import write_dashboard
@@ -87,7 +87,9 @@ def _dashboard(s: dict[str, Any], console: Any) -> None:
     base, tokenizer, sae = _models(s, bool(steered))
     _check_numbers([*(chosen or ()), *steered], table, sae)
     data: dict[str, Any] = {"table": table, "features": chosen, "results": _merged(records)}
-    data["annotations"] = _annotations(annotations, s["judgement"])
+    data["annotations"] = {
+        f: one for f, one in feature_annotations(annotations, s["judgement"]).items() if one.meaning or one.judgements
+    }
     data["facts"] = {**_facts(named, sae, s), **_spans(s, base, tokenizer, sae, chosen, data)}
     if sae is not None:
         data["names"] = _names(sae.config)
@@ -282,24 +284,6 @@ def _merged(records: Sequence[Any]) -> Any:
         for suite in record.suites.values():
             merged = merged.with_suite(suite)
     return merged
-
-
-def _annotations(rows: Sequence[Any], judgement: int) -> dict[int, Any]:
-    from ..create_training_data.answers import NOT_JUDGED, SEPARATOR, clean_label, unintended_mask
-    from ..hub_cards.dashboard_data import Annotation
-
-    judged = [row for row in rows if row.task not in (NOT_JUDGED, "")]
-    unintended = dict(zip((row.feature_id for row in judged), unintended_mask(judged, (judgement,)), strict=True))
-    found = {}
-    for row in rows:
-        parts = row.task.split(SEPARATOR) if row.feature_id in unintended else []
-        known = row.has_summary and "span" in row.words.lower() and row.feature_id in unintended
-        said = [(clean_label(label), answer) for label, answer in zip(parts[::2], [*parts[1::2], ""], strict=False)]
-        verified = "" if row.verify == NOT_JUDGED else row.verify
-        if row.has_summary or said:
-            intended = not unintended[row.feature_id] if known else None
-            found[row.feature_id] = Annotation(row.summary.strip(), intended, said, verified)
-    return found
 
 
 def _names(config: Any) -> dict[int, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .answers import NOT_JUDGED, unintended_features
+from .answers import NOT_JUDGED, SEPARATOR, clean_label, unintended_features, unintended_mask
 
 COLUMNS = {"FeatureID": "feature_id", "Task": "task", "Verify": "verify", "Summary": "summary", "Words": "words"}
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t"}
@@ -45,6 +45,80 @@ class AnnotationRow:
     def spans(self) -> list[str]:
         """The spans without their numbers."""
         return [span.strip() for span in re.split(r"(?:^|\n)\s*Span \d+: ?", self.words) if span.strip()]
+
+
+@dataclass(frozen=True)
+class FeatureAnnotation:
+    """What people or models said of a feature.
+
+    Args:
+        explanation: as it was given; "Cannot Tell." where the spans have no common meaning.
+        intended: whether a task intends it; None where that is not judged.
+        judgements: label and full answer of each.
+        verified: label of a second look at the explanation.
+        failed: the last step has no answer.
+        has_spans: there is a text on which it fired.
+    """
+
+    explanation: str = ""
+    intended: bool | None = None
+    judgements: Sequence[tuple[str, str]] = ()
+    verified: str = ""
+    failed: bool = False
+    has_spans: bool = True
+
+    @property
+    def meaning(self) -> str:
+        """The explanation; empty where it says that there is none."""
+        return "" if "cannot tell" in self.explanation.lower() else self.explanation
+
+    @property
+    def judged(self) -> str:
+        """The labels of all judgements."""
+        return ", ".join(label for label, _ in self.judgements if label)
+
+
+def feature_annotations(rows: Sequence[AnnotationRow], judgement: int | None = None) -> dict[int, FeatureAnnotation]:
+    """Rows of a table by feature.
+
+    Args:
+        judgement: which of several judgements says what is intended, from 0; None: none does.
+
+    Raises:
+        ValueError: a row has no such judgement.
+    """
+    judged = [row for row in rows if row.task not in (NOT_JUDGED, "")]
+    answers = {row.feature_id: row.task.split(SEPARATOR) for row in judged}
+    unintended: dict[int, bool] = {}
+    if judgement is not None:
+        unintended = dict(zip(answers, unintended_mask(judged, (judgement,)), strict=True))
+    found = {}
+    for row in rows:
+        parts = answers.get(row.feature_id, [])
+        known = row.has_summary and "span" in row.words.lower() and row.feature_id in unintended
+        found[row.feature_id] = FeatureAnnotation(
+            row.summary.strip(),
+            not unintended[row.feature_id] if known else None,
+            [(clean_label(label), answer) for label, answer in zip(parts[::2], [*parts[1::2], ""], strict=False)],
+            "" if row.verify.strip() == NOT_JUDGED else row.verify.strip(),
+            bool(row.failure),
+            bool(row.words.strip()),
+        )
+    return found
+
+
+def read_feature_annotations(path: str | Path, judgement: int | None = None) -> dict[int, FeatureAnnotation]:
+    """A table that `explain` or `judge` wrote, .parquet or .tsv, by feature; see `feature_annotations`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no such table.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"Expected a table that `explain` or `judge` wrote. Received: {str(path)!r}, which is not there."
+        )
+    return feature_annotations(read_annotations(path), judgement)
 
 
 def write_annotations(
@@ -99,7 +173,12 @@ def read_annotations(path: str | Path) -> list[AnnotationRow]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        table = pyarrow.parquet.read_table(path).to_pydict()
+        try:
+            table = pyarrow.parquet.read_table(path).to_pydict()
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            if not path.is_file():
+                raise
+            raise ValueError(f"{path} is no Parquet file: {error}") from error
         names, cells = list(table), list(zip(*table.values(), strict=True))
     else:
         with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
@@ -114,7 +193,11 @@ def read_annotations(path: str | Path) -> list[AnnotationRow]:
             raise ValueError(
                 f"Row {number} of {str(path)!r} must have {len(names)} cells, {names}. Received: {len(row)} cells."
             )
-        values: dict[str, Any] = {known[name]: value for name, value in zip(names, row, strict=True) if name in known}
+        values: dict[str, Any] = {
+            known[name]: "" if value is None else value
+            for name, value in zip(names, row, strict=True)
+            if name in known
+        }
         try:
             values["feature_id"] = int(values["feature_id"])
         except (TypeError, ValueError):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..create_training_data.annotation_tables import FeatureAnnotation
 from ..evaluation.activation_histograms import ActivationHistograms
 from ..evaluation.feature_table import FeatureTable
 from ..evaluation.results import Results
@@ -48,20 +49,6 @@ class SteeringSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Annotation:
-    """What people or models said of a feature.
-
-    intended: whether a task intends it; None where that is not judged. judgements: label and full answer of each.
-    verified: label of a second look at the explanation.
-    """
-
-    explanation: str = ""
-    intended: bool | None = None
-    judgements: Sequence[tuple[str, str]] = ()
-    verified: str = ""
-
-
-@dataclass(frozen=True)
 class DashboardData:
     """All that is known of the features of an SAE; what is not known stays empty and is left out of the page.
 
@@ -76,7 +63,7 @@ class DashboardData:
     table: FeatureTable | None = None
     names: Mapping[int, str] = field(default_factory=dict)
     spans: Mapping[int, Sequence[SpanShown]] = field(default_factory=dict)
-    annotations: Mapping[int, Annotation] = field(default_factory=dict)
+    annotations: Mapping[int, FeatureAnnotation] = field(default_factory=dict)
     samples: Mapping[int, Sequence[SteeringSample]] = field(default_factory=dict)
     neighbours: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
     measures: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
@@ -187,7 +174,7 @@ def signed(value: float) -> str:
 
 def page_index(data: DashboardData, features: Sequence[int]) -> dict[str, Any]:
     """The small columns: what the page lists, searches and sorts."""
-    notes = [data.annotations.get(f) or Annotation() for f in features]
+    notes = [data.annotations.get(f) or FeatureAnnotation() for f in features]
     labels = [{None: "", True: "intended", False: "unintended"}[one.intended] for one in notes]
     numbers = _number_columns(data, features)
     dead = _dead(data)

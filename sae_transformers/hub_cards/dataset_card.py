@@ -10,9 +10,10 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from ..create_training_data.annotation_tables import read_feature_annotations
 from .card_file import marked
 from .citations import bibtex
-from .facts import AuthorFacts, public_id, read_annotations, read_json
+from .facts import AuthorFacts, public_id, read_json
 from .markdown import number, one_line, render, without_folders
 
 HIDDEN_STATES = "sae_transformers hidden states"
@@ -185,7 +186,7 @@ def _spans(folder: Path) -> DatasetFacts:
 
 def _annotations(folder: Path, table: tuple[str, Path]) -> DatasetFacts:
     stem, path = table
-    rows = read_annotations(path)
+    rows = read_feature_annotations(path)
     with_meaning = [row for row in rows.values() if row.meaning]
     facts = {
         "features": len(rows),

@@ -1,4 +1,4 @@
-"""What a card is made of: a model's config, what its author says, a table of annotations."""
+"""What a card is made of: a model's config and what its author says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from ..create_training_data.annotation_tables import unescape
 
 HEADS = {
     "SaeForCausalLM": "AutoModelForCausalLM",
@@ -217,70 +215,3 @@ def read_model(folder: str | Path) -> ModelFacts:
 def list_of(config: Any, name: str) -> list[Any]:
     value = config.get(name) if isinstance(config, Mapping) else None
     return value if isinstance(value, list) else []
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What a judge said of a feature. meaning: of it; empty where it could not tell. verified, judged: labels."""
-
-    meaning: str = ""
-    verified: str = ""
-    judged: str = ""
-    failed: bool = False
-    has_spans: bool = True
-
-
-def read_annotations(path: str | Path) -> dict[int, Annotation]:
-    """A table that `explain` or `judge` wrote, .parquet or .tsv, by feature.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no such table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected a table that `explain` or `judge` wrote. Received: {str(path)!r}, which is not there."
-        )
-    names, rows = _rows(path)
-    if not {"FeatureID", "Words"} <= set(names):
-        raise ValueError(
-            f"A table of features has columns FeatureID and Words. Received: {names[:8]} in {str(path)!r}."
-        )
-    found: dict[int, Annotation] = {}
-    for number, cells in enumerate(rows):
-        row = dict(zip(names, (("" if cell is None else str(cell)) for cell in cells), strict=False))
-        if len(cells) != len(names) or not row["FeatureID"].strip().isdecimal():
-            raise ValueError(
-                f"Row {number} of {str(path)!r} must have a number and {len(names)} cells. Received: {len(cells)} "
-                f"cells, FeatureID={row.get('FeatureID', '')[:20]!r}."
-            )
-        summary = row.get("Summary", "").strip()
-        unknown = not summary or "cannot tell" in summary.lower()
-        labels = row.get("Task", "-").split("|||")[0::2]
-        found[int(row["FeatureID"])] = Annotation(
-            meaning="" if unknown else summary,
-            verified=_label(row.get("Verify", "-")),
-            judged=", ".join(filter(None, map(_label, labels))),
-            failed=bool(row.get("Failure", "")),
-            has_spans=bool(row["Words"].strip()),
-        )
-    return found
-
-
-def _label(text: str) -> str:
-    return "" if text.strip() in ("", "-") else text.strip()
-
-
-def _rows(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            table = pyarrow.parquet.read_table(path).to_pydict()
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise ValueError(f"{path} is no Parquet file: {error}") from error
-        return list(table), list(zip(*table.values(), strict=True))
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    unescaped = ([unescape(cell) for cell in line.split("\t")] for line in lines[1:])
-    return lines[0].rstrip("\r").split("\t"), [cells for cells in unescaped if any(cells)]

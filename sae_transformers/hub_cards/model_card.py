@@ -9,10 +9,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..create_training_data.annotation_tables import FeatureAnnotation
 from ..evaluation.results import Measurement, Results, SuiteResult, is_baseline
 from .card_file import marked
 from .citations import bibtex, methods_used
-from .facts import Annotation, AuthorFacts, ModelFacts, SaeFacts
+from .facts import AuthorFacts, ModelFacts, SaeFacts
 from .markdown import number, one_line, python, render, without_folders
 from .result_tables import result_tables
 
@@ -32,7 +33,7 @@ def model_card(
     author: AuthorFacts | None = None,
     results: Results | None = None,
     *,
-    annotations: Mapping[int, Annotation] | None = None,
+    annotations: Mapping[int, FeatureAnnotation] | None = None,
     annotated_sae: int = 0,
     max_features: int = 50,
     max_examples: int = 3,
@@ -43,7 +44,7 @@ def model_card(
         model: what `read_model` found.
         author: what `read_author_facts` found.
         results: the record of `evaluate`.
-        annotations: of the features of one SAE, see `read_annotations`.
+        annotations: of the features of one SAE, see `read_feature_annotations`.
         annotated_sae: the number of that SAE.
         max_features: rows of the table of features; those with a name or a measurement come first.
         max_examples: prompts shown with and without steering, of each way to steer.
@@ -190,7 +191,11 @@ def _labels(model: ModelFacts) -> list[tuple[str, str]]:
 
 
 def _features(
-    model: ModelFacts, annotations: Mapping[int, Annotation], annotated: int, results: Results | None, limit: int
+    model: ModelFacts,
+    annotations: Mapping[int, FeatureAnnotation],
+    annotated: int,
+    results: Results | None,
+    limit: int,
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows of the table of features, and how many more there are."""
     rows: dict[tuple[int, int], dict[str, Any]] = {}

@@ -12,10 +12,11 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from ..create_training_data.annotation_tables import read_feature_annotations
 from ..evaluation.results import Results, read_results
 from ..hub_cards.card_file import write_card
 from ..hub_cards.dataset_card import dataset_card, is_dataset, read_dataset
-from ..hub_cards.facts import AuthorFacts, author_facts, read_annotations, read_author_facts, read_model
+from ..hub_cards.facts import AuthorFacts, author_facts, read_author_facts, read_model
 from ..hub_cards.metric_card import is_metric, metric_card, read_metric
 from ..hub_cards.model_card import model_card
 from ..hub_cards.publish import Difference, Publication, Pushed, difference, has_first_card, plain_errors, prepared
@@ -106,7 +107,8 @@ def card(
         model = read_model(folder)
         measured = read_results(results) if isinstance(results, (str, Path)) else results
         text = model_card(
-            model, author, measured, annotations=None if annotations is None else read_annotations(annotations),
+            model, author, measured,
+            annotations=None if annotations is None else read_feature_annotations(annotations),
             annotated_sae=settings.annotated_sae, max_features=settings.features, max_examples=settings.examples,
         )  # fmt: skip
         if any(sae.metadata.get("training_data") for sae in model.saes):

@@ -14,6 +14,7 @@ from sae_transformers.create_training_data.annotate import ask, expected_request
 from sae_transformers.create_training_data.annotation_tables import (
     AnnotationRow,
     read_annotations,
+    read_feature_annotations,
     read_unintended,
     write_annotations,
 )
@@ -22,7 +23,6 @@ from sae_transformers.create_training_data.answers import decision_format, read_
 from sae_transformers.create_training_data.llm_client import LLMClient
 from sae_transformers.create_training_data.llm_requests import ChatRequest
 from sae_transformers.create_training_data.local_chat import LocalChat
-from sae_transformers.hub_cards import facts
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import tiny_base
@@ -166,7 +166,7 @@ def test_backslashes_come_back_as_they_were(tmp_path: Path, text: str) -> None:
     row = AnnotationRow(1, f"Span 1: {text}", text, "yes", f"no|||{text}")
     file = write_annotations([row], tmp_path / "t.tsv")
     assert read_annotations(file) == [row]
-    assert facts.read_annotations(file)[1].meaning == text
+    assert read_feature_annotations(file)[1].meaning == text
     again = write_annotations(read_annotations(file), tmp_path / "again.tsv")
     assert again.read_bytes() == file.read_bytes()
 

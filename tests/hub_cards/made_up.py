@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from sae_transformers.create_training_data.annotation_tables import FeatureAnnotation
 from sae_transformers.evaluation.activation_histograms import ActivationHistograms
 from sae_transformers.evaluation.feature_table import FeatureTable, LogitWeights
-from sae_transformers.hub_cards.dashboard_data import Annotation, DashboardData, SpanShown, SteeringSample
+from sae_transformers.hub_cards.dashboard_data import DashboardData, SpanShown, SteeringSample
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dashboard_screenshots.py"
 EVIL = [
@@ -63,7 +64,7 @@ def evil() -> DashboardData:
         spans={
             i: [SpanShown(2.0, ["before ", text, " after"], [None, 2.0, 0.5], 1, 4)] for i, text in enumerate(EVIL)
         },
-        annotations={i: Annotation(text, i % 3 == 0, [(text, text)], text) for i, text in enumerate(EVIL)},
+        annotations={i: FeatureAnnotation(text, i % 3 == 0, [(text, text)], text) for i, text in enumerate(EVIL)},
         samples={
             i: [SteeringSample(text, text), SteeringSample(text, text, text, 1.0, 3.0)] for i, text in enumerate(EVIL)
         },

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from sae_transformers.create_training_data.annotation_tables import FeatureAnnotation
 from sae_transformers.evaluation.activation_histograms import ActivationHistograms
 from sae_transformers.evaluation.feature_table import FeatureTable
 from sae_transformers.evaluation.results import Measurement, Results, SuiteResult
 from sae_transformers.hub_cards import dashboard as module
 from sae_transformers.hub_cards.dashboard import write_dashboard
 from sae_transformers.hub_cards.dashboard_data import (
-    Annotation,
     DashboardData,
     SpanShown,
     SteeringSample,
@@ -208,7 +208,7 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
     data = DashboardData(
         "t",
         spans={0: [SpanShown(float("inf"), ["a"], [float("nan")], 0)]},
-        annotations={0: Annotation("a")},
+        annotations={0: FeatureAnnotation("a")},
         measures={"m": {0: float("nan")}},
         histograms=ActivationHistograms(1),
     )

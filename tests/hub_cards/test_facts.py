@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sae_transformers.create_training_data.annotation_tables import read_feature_annotations
 from sae_transformers.hub_cards.citations import ACTIVATIONS, BIBTEX, bibtex, methods_used
-from sae_transformers.hub_cards.facts import AuthorFacts, author_facts, read_annotations, read_author_facts, read_model
+from sae_transformers.hub_cards.facts import AuthorFacts, author_facts, read_author_facts, read_model
 from sae_transformers.modeling.configuration_sparse_autoencoder import ACTIVATIONS as KNOWN_ACTIVATIONS
 from tests.hub_cards import folders
 
@@ -85,8 +86,8 @@ def test_annotations_are_read_as_the_library_writes_them(tmp_path: Path) -> None
     table = tmp_path / "judged.tsv"
     table.write_text(folders.ANNOTATIONS)
     write_annotations(read(table), tmp_path / "judged.parquet")
-    found = read_annotations(table)
-    assert found == read_annotations(tmp_path / "judged.parquet")
+    found = read_feature_annotations(table)
+    assert found == read_feature_annotations(tmp_path / "judged.parquet")
     assert {key: (one.meaning, one.verified, one.judged, one.has_spans) for key, one in found.items()} == {
         3: ("Praise of | films.", "probably", "yes", True),
         5: ("<b>Dates</b>\n---", "yes", "no", True),
@@ -96,11 +97,11 @@ def test_annotations_are_read_as_the_library_writes_them(tmp_path: Path) -> None
 
 def test_what_is_no_table_of_annotations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not there"):
-        read_annotations(tmp_path / "x.tsv")
+        read_feature_annotations(tmp_path / "x.tsv")
     for name, content in (("a.tsv", b"a\tb\n"), ("b.tsv", b"FeatureID\tWords\nx\ty\n"), ("c.parquet", b"PAR")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
-            read_annotations(tmp_path / name)
+            read_feature_annotations(tmp_path / name)
 
 
 @pytest.mark.parametrize(

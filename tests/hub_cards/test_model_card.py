@@ -10,9 +10,10 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from sae_transformers.create_training_data.annotation_tables import read_feature_annotations
 from sae_transformers.evaluation.results import DataFile, Measurement, Results, SuiteResult
 from sae_transformers.hub_cards.card_file import is_ours
-from sae_transformers.hub_cards.facts import AuthorFacts, author_facts, read_annotations, read_model
+from sae_transformers.hub_cards.facts import AuthorFacts, author_facts, read_model
 from sae_transformers.hub_cards.model_card import eval_results, model_card
 from tests.hub_cards import folders
 
@@ -89,7 +90,7 @@ def full_model(folder: Path) -> Path:
 def test_a_card_with_every_fact(tmp_path: Path) -> None:
     (tmp_path / "judged.tsv").write_text(folders.ANNOTATIONS)
     (full_model(tmp_path / "model") / "dashboard").mkdir()
-    annotations = read_annotations(tmp_path / "judged.tsv")
+    annotations = read_feature_annotations(tmp_path / "judged.tsv")
     facts = author_facts(FACTS)
     card = model_card(read_model(tmp_path / "model"), facts, results(), annotations=annotations)
     compare(card, "model.md")
@@ -172,9 +173,9 @@ def test_results_of_another_model_and_annotations_of_another_sae_are_refused(tmp
     table = tmp_path / "t.tsv"
     table.write_text("FeatureID\tSummary\tWords\n16\tX.\tSpan 1: x\n")
     with pytest.raises(ValueError, match="feature 16"):
-        model_card(model, annotations=read_annotations(table))
+        model_card(model, annotations=read_feature_annotations(table))
     with pytest.raises(ValueError, match="annotated_sae=1"):
-        model_card(model, annotations=read_annotations(table), annotated_sae=1)
+        model_card(model, annotations=read_feature_annotations(table), annotated_sae=1)
 
 
 def test_the_table_of_features_is_cut_and_says_so(tmp_path: Path) -> None:
