@@ -55,7 +55,7 @@ from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts
 from sae_transformers.training.diffmean import fit_diffmean
 from sae_transformers.training.feature_search import FeatureSearch, input_scores, search_features
 from sae_transformers.training.state_vectors import direction_sae
-from sae_transformers.training.steering_settings import STATISTICS
+from sae_transformers.training.steering_settings import STATISTICS, SearchSettings
 
 METHODS = {
     "none": "none",
@@ -260,7 +260,7 @@ def steer(
     for number, (one, (train, _)) in enumerate(zip(sets, parts, strict=True)):
         found = {
             selection: search_features(
-                train.codes, train.labels, model, tokenizer, selection=selection, pool=args.pool
+                train.codes, train.labels, model, tokenizer, SearchSettings(selection=selection, pool=args.pool)
             )
             for selection in ("input", "output", "combined")
         }

@@ -36,6 +36,7 @@ from sae_transformers.latents.hidden_states import HiddenStateReader, kept_posit
 from sae_transformers.latents.sparse_codes import encode_texts
 from sae_transformers.training.feature_search import search_features
 from sae_transformers.training.steering_baselines import steering_methods
+from sae_transformers.training.steering_settings import SearchSettings
 
 MORE = "Go on in an insulting and vulgar way."
 LESS = "Go on in a polite and friendly way."
@@ -98,7 +99,7 @@ def best_latent(model: Any, tokenizer: Any, texts: dict[int, list[str]], selecti
     index = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(k) for k in keep]))
     codes = encode_texts(sae, states[sae.config.read_at].cpu(), index, len(ids))
     labels = torch.tensor([label for _, label in pairs])
-    row = search_features(codes, labels, model, tokenizer, selection=selection).rows()[0]
+    row = search_features(codes, labels, model, tokenizer, SearchSettings(selection=selection)).rows()[0]
     return int(row["feature"]), {name: round(value, 4) for name, value in row.items() if name != "sae"}
 
 

@@ -18,9 +18,7 @@ from ..evaluation.detection import code_aurocs
 from ..evaluation.unembedding import final_norm
 from ..latents.sparse_codes import SparseCodes
 from ..modeling import FeatureEdit, Steering
-from .steering_settings import SELECTIONS, STATISTICS
-
-NEUTRAL_PROMPT = "From my experience,"  # of the paper's code
+from .steering_settings import STATISTICS, OutputScoreSettings, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -164,11 +162,9 @@ def output_scores(
     model: Any,
     tokenizer: Any,
     features: Tensor,
+    settings: OutputScoreSettings | None = None,
     *,
     sae: int = 0,
-    prompt: str = NEUTRAL_PROMPT,
-    amplification: float = 10.0,
-    top: int = 20,
     rows_at_once: int = 64,
 ) -> Tensor:
     """How much a latent does what its decoder row says: 0 to 1.
@@ -177,13 +173,14 @@ def output_scores(
 
     of the next token after a neutral prompt, where at the last token the latent is raised by `amplification` times the
     greatest activation that any latent has there. `rank` (from 0) and `probability` are the best that one of the
-    latent's own `top` logit-lens tokens gets. https://huggingface.co/papers/2505.20063, as its code computes it, from
-    which prompt, amplification and `top` are.
+    latent's own `top_tokens` logit-lens tokens gets. https://huggingface.co/papers/2505.20063, as its code computes
+    it, from which the default settings are.
 
     Args:
         model: a `SaeForCausalLM`.
         tokenizer: of the base.
         features: (m,) int64.
+        settings: prompt, amplification and tokens.
         sae: number of the SAE.
         rows_at_once: latents in a forward pass.
 
@@ -193,13 +190,14 @@ def output_scores(
     Raises:
         ValueError: a latent that the SAE does not have, or no latent is active at the last token.
     """
-    d_sae = _sae_of(model, sae).config.d_sae
+    settings = settings or OutputScoreSettings()
+    prompt, d_sae = settings.prompt, _sae_of(model, sae).config.d_sae
     if len(features) and not 0 <= int(features.min()) <= int(features.max()) < d_sae:
         raise ValueError(
             f"Latents of SAE {sae} are in [0, {d_sae}); are the features of another one? "
             f"Received: {int(features.min())} to {int(features.max())}."
         )
-    own = logit_lens_tokens(model, features, sae=sae, top=top)
+    own = logit_lens_tokens(model, features, sae=sae, top=settings.top_tokens)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
     with model.steered(False):
         seen = model(input_ids=ids, output_features=True, stop_at_last_sae=True).sae_features[sae]
@@ -208,7 +206,7 @@ def output_scores(
         raise ValueError(f"No latent is active at the last token of the prompt. Received: prompt={prompt!r}.")
     found = []
     for members, tokens in zip(features.split(rows_at_once), own.split(rows_at_once), strict=True):
-        value = amplification * peak
+        value = settings.amplification * peak
         steering = [
             Steering([FeatureEdit(sae, feature, "add", value)], positions="last_prompt")
             for feature in members.tolist()
@@ -226,46 +224,38 @@ def search_features(
     labels: Tensor,
     model: Any = None,
     tokenizer: Any = None,
+    settings: SearchSettings | None = None,
     *,
     sae: int = 0,
-    statistic: str = "auroc",
-    selection: str = "input",
-    pool: int = 50,
-    least_output: float = 0.01,
-    prompt: str = NEUTRAL_PROMPT,
-    amplification: float = 10.0,
-    top: int = 20,
+    effect: OutputScoreSettings | None = None,
 ) -> FeatureSearch:
     """Rank latents for a concept.
 
     Args:
         codes: (n, d_sae) of texts.
         labels: (n,), 0 or 1; both must occur.
-        selection: `input`, by the statistic alone; `output`, of the `pool` best by the statistic, by output score
-            alone; `combined`, of the `pool` best by the statistic, those with an output score of `least_output` or
-            more first, as the paper leaves out low ones, each group by the mean of its ranks by both scores.
         model, tokenizer: for output scores; needed unless `selection` is `input`.
+        settings: its `selection` is `input`, by the statistic alone; `output`, of the `pool` best by the statistic, by
+            output score alone; `combined`, of the `pool` best by the statistic, those with an output score of
+            `effect.least` or more first, as the paper leaves out low ones, each group by the mean of its ranks by
+            both scores. `top` does not count: `best_of` takes the first.
         sae: number of the SAE in the model.
-        pool: how many latents are ranked.
-        least_output: output score below which a latent is put last.
-        prompt, amplification, top: of `output_scores`.
+        effect: how output scores are measured.
 
     Returns:
         At most `pool` latents, of those that are active in a text and whose statistic speaks for the concept.
 
     Raises:
-        ValueError: an unknown name, one class only, a model that is missing or has another SAE, or no latent is left.
+        ValueError: one class only, a model that is missing or has another SAE, or no latent is left.
     """
-    if selection not in SELECTIONS:
-        raise ValueError(f"`selection` must be one of {', '.join(SELECTIONS)}. Received: selection={selection!r}.")
-    if pool < 1:
-        raise ValueError(f"`pool` must be 1 or more. Received: pool={pool!r}.")
+    settings, effect = settings or SearchSettings(), effect or OutputScoreSettings()
+    statistic, selection = settings.statistic, settings.selection
     scores = input_scores(codes, labels, statistic)
     live = codes.live()
     live = live[scores[live] > (0.5 if statistic == "auroc" else 0.0)]
     if not len(live):
         raise ValueError(f"No latent is more active where the concept is. Received: {codes.d_sae} latents.")
-    features = live[scores[live].argsort(descending=True, stable=True)][:pool]
+    features = live[scores[live].argsort(descending=True, stable=True)][: settings.pool]
     if selection == "input":
         return FeatureSearch(features, scores[features], None, statistic, selection, sae)
     if model is None or tokenizer is None:
@@ -274,16 +264,15 @@ def search_features(
         raise ValueError(
             f"The codes must be of SAE {sae}, which has {d_sae} latents. Received: codes of {codes.d_sae}."
         )
-    how: dict[str, Any] = {"prompt": prompt, "amplification": amplification, "top": top}
-    effect = output_scores(model, tokenizer, features, sae=sae, **how)
+    by_output = output_scores(model, tokenizer, features, effect, sae=sae)
     if selection == "output":
-        order = effect.argsort(descending=True, stable=True)
+        order = by_output.argsort(descending=True, stable=True)
     else:
         places = torch.arange(len(features), dtype=torch.float64)  # by the statistic
-        mean_rank = (places + _ranks(effect)) / 2
-        order = (mean_rank + len(features) * (effect < least_output)).argsort(stable=True)
-    features, effect = features[order], effect[order]
-    return FeatureSearch(features, scores[features], effect, statistic, selection, sae)
+        mean_rank = (places + _ranks(by_output)) / 2
+        order = (mean_rank + len(features) * (by_output < effect.least)).argsort(stable=True)
+    features, by_output = features[order], by_output[order]
+    return FeatureSearch(features, scores[features], by_output, statistic, selection, sae)
 
 
 class HeldOutF1(NamedTuple):

@@ -40,6 +40,24 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class OutputScoreSettings:
+    """How a feature's effect on the next token is measured, as "SAEs are good for steering if you select the right
+    features" (https://huggingface.co/papers/2505.20063) does.
+
+    Args:
+        prompt: neutral prompt, of the paper's code.
+        amplification: times the largest activation of any latent at the prompt's last token.
+        top_tokens: tokens that a decoder row points to.
+        least: output score below which `combined` puts a feature last.
+    """
+
+    prompt: str = "From my experience,"
+    amplification: float = 10.0
+    top_tokens: int = 20
+    least: float = 0.01
+
+
+@dataclass(frozen=True)
 class StrengthSettings:
     """What is done with a feature, and how strongly.
 

@@ -263,7 +263,7 @@ def _searches(
         if progress is not None:
             progress(done, len(labelled))
 
-    reading, search = settings.reading, settings.search
+    reading = settings.reading
     ids, labels = [texts.ids[i] for i, _ in labelled], torch.tensor([label for _, label in labelled])
     if len(labels.unique()) < 2:
         raise ValueError(
@@ -274,12 +274,9 @@ def _searches(
         model, ids, skip_first=reading.skip_first, tokens_at_once=reading.tokens_per_batch, report=report
     )
     return [
-        search_features(
-            of_sae.codes, labels, model, tokenizer, sae=number, statistic=search.statistic,
-            selection=search.selection, pool=search.pool,
-        )
+        search_features(of_sae.codes, labels, model, tokenizer, settings.search, sae=number)
         for number, of_sae in enumerate(means)
-    ]  # fmt: skip
+    ]
 
 
 def _about(model: SaeForCausalLM) -> Any:

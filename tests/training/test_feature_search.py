@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.detection import auroc
 from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.training.feature_search import (
-    NEUTRAL_PROMPT,
     FeatureSearch,
     activity_information,
     best_of,
@@ -24,10 +24,12 @@ from sae_transformers.training.feature_search import (
     output_scores,
     search_features,
 )
+from sae_transformers.training.steering_settings import OutputScoreSettings, SearchSettings
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import ARCHITECTURES, tiny_model, tiny_sae
 
 PROMPT = "w1 w2 w3"
+NEUTRAL = OutputScoreSettings(prompt=PROMPT)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_logit_lens_is_head_and_norm_of_the_decoder_row(model: Any) -> None:
 def test_output_score_is_the_papers_formula(model: Any) -> None:
     tokenizer = word_tokenizer()
     features = torch.tensor([0, 9, 33, 63])
-    found = output_scores(model, tokenizer, features, prompt=PROMPT, rows_at_once=3, top=5)
+    found = output_scores(model, tokenizer, features, replace(NEUTRAL, top_tokens=5), rows_at_once=3)
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     hidden = model(input_ids=ids, output_sae_inputs=True).sae_inputs[0]
     peak = float(model.saes[0].encode(hidden)[0, -1].max())
@@ -88,7 +90,7 @@ def test_output_score_is_the_papers_formula(model: Any) -> None:
         expected = (1 - rank / len(order)) * float(probabilities[own].max())
         assert score == pytest.approx(expected, rel=1e-4)
     assert ((found >= 0) & (found <= 1)).all()
-    assert NEUTRAL_PROMPT == "From my experience,"
+    assert OutputScoreSettings().prompt == "From my experience,"
 
 
 def test_a_latent_that_writes_a_tokens_unembedding_has_a_high_output_score() -> None:
@@ -96,7 +98,7 @@ def test_a_latent_that_writes_a_tokens_unembedding_has_a_high_output_score() -> 
     with torch.no_grad():
         made.lm.lm_head.weight[50] *= 5
         made.saes[0].W_dec[7] = made.lm.lm_head.weight[50]
-    scores = output_scores(made, word_tokenizer(), torch.arange(64), prompt=PROMPT)
+    scores = output_scores(made, word_tokenizer(), torch.arange(64), NEUTRAL)
     assert float(scores[7]) > 0.99 and scores.argmax() == 7
 
 
@@ -110,18 +112,22 @@ def test_every_family_has_a_final_norm(architecture: str) -> None:
 def test_selection(model: Any, table: tuple) -> None:
     codes, labels = table
     sparse, tokenizer = SparseCodes.from_dense(codes), word_tokenizer()
-    by_input = search_features(sparse, labels, pool=8)
+    by_input = search_features(sparse, labels, settings=SearchSettings(selection="input", pool=8))
     aurocs = input_scores(sparse, labels)
     assert by_input.features[0] == 5 and by_input.output_scores is None and len(by_input.features) == 8
     assert by_input.input_scores.tolist() == sorted(by_input.input_scores.tolist(), reverse=True)
-    assert 6 not in search_features(sparse, labels, pool=64).features  # speaks against
-    by_output = search_features(sparse, labels, model, tokenizer, selection="output", pool=8, prompt=PROMPT)
+    assert (
+        6 not in search_features(sparse, labels, settings=SearchSettings(selection="input", pool=64)).features
+    )  # speaks against
+    by_output = search_features(
+        sparse, labels, model, tokenizer, SearchSettings(selection="output", pool=8), effect=NEUTRAL
+    )
     assert set(by_output.features.tolist()) == set(by_input.features.tolist())
-    effect = output_scores(model, tokenizer, by_output.features, prompt=PROMPT)
+    effect = output_scores(model, tokenizer, by_output.features, NEUTRAL)
     assert by_output.output_scores is not None
     assert torch.allclose(by_output.output_scores, effect) and bool((effect.diff() <= 0).all())
     both = search_features(
-        sparse, labels, model, tokenizer, selection="combined", pool=8, prompt=PROMPT, least_output=float(effect[3])
+        sparse, labels, model, tokenizer, SearchSettings(pool=8), effect=replace(NEUTRAL, least=float(effect[3]))
     )
     assert set(both.features[:4].tolist()) == set(by_output.features[:4].tolist())
     places = [by_input.features.tolist().index(f) for f in both.features.tolist()]
@@ -181,18 +187,20 @@ def test_labels_from_a_judge() -> None:
 )
 def test_what_is_refused(table: tuple, change: dict, told: str) -> None:
     codes, labels = table
+    given = change.pop("labels", labels)
     with pytest.raises(ValueError, match=told):
-        search_features(SparseCodes.from_dense(codes), change.pop("labels", labels), **change)
+        settings = SearchSettings(**{"selection": "input", **change})
+        search_features(SparseCodes.from_dense(codes), given, settings=settings)
 
 
 def test_features_of_another_sae_are_refused(model: Any, table: tuple) -> None:
     codes, labels = table
     other = SparseCodes.from_dense(torch.cat([codes, codes], 1))
     with pytest.raises(ValueError, match="which has 64 latents. Received: codes of 128"):
-        search_features(other, labels, model, word_tokenizer(), selection="output")
+        search_features(other, labels, model, word_tokenizer(), SearchSettings(selection="output"))
     with pytest.raises(ValueError, match="Received: 3 to 64"):
         output_scores(model, word_tokenizer(), torch.tensor([3, 64]))
     with pytest.raises(ValueError, match=r"1 SAE\(s\), numbered from 0. Received: sae=1"):
         output_scores(model, word_tokenizer(), torch.tensor([3]), sae=1)
     with pytest.raises(ValueError, match="No latent is more active"):
-        search_features(SparseCodes.from_dense(codes[:, 6:7]), labels)
+        search_features(SparseCodes.from_dense(codes[:, 6:7]), labels, settings=SearchSettings(selection="input"))
