@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .create_training_data.blocks import HarvestSettings as HarvestSettings
+    from .create_training_data.concept_recipe import ConceptRecipe as ConceptRecipe
     from .evaluation.bias_data import read_bias_data as read_bias_data
     from .evaluation.settings import FluencyBudget as FluencyBudget
     from .evaluation.settings import GenerationSettings as GenerationSettings
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .workflows.classify import classify as classify
     from .workflows.classify import load_classifier_base as load_classifier_base
     from .workflows.classify import read_labelled as read_labelled
+    from .workflows.concept_set import concept_set as concept_set
     from .workflows.detect import detect as detect
     from .workflows.explain import explain as explain
     from .workflows.feature_table import feature_table as feature_table
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from .workflows.settings.classify import ClassifySettings as ClassifySettings
     from .workflows.settings.classify import ComparisonSettings as ComparisonSettings
     from .workflows.settings.classify import LabelSettings as LabelSettings
+    from .workflows.settings.concept_set import ConceptSetSettings as ConceptSetSettings
     from .workflows.settings.detect import DetectSettings as DetectSettings
     from .workflows.settings.feature_table import FeatureTableSettings as FeatureTableSettings
     from .workflows.settings.llm import LLMSettings as LLMSettings
@@ -99,6 +102,8 @@ __all__ = [
     "CardSettings",
     "ClassifySettings",
     "ComparisonSettings",
+    "ConceptRecipe",
+    "ConceptSetSettings",
     "DetectSettings",
     "Detection",
     "EndToEndTrainer",
@@ -156,6 +161,7 @@ __all__ = [
     "attach",
     "card",
     "classify",
+    "concept_set",
     "convert",
     "detect",
     "explain",
@@ -188,6 +194,9 @@ ELSEWHERE = {
     "ask_features": ".workflows.ask_features",
     "feature_table": ".workflows.feature_table",
     "steer_feature": ".workflows.steer_feature",
+    "ConceptRecipe": ".create_training_data.concept_recipe",
+    "ConceptSetSettings": ".workflows.settings.concept_set",
+    "concept_set": ".workflows.concept_set",
     "FluencyBudget": ".evaluation.settings",
     "GenerationSettings": ".evaluation.settings",
     "ReadingSettings": ".latents.settings",

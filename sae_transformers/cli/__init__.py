@@ -14,7 +14,7 @@ from . import (
     check,
     checkpoints,
     classify,
-    concepts,
+    concept_set,
     dashboard,
     detect,
     evaluate,
@@ -62,7 +62,7 @@ for panel, parts in {
     "Begin": (quickstart, checkpoints, check),
     "Train": (harvest, train),
     "Read features": (detect, spans, annotate, feature_table, ask_features, dashboard),
-    "Steer": (steer, steer_feature, concepts, select_knowledge, select_behaviour, align_topic, reduce_bias),
+    "Steer": (steer, steer_feature, concept_set, select_knowledge, select_behaviour, align_topic, reduce_bias),
     "Classify": (classify,),
     "Evaluate, publish, serve": (evaluate, publish, space, serve),
 }.items():

@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .answers import without_thoughts
+from .concept_recipe import ConceptRecipe
 from .concept_sets import HARD, NEGATIVE, NO_CONCEPT, POSITIVE, ConceptSet, Example
 from .llm_requests import GAVE_UP, NOT_DONE, REJECTED, Answer, Chat, ChatRequest
 
@@ -53,39 +53,6 @@ RATE_FLUENCY = (
     "fluent. It may end abruptly. Answer in this form: Rating: [[0]]"
 )
 RATINGS = {"concept": RATE_CONCEPT, "instruction": RATE_INSTRUCTION, "fluency": RATE_FLUENCY}
-
-
-@dataclass(frozen=True)
-class ConceptRecipe:
-    """How much is made of each concept.
-
-    positives, negatives: of the training part; hard_negatives: of the test part. test: positives and negatives there.
-    steering: instructions that are kept for steering. words: of an answer, at most. max_tokens: of a request.
-    seed: of the drawing of instructions, and of the requests. extra: further fields of each request.
-    """
-
-    positives: int = 72
-    negatives: int = 72
-    test: int = 36
-    hard_negatives: int = 8
-    steering: int = 10
-    words: int = 100
-    max_tokens: int = 256
-    temperature: float = 1.0
-    seed: int = 0
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("positives", "negatives", "words", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more. Received: {name}={getattr(self, name)!r}.")
-        for name in ("test", "hard_negatives", "steering"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)!r}.")
-
-    def request(self, text: str) -> ChatRequest:
-        messages = [{"role": "user", "content": text}]
-        return ChatRequest(messages, self.max_tokens, self.temperature, None, self.seed, None, self.extra)
 
 
 class _Slot(NamedTuple):
@@ -183,16 +150,20 @@ def ask_instructions(
     progress: bool | Callable[[int, int], object] = True,
 ) -> list[str]:
     """So many different instructions from the chat model, or fewer if it repeats itself."""
-    recipe = recipe or ConceptRecipe()
-    requests = [
-        recipe.request(ASK_INSTRUCTIONS.format(count=20, number=number)) for number in range(1, -(-count // 15) + 1)
-    ]
+    requests = instruction_requests(count, recipe or ConceptRecipe())
     lines = [
         re.sub(r"^[\s\-*\d.)]+", "", line).strip()
         for answer in client.complete_many(requests, progress)
         for line in without_thoughts(answer.text or "").splitlines()
     ]
     return list(dict.fromkeys(line for line in lines if len(line.split()) > 2))[:count]
+
+
+def instruction_requests(count: int, recipe: ConceptRecipe) -> list[ChatRequest]:
+    """What `ask_instructions` sends."""
+    return [
+        recipe.request(ASK_INSTRUCTIONS.format(count=20, number=number)) for number in range(1, -(-count // 15) + 1)
+    ]
 
 
 def parse_meanings(text: str) -> list[tuple[str, str]]:

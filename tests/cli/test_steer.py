@@ -1,4 +1,4 @@
-"""The verbs `detect`, `steer` and `concept-set`, from files to a model that steers by itself."""
+"""The verbs `detect` and `steer`, from files to a model that steers by itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import SaeForCausalLM, Steering
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.concept_sets import read_concept_sets
+from sae_transformers.create_training_data.concept_sets import ConceptSet, Example, write_concept_sets
 from sae_transformers.evaluation.detection import auroc
 from sae_transformers.workflows.loading import read_steering
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
@@ -249,48 +249,12 @@ def test_one_label_only_is_refused(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "Both labels must occur" in result.stderr
 
 
-def answer(body: dict[str, Any]) -> str:
-    text = last_user_text(body)
-    if "other meaning" in text:
-        return "wave: to greet\nbow: of a violin"
-    if "short instructions" in text:
-        return "\n".join(f"Write a line {i} please" for i in range(20))
-    return "w1 w2 w3 with" if "Let this concept" in text else "w5 w6 w7 without"
-
-
-def test_concept_sets_are_made_read_and_searched(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "concepts.txt").write_text("the sea\n\nloops\n", encoding="utf-8")
-    small = ["--positives", 4, "--negatives", 5, "--test", 2, "--hard-negatives", 2, "--steering", 3, "--words", 9]
-    with FakeOpenAI(answer) as server:
-        given = ["concept-set", tmp_path / "concepts.txt", "--out", tmp_path / "sets", "--model", "m"]
-        given += ["--base-url", server.url, "--cache", tmp_path / "cache", *small]
-        dry = run(*given, "--dry-run", "--price-in", 1, "--price-out", 2)
-        assert dry.exit_code == 0 and not server.sent and not (tmp_path / "sets").exists(), dry.output
-        result = run(*given)
-        assert result.exit_code == 0, result.output
-        n = len(server.sent)
-        again = run(*given)
-        assert again.exit_code == 0 and len(server.sent) == n
-    sets = read_concept_sets(tmp_path / "sets")
-    assert [one.concept for one in sets] == ["the sea", "loops"]
-    assert len(sets[0].train["positive"]) == 4 and len(sets[1].test["hard negative"]) == 2
-    assert len(sets[0].steering_instructions) == 3
+def test_a_folder_of_concept_sets_is_searched(folder: Path, tmp_path: Path) -> None:
+    examples = {"positive": [Example("", f"w1 w2 w{n} with") for n in range(4)]}
+    shared = {"negative": [Example("", f"w5 w6 w{n} without") for n in range(5)]}
+    sets = [ConceptSet(name, {**examples, **shared}) for name in ("the sea", "loops")]
+    write_concept_sets(sets, tmp_path / "sets")
     options = ["--concept", 1, "--strengths", "2", "--ops", "direction"]
     found = steer(folder, tmp_path / "out", *options, labelled=tmp_path / "sets")  # an absolute path replaces
     assert found.exit_code == 0, found.output
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["concept"] == "loops"
-
-
-def test_missing_answers_end_as_an_error_and_are_asked_again(tmp_path: Path) -> None:
-    (tmp_path / "concepts.txt").write_text("the sea\n", encoding="utf-8")
-    (tmp_path / "asked.txt").write_text("".join(f"say something {i}\n" for i in range(9)), encoding="utf-8")
-    small = ["--positives", 2, "--negatives", 2, "--test", 0, "--hard-negatives", 0, "--steering", 0]
-    with FakeOpenAI(answer) as server:
-        given = ["concept-set", tmp_path / "concepts.txt", "--out", tmp_path / "sets", "--model", "m", *small]
-        given += ["--base-url", server.url, "--cache", tmp_path / "cache", "--instructions", tmp_path / "asked.txt"]
-        server.next("400")
-        failed = run(*given)
-        assert failed.exit_code == 2 and "1 rejected" in failed.stderr and not (tmp_path / "sets").exists()
-        assert run(*given).exit_code == 0 and len(server.sent) == 5
-        few = run(*given, "--positives", 50)
-        assert few.exit_code == 2 and "needs 50 different instructions. Received: 9" in few.stderr

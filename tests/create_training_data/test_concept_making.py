@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from sae_transformers.create_training_data.concept_making import (
-    ConceptRecipe,
     ask_instructions,
     expected_requests,
     instructions_wanted,
@@ -20,12 +19,13 @@ from sae_transformers.create_training_data.concept_making import (
     parse_rating,
     rate_answers,
 )
+from sae_transformers.create_training_data.concept_recipe import ConceptRecipe
 from sae_transformers.create_training_data.concept_sets import HARD, NEGATIVE, POSITIVE
 from sae_transformers.create_training_data.llm_client import LLMClient
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 
 CONCEPTS = ["the sea", "loops in code"]
-RECIPE = ConceptRecipe(positives=3, negatives=4, test=2, hard_negatives=2, steering=1, words=20, max_tokens=30)
+RECIPE = ConceptRecipe(positives=3, negatives=4, test=2, hard_negatives=2, steering=1, words=20, max_answer_tokens=30)
 ASKED = [f"tell me of subject {i}" for i in range(9)]
 
 

@@ -1,0 +1,43 @@
+"""The verb `concept-set`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..workflows.settings.concept_set import ConceptSetSettings
+from .options import LLM_RENAMED
+from .tables import notice_on, open_console, progress_bar
+from .verb import verb
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("concept-set")(concept_set)
+
+
+@verb(ConceptSetSettings, renamed={**LLM_RENAMED, "max_tokens": "max_answer_tokens"}, leave_out=("extra",))
+def concept_set(
+    concepts: Annotated[Path, typer.Argument(help="Concepts in words, one a line.")],
+    out: Annotated[Path, typer.Option(help="Folder, in AxBench's layout.")],
+    settings: ConceptSetSettings,
+    instructions: Annotated[
+        Path | None, typer.Option(help="Instructions to answer, one a line. [default: the model makes them up]")
+    ] = None,
+) -> None:
+    """Have a chat model write texts with and without concepts, to find features and to measure detectors by."""
+    from ..workflows.concept_set import concept_set as write_concepts
+
+    console = open_console()
+    with progress_bar("answers") as progress:
+        result = write_concepts(
+            concepts, settings, instructions=instructions, progress=progress, notice=notice_on(console)
+        )
+    if not result.asked:
+        return
+    files = result.save(out)
+    for line in result.summary():
+        console.print(line, markup=False)
+    console.print(" ".join(map(str, files)), markup=False)
