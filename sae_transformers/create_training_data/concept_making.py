@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from .answers import without_thoughts
 from .concept_recipe import ConceptRecipe
 from .concept_sets import HARD, NEGATIVE, NO_CONCEPT, POSITIVE, ConceptSet, Example
-from .llm_requests import GAVE_UP, NOT_DONE, REJECTED, Answer, Chat, ChatRequest
+from .llm_requests import GAVE_UP, KEPT, NOT_DONE, REJECTED, Answer, Chat, ChatRequest
 
 # Ours; AxBench's prompts (its appendix) ask for the same things in other words.
 WITH_CONCEPT = (
@@ -83,7 +84,7 @@ def make_concept_sets(
     """Have a chat model answer instructions with and without concepts.
 
     What was answered stays in the client's cache: a run that was cut off is called again in the same way. An answer
-    that is missing or empty is left out and counted.
+    that is missing or empty is left out and counted; so is a list of other meanings that was not given.
 
     Args:
         concepts: in words, each once.
@@ -99,11 +100,13 @@ def make_concept_sets(
     asked = (
         [recipe.request(_meanings_prompt(concept, recipe)) for concept in concepts] if recipe.hard_negatives else []
     )
-    meanings = [parse_meanings(answer.text or "") for answer in client.complete_many(asked, progress)]
+    answered = client.complete_many(asked, progress)
+    meanings = [parse_meanings(answer.text or "") for answer in answered]
     slots = _slots(concepts, pools, meanings or [[]] * len(concepts), recipe)
     answers = client.complete_many([recipe.request(slot.prompt) for slot in slots], progress)
     parts: list[dict[str, dict[str, list[Example]]]] = [{"train": {}, "test": {}} for _ in concepts]
-    failures: dict[str, int] = {}
+    lost = Counter(answer.failure for answer in answered if answer.failure not in KEPT)  # another attempt may cure it
+    failures = {reason: count for reason, count in lost.items() if reason}
     for slot, answer in zip(slots, answers, strict=True):
         text = without_thoughts(answer.text or "").strip()
         if not answer.ok or not text:

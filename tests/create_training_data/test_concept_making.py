@@ -127,6 +127,14 @@ def test_answers_that_fail_are_left_out_and_counted(server: FakeOpenAI) -> None:
     assert sum(len(part) for part in made.sets[0].train.values()) == 4 and not made.sets[0].test
 
 
+def test_meanings_that_were_not_given_are_counted(server: FakeOpenAI) -> None:
+    """Found as hard negatives that were missing without a word."""
+    server.next("400")
+    with client(server, concurrency=1) as asking:
+        made = make_concept_sets(["the sea"], ASKED, asking, RECIPE, progress=False)
+    assert made.failures == {"rejected": 1} and HARD not in made.sets[0].test
+
+
 def test_instructions_are_made_up(server: FakeOpenAI) -> None:
     with client(server) as asking:
         found = ask_instructions(asking, 35, RECIPE, progress=False)
