@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..workflows.annotation import AnnotationResult
 
 Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
-SERVER_ONLY = ("model", "base_url", "max_tokens_total", "max_cost", "batch_file", "batch_results")
 RENAMED = {**LLM_RENAMED, "max_tokens": "max_answer_tokens", "first": "max_rows", "plain": "no_structured"}
 
 
@@ -65,29 +64,3 @@ def _show(result: AnnotationResult, out: Path, console: Console) -> None:
     console.print(" ".join(str(file) for file in files), markup=False)
     if failure := result.failure():
         fail(failure, code=1)
-
-
-def open_client(settings: dict[str, Any]) -> Any:
-    """The model that answers; with commands for a server's batches only where there is a server."""
-    from ..create_training_data.packages import cache_folder
-
-    cache = settings["cache"] or cache_folder() / "answers"
-    prices = (settings["price_in"], settings["price_out"])
-    if (prices[0] is None) != (prices[1] is None):
-        raise ValueError(f"--price-in and --price-out go together. Received: {prices[0]!r} and {prices[1]!r}.")
-    if settings["submit"] and settings["batch_file"] is None:
-        raise ValueError("--submit needs --batch-file, the file to send.")
-    if settings["local_model"] is not None:
-        from ..create_training_data.local_chat import LocalChat
-
-        given = [name for name in SERVER_ONLY if settings[name]]
-        if given:
-            raise ValueError(f"--local-model has no server and no budget. Received also: {given}.")
-        return LocalChat(settings["local_model"], batch_size=settings["batch_size"], cache=cache)
-    if settings["model"] is None:
-        raise ValueError("Which model? Give --model, its name at the server; or --local-model, to run one here.")
-    from ..create_training_data.llm_client import LLMClient
-
-    names = ("base_url", "api_key_env", "concurrency", "max_tokens_total", "max_cost", "timeout", "max_attempts")
-    chosen = {name: settings[name] for name in names}
-    return LLMClient(settings["model"], **chosen, prices=None if prices[0] is None else prices, cache=cache)

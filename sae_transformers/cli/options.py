@@ -33,34 +33,8 @@ Table = Annotated[
         help="Features: .tsv or .parquet with FeatureID and Words, or the folder of spans or feature-table."
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
-LLMModel = Annotated[str | None, asking(help="Name of the model at the server.")]
-BaseUrl = Annotated[str | None, asking(help="A server with OpenAI's interface. [default: OpenAI]")]
-LocalModel = Annotated[str | None, asking(help="Instead of a server: a model's folder or Hub id, run here.")]
 KeyEnv = Annotated[str, asking(help="Environment variable of the key, which is sent to the server.")]
-Concurrency = Annotated[int, asking(help="Requests at a time.")]
-MaxTokensTotal = Annotated[int | None, asking(help="Tokens that this run may use, of prompts and answers.")]
-MaxCost = Annotated[float | None, asking(help="Money that this run may use, in the unit of the prices.")]
-PriceIn = Annotated[float | None, asking(help="Of 1,000,000 tokens of prompts.")]
-PriceOut = Annotated[float | None, asking(help="Of 1,000,000 tokens of answers.")]
-MaxAttempts = Annotated[int, asking(help="Of a request.")]
-Timeout = Annotated[float, asking(help="Seconds of an attempt.")]
 Cache = Annotated[Path | None, asking(help="Folder of the answers, from which an interrupted run goes on.")]
-MaxTokens = Annotated[int | None, asking(help="Of an answer; more for models that think first.")]
-Extra = Annotated[str, asking(help="JSON: further fields of each request.")]
-Structured = Annotated[
-    bool, asking("--structured/--plain", help="Ask for JSON; a server that rejects this is asked for text.")
-]
-BatchSize = Annotated[int, asking(help="Of --local-model.")]
-First = Annotated[int | None, typer.Option(help="Use the first features only.")]
-DryRun = Annotated[bool, asking("--dry-run", help="Print the estimate and end.")]
-BatchFile = Annotated[
-    Path | None, asking(help="Write the requests for OpenAI's Batch API, and end. With --submit: send them.")
-]
-Submit = Annotated[bool, asking("--submit", help="Upload --batch-file and start the batch.")]
-BatchResults = Annotated[
-    list[str] | None, asking(help="Results of a batch, a file or the batch's id, to begin with. Repeatable.")
-]
 
 
 def parse_feature(text: str) -> tuple[int, int | str]:
