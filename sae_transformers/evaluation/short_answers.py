@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,18 @@ from ..modeling.steering_plan import BoundSteering
 from .likelihood import token_scores
 
 
+class Contrast(NamedTuple):
+    """Context-aware decoding (https://huggingface.co/papers/2305.14739): a second prompt for each.
+
+    (1 + a) log p(y | prompt) - a log p(y | contrast)
+
+    prompts: n texts. weight: a; a negative one favours what the contrast says.
+    """
+
+    prompts: Sequence[str]
+    weight: float
+
+
 @torch.no_grad()
 def short_answers(
     model: Any,
@@ -21,8 +33,7 @@ def short_answers(
     prompts: Sequence[str],
     *,
     steering: Any = False,
-    contrast: Sequence[str] | None = None,
-    contrast_weight: float = 0.0,
+    contrast: Contrast | None = None,
     max_new_tokens: int = 12,
     tokens_at_once: int = 8192,
     progress: Callable[[int, int], object] | None = None,
@@ -37,9 +48,7 @@ def short_answers(
         tokenizer: of it.
         prompts: not empty.
         steering: as `generate` takes it, for all prompts; False for none.
-        contrast: with each prompt another, whose next-token log-probabilities are subtracted: context-aware decoding
-            (https://huggingface.co/papers/2305.14739), (1 + a) log p(y | prompt) - a log p(y | contrast).
-        contrast_weight: a; a negative one favours what the contrast says.
+        contrast: other prompts, whose next-token log-probabilities are subtracted.
         max_new_tokens: of an answer.
         tokens_at_once: of a batch, padding counted.
         progress: called with (prompts done, prompts) after each batch.
@@ -48,10 +57,10 @@ def short_answers(
         ValueError: a prompt is empty or longer than the model's context with its answer, or `contrast` has another
             length.
     """
-    if contrast is not None and len(contrast) != len(prompts):
-        raise ValueError(f"Expected a contrast for each of {len(prompts)} prompts. Received: {len(contrast)}.")
+    if contrast is not None and len(contrast.prompts) != len(prompts):
+        raise ValueError(f"Expected a contrast for each of {len(prompts)} prompts. Received: {len(contrast.prompts)}.")
     ids = [_ids(tokenizer, text) for text in prompts]
-    others = None if contrast is None else [_ids(tokenizer, text) for text in contrast]
+    others = None if contrast is None else [_ids(tokenizer, text) for text in contrast.prompts]
     _check_lengths(model, [*ids, *(others or [])], max_new_tokens)
     shared, prefix = _shared_prefix(model, ids, steering)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -63,10 +72,10 @@ def short_answers(
         size = max(1, tokens_at_once // (len(ids[order[0]]) + max_new_tokens))
         members, order = order[:size], order[size:]
         rows, mask = _padded([ids[i] for i in members], shared, pad, model.device)
-        if others is not None:
+        if contrast is not None and others is not None:
             negative, negative_mask = _padded([others[i] for i in members], 0, pad, model.device)
             options |= {
-                "guidance_scale": 1 + contrast_weight,
+                "guidance_scale": 1 + contrast.weight,
                 "negative_prompt_ids": negative,
                 "negative_prompt_attention_mask": negative_mask,
             }

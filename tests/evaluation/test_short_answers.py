@@ -7,7 +7,7 @@ import torch
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation import short_answers as module
-from sae_transformers.evaluation.short_answers import answer_log_likelihoods, short_answers, text_losses
+from sae_transformers.evaluation.short_answers import Contrast, answer_log_likelihoods, short_answers, text_losses
 from tests.architectures import tiny_bases
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_model, tiny_sae
@@ -78,7 +78,7 @@ def test_contrast(model, weight):
                 break
         expected.append(tokenizer.decode(new, skip_special_tokens=True))
     found = short_answers(
-        model, tokenizer, PROMPTS, contrast=others, contrast_weight=weight, max_new_tokens=4, tokens_at_once=40
+        model, tokenizer, PROMPTS, contrast=Contrast(others, weight), max_new_tokens=4, tokens_at_once=40
     )
     assert found == expected
     assert found != short_answers(model, tokenizer, PROMPTS, max_new_tokens=4)
@@ -114,7 +114,7 @@ def test_losses(model):
 
 def test_bad_input(model):
     with pytest.raises(ValueError, match="each of 7 prompts. Received: 2"):
-        short_answers(model, word_tokenizer(), PROMPTS, contrast=["w1", "w2"])
+        short_answers(model, word_tokenizer(), PROMPTS, contrast=Contrast(["w1", "w2"], 0.0))
     with pytest.raises(ValueError, match="Received: ''"):
         short_answers(model, word_tokenizer(), ["w1", ""])
     with pytest.raises(ValueError, match="context of 128. Received: 212"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae_transformers import FeatureEdit, SelectKnowledgeSettings, Steering, load, select_knowledge
+from sae_transformers.evaluation.short_answers import Contrast
 from sae_transformers.workflows.knowledge import answers as answers_module
 from sae_transformers.workflows.knowledge.answers import work_name
 from sae_transformers.workflows.knowledge.choice import best_setting
@@ -93,6 +94,8 @@ def test_names_of_finished_work_do_not_change() -> None:
     assert work_name("answers", "0123", ["a", "b"], (), options) == "answers-12f43c319efb41e2286ea6f9.json"
     steering = {"steering": Steering([FeatureEdit(0, 3, "add", 1.0)])}
     pairs = ([["x", "y"]],)
+    contrast = {**options, "contrast": Contrast(["c", "d"], -0.8)}
+    assert work_name("answers", "0123", ["a", "b"], (), contrast) == "answers-137a6a350ec19c24fcc6e272.json"
     assert work_name("likelihoods", "0123", ["a"], pairs, steering) == "likelihoods-b3ecd7115c56150f73f97050.json"
 
 

@@ -123,6 +123,8 @@ def work_name(
     """The name of a file of finished work. Runs that were begun by other versions go on by it: it does not change."""
     steering = options.get("steering", False)
     described = {**options, "steering": steering and steering.to_json()}
+    if (contrast := described.pop("contrast", None)) is not None:
+        described |= {"contrast": contrast.prompts, "contrast_weight": contrast.weight}
     text = json.dumps([what, identity, prompts, rest, described], sort_keys=True)
     return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 

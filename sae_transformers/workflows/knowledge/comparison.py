@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...evaluation.knowledge_selection import knowledge_metrics
+from ...evaluation.short_answers import Contrast
 from ...modeling import FeatureEdit, SaeForCausalLM, Steering
 from ...training.state_vectors import constant_sae, direction_sae
 from ..settings.select_knowledge import SIDES
@@ -62,7 +63,7 @@ def compare_methods(
             add(f"instruction, to {side}", asked, asked.prompts(rows, seed, instruction=INSTRUCTIONS[side]))
         if "cad" in baselines:
             closed = asked.prompts(rows, seed, closed=True)
-            add(f"CAD, to {side}", asked, prompts, contrast=closed, contrast_weight=CAD_WEIGHT[side])
+            add(f"CAD, to {side}", asked, prompts, contrast=Contrast(closed, CAD_WEIGHT[side]))
     if "vectors" in baselines:
         model, vectors = _vector_model(asked.model, means)
         try:
