@@ -131,7 +131,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         source = rows_of_list(tokenizer.batch_decode(sequences))
         settings = HarvestSettings(
-            (place,), max_length=args.length, dtype=args.store_dtype, tokens_at_once=args.tokens_at_once
+            (place,), max_length=args.length, dtype=args.store_dtype, tokens_per_batch=args.tokens_at_once
         )
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()

@@ -185,8 +185,8 @@ def ours_harvest(s: SimpleNamespace, feed: Feed) -> None:
     model = AutoModelForCausalLM.from_pretrained(s.model, dtype=torch.float32).to(s.device)
     source = TextSource(lambda start: ({"text": text} for text in islice(cycle(s.texts), start, None)))
     wanted = HarvestSettings(
-        places=(f"layers.{s.layer}.resid_post",), max_length=s.context, dtype="float32", rows_per_shard=s.buffer // 4,
-        tokens_at_once=s.batch,
+        hook_points=(f"layers.{s.layer}.resid_post",), max_length=s.context, dtype="float32",
+        rows_per_shard=s.buffer // 4, tokens_per_batch=s.batch,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(s.model)
     stream = HiddenStateStream(model, tokenizer, source, wanted, batch_tokens=s.batch, window_blocks=4)

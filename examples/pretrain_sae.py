@@ -64,12 +64,12 @@ def main() -> None:
     console, place = Console(), f"layers.{args.layer}.resid_post"
     model, tokenizer, base_name = load(args.model, [], model_dtype="float32")
     base: Any = model.lm
-    settings, seconds = HarvestSettings(places=(place,), max_length=args.length), {}
+    settings, seconds = HarvestSettings(hook_points=(place,), max_length=args.length), {}
     stores = {}
     for name, text, tokens in (("train", args.text, args.tokens), ("held_out", args.held_out, args.held_out_tokens)):
         start = time.perf_counter()
         store = args.out / name
-        harvest(base, tokenizer, open_text(text), store, settings, max_tokens=tokens, show_progress=True)
+        harvest(base, tokenizer, open_text(text), store, settings, max_tokens=tokens)
         stores[name], seconds[f"harvest {name}"] = HiddenStateShards(store), time.perf_counter() - start
     texts = open_text(args.held_out).read(0, 2000).texts
     rows = tokenize(tokenizer, texts, first_row=0, max_length=args.length, pack=True)

@@ -25,7 +25,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     with tqdm(unit=f" {unit}", disable=None) as bar:
 
         def report(done: int, total: int) -> None:
-            bar.total = total
+            bar.total = total or None
             bar.update(done - bar.n)
 
         yield report

@@ -8,83 +8,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..latents.hidden_states import HiddenStateReader, kept_positions
-from ..latents.image_texts import IMAGE_TOKENS, ImageTexts, image_choice, image_token_ids
+from ..latents.image_texts import ImageTexts, image_choice, image_token_ids
 from ..latents.texts import TextRows, TextSource
+from .harvest_settings import HarvestSettings as HarvestSettings
 from .packing import tokenize
 
-DTYPES = ("bfloat16", "float16", "float32")
-POSITIONS = ("all", "last", "after_prefix")
 # (token ids, positions, source row numbers), (length,) each -> (length,) bool
 KeepTokens = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class HarvestSettings:
-    """What is harvested from a model and a text.
-
-    Args:
-        places: where hidden states are read, e.g. `layers.14.resid_post`, or module paths.
-        max_length: tokens of a sequence.
-        pack: join short texts to full sequences; None: where a text's own bounds do not matter, which is without
-            labels and with `positions="all"`.
-        positions: tokens that are kept: `all`, the `last` of each text, or those `after_prefix`.
-        prefix_tokens: length of that prefix, beginning token included.
-        skip_first: leave out position 0 of each sequence, an outlier in norm (see `kept_positions`).
-        drop_special_tokens: leave out the tokenizer's special tokens.
-        image_tokens: where rows hold images, `keep` the tokens that stand for their patches, `drop` them, or `only`
-            those.
-        dtype: stored as bfloat16, float16 or float32.
-        rows_per_shard: rows of text in a block, which is a file of the store and what memory has to hold.
-        tokens_at_once: of a forward pass, padding counted. As another value changes results by rounding only, a
-            harvest may be resumed with it.
-    """
-
-    places: tuple[str, ...]
-    max_length: int = 256
-    pack: bool | None = None
-    positions: str = "all"
-    prefix_tokens: int = 0
-    skip_first: bool = True
-    drop_special_tokens: bool = False
-    image_tokens: str = "keep"
-    dtype: str = "bfloat16"
-    rows_per_shard: int = 256
-    tokens_at_once: int = 4096
-
-    def __post_init__(self) -> None:
-        if isinstance(self.places, str) or not self.places or not all(isinstance(p, str) and p for p in self.places):
-            raise ValueError(
-                f"`places` must be a list such as ['layers.14.resid_post']. Received: places={self.places!r}."
-            )
-        object.__setattr__(self, "places", tuple(self.places))
-        for name, minimum in (("max_length", 2), ("rows_per_shard", 1), ("tokens_at_once", 1), ("prefix_tokens", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ValueError(f"`{name}` must be an integer of {minimum} or more. Received: {name}={value!r}.")
-        for name, known in (("dtype", DTYPES), ("positions", POSITIONS), ("image_tokens", IMAGE_TOKENS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(known)}. Received: {name}={getattr(self, name)!r}."
-                )
-        if (self.positions == "after_prefix") != bool(self.prefix_tokens):
-            raise ValueError(
-                f"`prefix_tokens` goes with positions='after_prefix'. Received: positions={self.positions!r}, "
-                f"prefix_tokens={self.prefix_tokens!r}."
-            )
-        if self.prefix_tokens >= self.max_length:
-            raise ValueError(
-                f"`prefix_tokens` must be less than `max_length`. Received: prefix_tokens={self.prefix_tokens!r}, "
-                f"max_length={self.max_length!r}."
-            )
-        if self.pack and self.positions != "all":
-            raise ValueError(f"Packed texts have no positions of their own. Received: positions={self.positions!r}.")
 
 
 class Block(NamedTuple):
@@ -129,6 +66,8 @@ class Harvester:
         *,
         keep: KeepTokens | None = None,
     ) -> None:
+        if not settings.hook_points:
+            raise ValueError("`hook_points` must name where hidden states are read. Received: hook_points=().")
         pack = settings.pack
         if pack is None:
             pack = not source.labels and settings.positions == "all" and source.images is None
@@ -140,7 +79,7 @@ class Harvester:
                 f"`max_length` must be at most {limit} for this model. Received: max_length={settings.max_length!r}."
             )
         self.settings = replace(settings, pack=pack)
-        self.reader = HiddenStateReader(model, settings.places)
+        self.reader = HiddenStateReader(model, settings.hook_points)
         self.tokenizer, self.source, self.keep = tokenizer, source, keep
         special = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
         self.dropped_ids: Sequence[int] = special.all_special_ids if settings.drop_special_tokens else ()
@@ -163,8 +102,9 @@ class Harvester:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the result but the places and the dtype, as JSON values."""
-        skipped = ("places", "dtype", "tokens_at_once", *(("image_tokens",) if self.source.images is None else ()))
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in skipped}
+        settings = self.settings.identity()
+        if self.source.images is None:
+            del settings["image_tokens"]
         return {
             **settings,
             "keep": None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}",
@@ -223,7 +163,7 @@ class Harvester:
             block.sequences,
             block.keep,
             dtype=getattr(torch, self.settings.dtype),
-            tokens_at_once=self.settings.tokens_at_once,
+            tokens_at_once=self.settings.tokens_per_batch,
             report=report and (lambda members: report(sum(len(block.keep[i]) for i in members))),
             images=block.images,
         )

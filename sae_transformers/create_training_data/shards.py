@@ -25,7 +25,6 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from ..latents.texts import TextSource
 from .blocks import Harvester, HarvestSettings, KeepTokens
@@ -170,7 +169,7 @@ def harvest_to_store(
     max_tokens: int | None = None,
     model_name: str | None = None,
     revision: str | None = None,
-    progress: bool = False,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Harvested:
     """Harvest what is not in the store yet. Killed at any moment, the same call continues; with several processes,
     rank r of w does the blocks r, r + w, ... and nothing else is shared.
@@ -184,7 +183,7 @@ def harvest_to_store(
         keep: see `Harvester`.
         max_tokens: use the first rows of the source that have this many tokens to keep, rounded up to a whole block.
         model_name, revision: for the index; what the model was loaded from by default.
-        progress: show a progress bar on rank 0.
+        progress: called with (rows done, rows) after each block, on rank 0; 0 where their number is not known.
 
     Raises:
         ValueError: the store has other settings, a shard in it is broken, no token is to be kept at all, or a hidden
@@ -201,12 +200,13 @@ def harvest_to_store(
     rank, world = rank_and_world()
     there, new_tokens, writing = set(store.shards()), 0, None
     absent = (number for number in itertools.count(rank, world) if shard_name(number) not in there)
-    bar = tqdm(unit="tok", unit_scale=True, disable=not progress or rank != 0)
     # A shard is copied from the device and written while the next one is made.
-    with bar, ThreadPoolExecutor(max_workers=1) as writer:
+    with ThreadPoolExecutor(max_workers=1) as writer:
         for number, rows in source.blocks(settings.rows_per_shard, absent):
             block = harvester.tokens(number, rows)
-            hidden = harvester.hidden(block, report=bar.update)
+            hidden = harvester.hidden(block)
+            if progress is not None and rank == 0:
+                progress(number * settings.rows_per_shard + len(rows.texts), source.n_rows or 0)
             new_tokens += len(block.row)
             wait = _start_copy(hidden)
             if writing is not None:

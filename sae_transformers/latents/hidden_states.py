@@ -213,7 +213,7 @@ def kept_positions(
     *,
     positions: str = "all",
     prefix_tokens: int = 0,
-    skip_first: bool = True,
+    skip_first: int = 1,
     dropped_ids: Sequence[int] = (),
 ) -> Tensor:
     """Positions of a sequence to keep, (n_kept,) int64.
@@ -221,8 +221,9 @@ def kept_positions(
     Args:
         ids: (length,).
         positions: `all`, `last`, or `after_prefix`: from `prefix_tokens` on.
-        skip_first: leave out position 0. Decoders use it as an attention sink: its norm is about a hundred times
-            that of others, nearly the same vector in every text, and it dominates any mean squared error.
+        skip_first: leading positions to leave out. Decoders use position 0 as an attention sink: its norm is about
+            a hundred times that of others, nearly the same vector in every text, and it dominates any mean squared
+            error.
         dropped_ids: token ids to leave out.
     """
     keep = torch.ones_like(ids, dtype=torch.bool)
@@ -230,8 +231,7 @@ def kept_positions(
         keep[:prefix_tokens] = False
     elif positions == "last":
         keep[:-1] = False
-    if skip_first:
-        keep[:1] = False
+    keep[:skip_first] = False
     if len(dropped_ids):
         keep &= ~torch.isin(ids, torch.tensor(list(dropped_ids)))
     return keep.nonzero()[:, 0]

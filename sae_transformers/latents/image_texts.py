@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGE_TOKENS = ("keep", "drop", "only")
-
 
 class ImageTexts:
     """Rows as a processor reads them. Texts without a mark for an image get their images in front.

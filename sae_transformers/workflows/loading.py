@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.modeling_utils import PreTrainedModel
 
 from ..create_training_data.base_model import find_base_model
 from ..modeling import SaeForCausalLM, SparseAutoencoder, Steering
@@ -50,12 +51,7 @@ def load(
         ValueError: no SAE, SAEs for a model that has its own, or an unknown precision.
         OSError: something is not there.
     """
-    if model_dtype not in DTYPES:
-        raise ValueError(f"`model_dtype` must be one of {', '.join(DTYPES)}. Received: model_dtype={model_dtype!r}.")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    device = this_device()
-    options: dict[str, Any] = {"dtype": "float32" if model_dtype == "auto" and device == "cpu" else model_dtype}
+    options = _options(model_dtype)
     if revision:
         options["revision"] = revision
     found = find_base_model(os.fspath(name)).name
@@ -72,7 +68,7 @@ def load(
         model = SaeForCausalLM.from_pretrained(found, **options, **place)
         sources += [(place.get("base_model"), None), (config.base_model_name_or_path, config.base_model_revision)]
     tokenizer = _tokenizer([(source, at) for source, at in sources if source])
-    return Loaded(model.to(device).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
+    return Loaded(model.to(this_device()).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
 
 
 def read_steering(given: str | os.PathLike[str]) -> Steering:
@@ -103,6 +99,41 @@ def load_sae(name: str, hook_point: str | None = None) -> SparseAutoencoder:
     return SparseAutoencoder.from_pretrained(name, **parse_place(hook_point))
 
 
+class LoadedBase(NamedTuple):
+    """model: in eval mode, on its device. tokenizer: of it, or its processor. name: where the model was found."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin
+    name: str
+
+
+def load_base(
+    name: str | os.PathLike[str], *, model_dtype: str = "auto", revision: str | None = None, images: bool = False
+) -> LoadedBase:
+    """A base model as it was published, without SAEs, and its tokenizer: what `harvest` reads.
+
+    Args:
+        name: a folder or Hub id.
+        model_dtype: see `load`.
+        revision: of the model on the Hub.
+        images: load a base that reads images, with its processor in the tokenizer's place.
+
+    Raises:
+        ValueError: an unknown precision.
+        OSError: it is not there, or is no such model.
+    """
+    options = _options(model_dtype)
+    found = find_base_model(os.fspath(name)).name
+    reader = transformers.AutoProcessor if images else transformers.AutoTokenizer
+    kind = transformers.AutoModelForImageTextToText if images else transformers.AutoModelForCausalLM
+    try:
+        tokenizer = reader.from_pretrained(found, revision=revision)
+        base = kind.from_pretrained(found, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{found!r} could not be read as a model: {str(error).strip().splitlines()[0]}") from error
+    return LoadedBase(base.to(this_device()).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
+
+
 def this_device() -> str:
     """Where this process keeps its model: of several processes each has the GPU of its local rank."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
@@ -116,6 +147,15 @@ def parse_place(place: str | None) -> dict[str, Any]:
     if len(parts) == 3 and parts[0] == "layers" and parts[1].isdigit() and parts[2] in SITES:
         return {"layer": int(parts[1]), "site": parts[2]}
     return {"hook": place}
+
+
+def _options(model_dtype: str) -> dict[str, Any]:
+    """Of `from_pretrained`; and transformers keeps quiet while it loads."""
+    if model_dtype not in DTYPES:
+        raise ValueError(f"`model_dtype` must be one of {', '.join(DTYPES)}. Received: model_dtype={model_dtype!r}.")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return {"dtype": "float32" if model_dtype == "auto" and this_device() == "cpu" else model_dtype}
 
 
 def _config(name: str, revision: str | None) -> Any:

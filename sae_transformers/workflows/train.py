@@ -91,7 +91,7 @@ def train(
         training: settings of the run beside the recipe's, such as `{"max_steps": 1000}` (`SaeTrainingArguments`).
         text_column: of the text, where rows have columns.
         labels: columns of 0 and 1, for recipes that use labels.
-        harvest: how texts become hidden states, in place of defaults; its places count.
+        harvest: how texts become hidden states, in place of defaults; the hook points are the SAEs'.
         output_dir: keeps checkpoints and the result; a temporary folder by default.
         resume: go on from the last checkpoint there.
         progress: called with (step, steps) after each.
@@ -203,8 +203,8 @@ def _dataset(
     source = text_source(data, text_column=text_column, labels=labels)
     limit = context_length(model)
     wanted = tuple(dict.fromkeys(places))
-    settings = harvest or HarvestSettings(wanted, max_length=min(256, limit or 256), skip_first=True)
-    settings = dataclasses.replace(settings, places=wanted)
+    settings = harvest or HarvestSettings(wanted, max_length=min(256, limit or 256))
+    settings = dataclasses.replace(settings, hook_points=wanted)
     if source.n_rows is None:
         return HiddenStateStream(model, tokenizer, source, settings)
     return _in_memory(Harvester(model, tokenizer, source, settings), source)

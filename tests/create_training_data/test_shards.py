@@ -27,7 +27,9 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "harvest_words.py"
 
 
 def settings(**changes: Any) -> HarvestSettings:
-    return HarvestSettings(**{"places": PLACES, "max_length": 16, "rows_per_shard": 4, "dtype": "float32", **changes})
+    return HarvestSettings(
+        **{"hook_points": PLACES, "max_length": 16, "rows_per_shard": 4, "dtype": "float32", **changes}
+    )
 
 
 def words(count: int = 10) -> TextSource:
@@ -256,7 +258,7 @@ def late(ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"places": PLACES[:1]}, f"places.{PLACES[1]} is 32 there and None now"),
+        ({"hook_points": PLACES[:1]}, f"places.{PLACES[1]} is 32 there and None now"),
         ({"rows_per_shard": 5}, "settings.rows_per_shard is 4 there and 5 now"),
         ({"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' now"),
         ({"skip_first": False}, "settings.skip_first is True there and False now"),
@@ -267,7 +269,7 @@ def test_other_settings_are_refused(changes: dict, message: str, tmp_path: Path)
     harvest_words(tmp_path)
     with pytest.raises(ValueError, match=f"Received: url='{tmp_path}', where .*{message}"):
         harvest_words(tmp_path, **changes)
-    harvest_words(tmp_path, tokens_at_once=8)  # this one changes rounding only
+    harvest_words(tmp_path, tokens_per_batch=8)  # this one changes rounding only
 
 
 def test_other_weights_labels_and_choices_of_tokens_are_refused(tmp_path: Path) -> None:
@@ -303,11 +305,11 @@ def test_broken_stores_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"places": "layers.1.resid_post"}, "places='layers.1.resid_post'"),
-        ({"places": ()}, r"places=\(\)"),
+        ({"hook_points": "layers.1.resid_post"}, "hook_points='layers.1.resid_post'"),
+        ({"hook_points": ("",)}, "hook_points="),
         ({"max_length": 1}, "max_length=1"),
         ({"rows_per_shard": 0}, "rows_per_shard=0"),
-        ({"tokens_at_once": True}, "tokens_at_once=True"),
+        ({"tokens_per_batch": True}, "tokens_per_batch=True"),
         ({"dtype": "int8"}, "dtype='int8'"),
         ({"positions": "first"}, "positions='first'"),
         ({"positions": "after_prefix"}, "positions='after_prefix', prefix_tokens=0"),
@@ -349,7 +351,7 @@ def test_tokens_that_are_kept() -> None:
 
 def test_the_store_does_not_depend_on_what_the_device_does_at_once(tmp_path: Path) -> None:
     for tokens_at_once in (1, 20, 1000):
-        harvest_words(tmp_path / str(tokens_at_once), tokens_at_once=tokens_at_once, pack=False)
+        harvest_words(tmp_path / str(tokens_at_once), tokens_per_batch=tokens_at_once, pack=False)
     for number in range(3):
         name = shards.shard_name(number)
         parts = [load_file(tmp_path / folder / name) for folder in ("1", "20", "1000")]

@@ -12,7 +12,7 @@ from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, tiny_base
 
 PLACE = "layers.1.resid_post"
-SETTINGS = HarvestSettings(places=(PLACE,), max_length=16, rows_per_shard=4, dtype="float32")
+SETTINGS = HarvestSettings(hook_points=(PLACE,), max_length=16, rows_per_shard=4, dtype="float32")
 
 
 def labelled(count: int = 40) -> TextSource:

@@ -45,7 +45,7 @@ def alone(base: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("image_tokens", ["keep", "drop", "only"])
 def test_states_are_those_of_each_row_alone(image_tokens, tokens_at_once):
     base, _ = multimodal()
-    chosen = settings(image_tokens=image_tokens, skip_first=False, tokens_at_once=tokens_at_once)
+    chosen = settings(image_tokens=image_tokens, skip_first=False, tokens_per_batch=tokens_at_once)
     harvester = Harvester(base, processor(), source(), chosen)
     block = harvester.tokens(0, source().read(0, 10))
     found = harvester.hidden(block)[PLACE]

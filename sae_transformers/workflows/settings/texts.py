@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -36,16 +37,18 @@ class TextSettings:
     def __post_init__(self) -> None:
         check_integers(self, max_rows=1)
 
-    def open(self, text: str) -> TextSource:
+    def open(self, text: str, labels: Sequence[str] = (), images: str | None = None) -> TextSource:
         """The rows.
 
         Args:
             text: a file, a folder, a glob, a URL or a Hub data set, as `open_text` takes it.
+            labels: columns of 0 and 1.
+            images: column of a row's image or images.
         """
         from ...latents.texts import open_text
 
         source = open_text(
             text, column=self.text_column, split=self.split, subset=self.subset, streaming=self.streaming,
-            txt_rows=self.txt_rows,
+            txt_rows=self.txt_rows, labels=labels, images=images,
         )  # fmt: skip
         return source if self.max_rows is None else source.first(self.max_rows)
