@@ -32,9 +32,16 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	touch $@ .venv/.demo
+
+# What the quickstart needs and nothing else: neither the tools of development nor the other extras.
+.venv/.demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[quickstart]"
 	touch $@
 
-demo: $(STAMP)  ## run the quickstart: a real small model, an SAE, a steered generation
+demo: .venv/.demo  ## run the quickstart: a real small model, an SAE, a steered generation
 	$(BIN)/sae-transformers quickstart
 
 check: $(STAMP)  ## lint, formatting and types

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .create_training_data.blocks import HarvestSettings as HarvestSettings
     from .create_training_data.concept_recipe import ConceptRecipe as ConceptRecipe
+    from .create_training_data.harvest_settings import HarvestSettings as HarvestSettings
     from .evaluation.bias_data import read_bias_data as read_bias_data
     from .evaluation.settings import FluencyBudget as FluencyBudget
     from .evaluation.settings import GenerationSettings as GenerationSettings
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .modeling import SteeringPlan as SteeringPlan
     from .modeling import TopFeatures as TopFeatures
     from .modeling.conversion.attach import attach as attach
-    from .modeling.conversion.export import export as convert
     from .training.arguments import SaeTrainingArguments as SaeTrainingArguments
     from .training.end_to_end import EndToEndTrainer as EndToEndTrainer
     from .training.shards import HiddenStateShards as HiddenStateShards
@@ -45,12 +44,14 @@ if TYPE_CHECKING:
     from .workflows.classify import load_classifier_base as load_classifier_base
     from .workflows.classify import read_labelled as read_labelled
     from .workflows.concept_set import concept_set as concept_set
+    from .workflows.convert import convert as convert
     from .workflows.detect import detect as detect
     from .workflows.explain import explain as explain
     from .workflows.feature_table import feature_table as feature_table
     from .workflows.harvest import harvest as harvest
     from .workflows.judge import judge as judge
     from .workflows.loading import load as load
+    from .workflows.loading import load_base as load_base
     from .workflows.publish import card as card
     from .workflows.publish import push as push
     from .workflows.reduce_bias import reduce_bias as reduce_bias
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from .workflows.top_features import top_features as top_features
     from .workflows.train import train as train
     from .workflows.train import train_concept as train_concept
+    from .workflows.train import train_recipe as train_recipe
 
 __all__ = [
     "AnswerSettings",
@@ -169,6 +171,7 @@ __all__ = [
     "harvest",
     "judge",
     "load",
+    "load_base",
     "load_classifier_base",
     "open_text",
     "push",
@@ -185,6 +188,7 @@ __all__ = [
     "top_features",
     "train",
     "train_concept",
+    "train_recipe",
 ]
 # Where a name is that `modeling` does not have, `module` or `module:name there`.
 ELSEWHERE = {
@@ -217,9 +221,9 @@ ELSEWHERE = {
     "SaeTrainingArguments": ".training.arguments",
     "TensorTokens": ".training.shards",
     "DetectSettings": ".workflows.settings.detect",
-    "HarvestSettings": ".create_training_data.blocks",
+    "HarvestSettings": ".create_training_data.harvest_settings",
     "attach": ".modeling.conversion.attach",
-    "convert": ".modeling.conversion.export:export",
+    "convert": ".workflows.convert",
     "detect": ".workflows.detect",
     "harvest": ".workflows.harvest",
     "open_text": ".latents.texts",
@@ -261,6 +265,8 @@ ELSEWHERE = {
     "reduce_bias": ".workflows.reduce_bias",
     "BiasSettings": ".workflows.settings.reduce_bias",
     "read_bias_data": ".evaluation.bias_data",
+    "load_base": ".workflows.loading",
+    "train_recipe": ".workflows.train",
 }
 
 

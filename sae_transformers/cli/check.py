@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .errors import fail
+from .options import HookPoint, Model, Saes
+from .tables import open_console
+from .verb import verb
 
 
 def register(app: typer.Typer) -> None:
@@ -14,22 +16,26 @@ def register(app: typer.Typer) -> None:
     app.command()(check)
 
 
+@verb()
 def check(
-    model: Annotated[str, typer.Argument(help="A model with SAEs: a folder or a Hub id.")],
+    model: Model,
+    sae: Saes = None,
+    hook_point: HookPoint = None,
     revision: Annotated[str | None, typer.Option(help="Of the model.")] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest relative difference. [default: 1e-4 in float32]")
+        float | None, typer.Option(help="Largest relative difference; by default 1e-4 in float32.")
     ] = None,
 ) -> None:
     """Compare what must be equal on a model of yours: idle and base, with and without the cache, padded and alone."""
-    from rich.console import Console
-
     from ..modeling import SaeForCausalLM
+    from ..workflows.loading import load_sae
 
-    try:
-        report = SaeForCausalLM.from_pretrained(model, revision=revision).check(tolerance=tolerance)
-    except (OSError, ValueError) as error:
-        fail(error, code=2)
-    Console().print(str(report), highlight=False)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    if sae:
+        loaded = SaeForCausalLM.from_base(model, saes=[load_sae(name, hook_point) for name in sae], **options)
+    else:
+        loaded = SaeForCausalLM.from_pretrained(model, **options)
+    report = loaded.check(tolerance=tolerance)
+    open_console().print(str(report), markup=False)
     if not report:
         raise typer.Exit(1)

@@ -54,7 +54,7 @@ def sentence(error: BaseException) -> str:
 
 def guarded(action: Any, settings: dict[str, Any], width: int | None = None) -> None:
     """Do what a verb does; errors of the user's become one line and exit code 2, a service's refusal 1."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see verb
     from rich.console import Console
 
     from ..create_training_data.llm_client import ServiceRefused

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .errors import fail
+from .verb import verb
 
 
 def register(app: typer.Typer) -> None:
@@ -16,42 +16,32 @@ def register(app: typer.Typer) -> None:
     app.command()(quickstart)
 
 
+@verb()
 def quickstart(
     model: Annotated[
-        str | None, typer.Option(help="Base model: a folder or a Hub id. [default: SmolLM2-135M-Instruct]")
+        str | None, typer.Option(help="Base model: a folder or a Hub id; by default SmolLM2-135M-Instruct.")
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Texts: .csv or .jsonl with columns text, label; or a Hub id. [default: Rotten Tomatoes]"),
+        typer.Option(help="Texts: .csv or .jsonl with columns text, label; or a Hub id; by default Rotten Tomatoes."),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Block whose output the SAE reads. [default: just under the middle]")
+        int | None, typer.Option(help="Block whose output the SAE reads; by default just under the middle.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")] = Path("outputs/quickstart"),
     small: Annotated[bool, typer.Option("--small", help="Fewer texts, steps and samples: for a quick check.")] = False,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:
     """Train a sentiment latent in a real model, detect and steer with it, save it, load it again."""
-    # Read when torch is first imported. Threads that sleep while they wait, where the default is to spin, keep their
-    # speed on a machine that does other work too; spinning ones fall to a fraction of it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Here, not above: `--help` need not wait for torch.
-    import transformers
     from rich.console import Console
 
     from ..quickstart.run import ReloadMismatch, Stopwatch, run
     from ..quickstart.settings import Settings, prepare
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    console = Console()
-    settings = Settings(model=model, dataset=dataset, layer=layer, out=out, small=small, seed=seed)
-    watch = Stopwatch()
-    try:
-        with watch.stage("prepare"):
-            prepared = prepare(settings, say=console.print)
-    except (ValueError, OSError, ImportError) as error:
-        fail(error, code=2)
+    console, watch = Console(), Stopwatch()
+    with watch.stage("prepare"):
+        chosen = Settings(model=model, dataset=dataset, layer=layer, out=out, small=small, seed=seed)
+        prepared = prepare(chosen, say=console.print)
     try:
         run(prepared, console, watch)
     except (ReloadMismatch, RuntimeError) as error:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .errors import fail
+from .tables import open_console, show_rows
+from .verb import verb
 
 
 def register(app: typer.Typer) -> None:
@@ -14,6 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 
 
+@verb()
 def train(
     context: typer.Context,
     config: Annotated[
@@ -26,28 +28,18 @@ def train(
     options: Annotated[bool, typer.Option("--options", help="List every other option with its meaning.")] = False,
 ) -> None:
     """Train SAEs on harvested hidden states. Every setting is also a flag: --d_sae 4096 --learning_rate 1e-3 ..."""
-    from rich.console import Console
-    from rich.table import Table
+    from ..workflows.train import recipe_options, train_recipe
 
-    from ..training.recipe import own_options, read_recipe
-    from ..training.run import run_recipe
-
+    console = open_console()
     if options:
-        table = Table("flag", "default", "meaning")
-        for name, default, meaning in own_options():
-            table.add_row(f"--{name}", str(default), meaning)
-        Console().print(table)
-        Console().print(
+        known = recipe_options()
+        rows = [{"flag": f"--{name}", "default": str(default), "meaning": text} for name, default, text in known]
+        show_rows(console, rows)
+        console.print(
             "Also every argument of transformers.TrainingArguments, and of SparseAutoencoderConfig for each SAE."
         )
         return
     sections = {"data": data, "method": method, "output_dir": out}
-    given = [f"--{name}={value}" for name, value in sections.items() if value is not None]
-    try:
-        _, metrics = run_recipe(read_recipe(config, [*given, *context.args]), resume=resume)
-    except (ValueError, OSError, TypeError) as error:
-        fail(error, code=2)
-    table = Table("metric", "value", title="Training")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
-    Console().print(table)
+    flags = [f"--{name}={value}" for name, value in sections.items() if value is not None]
+    result = train_recipe(config, [*flags, *context.args], resume=resume)
+    show_rows(console, result.rows(), title="Training")

@@ -69,7 +69,9 @@ def verb(
         aliases = [_alias(name, new, known) for name, new in old.items()]
 
         def run(**values: Any) -> None:
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see quickstart
+            # Read when torch is first imported. Threads that sleep while they wait, where the default is to spin, keep
+            # their speed on a machine that does other work too; spinning ones fall to a fraction of it.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             _take_old_names(values, old)
             for name in required:
                 if values[name] in (None, []):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from ..create_training_data.base_model import BaseModel, find_base_model
 from ..create_training_data.labelled_text import LabelledTexts, load_labelled_text, split_texts
@@ -119,7 +120,7 @@ class Prepared:
 
 
 def prepare(settings: Settings, *, say: Callable[[str], None] = lambda text: None) -> Prepared:
-    """Check everything a user can get wrong, and find the model and the text.
+    """Check everything a user can get wrong, and find the model and the text. From here on transformers keeps quiet.
 
     Raises:
         ValueError, OSError, ImportError: with one line that says what to change.
@@ -128,6 +129,8 @@ def prepare(settings: Settings, *, say: Callable[[str], None] = lambda text: Non
         raise ValueError(f"`seed` must be an integer in [0, 2**32). Received: seed={settings.seed!r}.")
     if settings.layer is not None and settings.layer < 0:
         raise ValueError(f"`layer` must not be negative. Received: layer={settings.layer!r}.")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     _check_writable(settings.out)
     score = vader_scorer()
     data = load_labelled_text(settings.dataset, say=say)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
 from ..create_training_data.base_model import find_base_model
@@ -89,21 +89,32 @@ def read_steering(given: str | os.PathLike[str]) -> Steering:
         raise ValueError(f"`steering` must be the JSON of a Steering. Received: {named}{error}") from error
 
 
-def load_sae(name: str, hook_point: str | None = None) -> SparseAutoencoder:
+def load_sae(
+    name: str, hook_point: str | None = None, *, dtype: str | None = None, **options: Any
+) -> SparseAutoencoder:
     """An SAE by itself, as it is stored.
 
     Args:
         name: as `SparseAutoencoder.from_pretrained` takes it.
         hook_point: where it reads, if it does not say that itself.
+        dtype: float32, bfloat16 or float16; by default as stored.
+        options: more of `SparseAutoencoder.from_pretrained`, such as `sae_id`.
+
+    Raises:
+        ValueError: an unknown precision, or what `from_pretrained` refuses.
+        OSError: it is not there.
     """
-    return SparseAutoencoder.from_pretrained(name, **parse_place(hook_point))
+    if dtype is not None and dtype not in DTYPES[1:]:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES[1:])}. Received: dtype={dtype!r}.")
+    options["dtype"] = None if dtype is None else getattr(torch, dtype)
+    return SparseAutoencoder.from_pretrained(name, **options, **parse_place(hook_point))
 
 
 class LoadedBase(NamedTuple):
-    """model: in eval mode, on its device. tokenizer: of it, or its processor. name: where the model was found."""
+    """model: in eval mode, on its device. tokenizer: of it; with `images` its processor. name: where it was found."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | ProcessorMixin
+    tokenizer: PreTrainedTokenizerBase
     name: str
 
 

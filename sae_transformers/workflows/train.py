@@ -25,11 +25,11 @@ from ..latents.texts import TextSource
 from ..modeling import SparseAutoencoder, SparseAutoencoderConfig
 from ..modeling.repository_files import write_whole
 from ..training.conditioned_latent import fit_conditioned_sae
-from ..training.recipe import Recipe, read_recipe
+from ..training.recipe import Recipe, own_options, read_recipe
 from ..training.run import run_recipe
 from ..training.shards import HiddenStateShards, TensorTokens
 from .loading import parse_place
-from .results import Progress
+from .results import Progress, html_table
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,16 @@ class TrainResult:
     def sae(self) -> SparseAutoencoder:
         return self.saes[0]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each metric: metric, value."""
+        return [
+            {"metric": name, "value": f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"}
+            for name, value in self.metrics.items()
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), limit=len(self.metrics))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON: the metrics and the recipe."""
         return {"metrics": self.metrics, "recipe": dataclasses.asdict(self.recipe)}
@@ -60,6 +70,33 @@ class TrainResult:
         for number, sae in enumerate(self.saes):
             sae.save_pretrained(target if len(self.saes) == 1 else target / str(number))
         write_whole(target / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
+
+
+def train_recipe(
+    recipe: str | Path | Recipe | None = None,
+    flags: Sequence[str] = (),
+    *,
+    resume: bool = False,
+) -> TrainResult:
+    """Train on harvested hidden states as a recipe says: the data, the SAEs and the settings of the run are in it.
+
+    Args:
+        recipe: a YAML file, a name such as `topk`, or a `Recipe`; by default the flags are all.
+        flags: more of it, such as `--data=states`, `--d_sae=4096`, `--output_dir=my-sae`.
+        resume: go on from the last checkpoint in its `output_dir`.
+
+    Raises:
+        ValueError: recipe and data do not fit, or a flag is of no known name.
+        OSError: a file is not there.
+    """
+    settings = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, flags)
+    saes, metrics = run_recipe(settings, resume=resume)
+    return TrainResult(saes, metrics, settings)
+
+
+def recipe_options() -> list[tuple[str, Any, str]]:
+    """Name, default and meaning of the flags that are not arguments of `transformers.TrainingArguments`."""
+    return own_options()
 
 
 def train(
