@@ -19,14 +19,14 @@ def register(app: typer.Typer) -> None:
 @verb()
 def quickstart(
     model: Annotated[
-        str | None, typer.Option(help="Base model: a folder or a Hub id; by default SmolLM2-135M-Instruct.")
+        str | None, typer.Option(help="Base model: a folder or a Hub id. [default: SmolLM2-135M-Instruct]")
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Texts: .csv or .jsonl with columns text, label; or a Hub id; by default Rotten Tomatoes."),
+        typer.Option(help="Texts: .csv or .jsonl with columns text, label; or a Hub id. [default: Rotten Tomatoes]"),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Block whose output the SAE reads; by default just under the middle.")
+        int | None, typer.Option(help="Block whose output the SAE reads. [default: just under the middle]")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")] = Path("outputs/quickstart"),
     small: Annotated[bool, typer.Option("--small", help="Fewer texts, steps and samples: for a quick check.")] = False,
