@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .workflows.classify import read_labelled as read_labelled
     from .workflows.concept_set import concept_set as concept_set
     from .workflows.convert import convert as convert
+    from .workflows.dashboard import dashboard as dashboard
+    from .workflows.dashboard_sources import DashboardSources as DashboardSources
     from .workflows.detect import detect as detect
     from .workflows.explain import explain as explain
     from .workflows.feature_table import feature_table as feature_table
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from .workflows.settings.classify import ComparisonSettings as ComparisonSettings
     from .workflows.settings.classify import LabelSettings as LabelSettings
     from .workflows.settings.concept_set import ConceptSetSettings as ConceptSetSettings
+    from .workflows.settings.dashboard import DashboardSettings as DashboardSettings
     from .workflows.settings.detect import DetectSettings as DetectSettings
     from .workflows.settings.feature_table import FeatureTableSettings as FeatureTableSettings
     from .workflows.settings.llm import LLMSettings as LLMSettings
@@ -106,6 +109,8 @@ __all__ = [
     "ComparisonSettings",
     "ConceptRecipe",
     "ConceptSetSettings",
+    "DashboardSettings",
+    "DashboardSources",
     "DetectSettings",
     "Detection",
     "EndToEndTrainer",
@@ -165,6 +170,7 @@ __all__ = [
     "classify",
     "concept_set",
     "convert",
+    "dashboard",
     "detect",
     "explain",
     "feature_table",
@@ -192,6 +198,9 @@ __all__ = [
 ]
 # Where a name is that `modeling` does not have, `module` or `module:name there`.
 ELSEWHERE = {
+    "dashboard": ".workflows.dashboard",
+    "DashboardSources": ".workflows.dashboard_sources",
+    "DashboardSettings": ".workflows.settings.dashboard",
     "AskFeaturesSettings": ".workflows.settings.ask_features",
     "FeatureTableSettings": ".workflows.settings.feature_table",
     "SteerFeatureSettings": ".workflows.settings.steer_feature",

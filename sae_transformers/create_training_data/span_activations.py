@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,24 @@ from .span_tokens import TextTokens, text_tokens
 
 CODES_AT_ONCE = 2048  # tokens of an encoding
 CLOSE = 0.02  # a maximum that is read again may differ so much: batches differ, and so does rounding
+
+
+@dataclass(frozen=True)
+class SpanOrigin:
+    """What spans were collected with.
+
+    Args:
+        model, tokenizer: a base, or a model with SAEs, whose base is read.
+        sae: whose latents they are of.
+        source: rows of text.
+        settings: how they were found.
+    """
+
+    model: Any
+    tokenizer: Any
+    sae: Any
+    source: TextSource
+    settings: SpanSettings = field(default_factory=SpanSettings)
 
 
 class SpanTokens(NamedTuple):
@@ -60,11 +79,7 @@ def read_span_settings(folder: str) -> tuple[SpanSettings, dict[str, Any]]:
 
 @torch.no_grad()
 def read_span_tokens(
-    model: Any,
-    tokenizer: Any,
-    sae: Any,
-    source: TextSource,
-    settings: SpanSettings,
+    origin: SpanOrigin,
     spans: Mapping[str, Any],
     *,
     after: int = 8,
@@ -75,7 +90,7 @@ def read_span_tokens(
     """Read the texts of spans again, and each token's activation of the span's latent.
 
     Args:
-        model, tokenizer, sae, source, settings: those that the spans were collected with.
+        origin: what the spans were collected with.
         spans: columns of spans.parquet, or some of its rows: feature, text_id, score, position, start, end (n,).
         after: tokens behind the span that are shown too.
         max_tokens: read the first blocks of text whole until so many tokens went by; 0 reads the spans' texts alone.
@@ -88,9 +103,10 @@ def read_span_tokens(
     Raises:
         ValueError: the texts or the weights are others than those of the spans.
     """
-    base = getattr(model, "lm", model)
+    sae, settings = origin.sae, origin.settings
     place = sae.config.read_at
-    reader = HiddenStateReader(base, [place], config=model.config)
+    base = getattr(origin.model, "lm", origin.model)
+    reader = HiddenStateReader(base, [place], config=origin.model.config)
     size = settings.rows_per_block
     entries: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # block, row in it -> spans
     for number, text in enumerate(spans["text_id"].tolist()):
@@ -99,11 +115,11 @@ def read_span_tokens(
     seen, last = 0, max(entries, default=-1)
     ahead = itertools.takewhile(lambda n: n <= last or seen < max_tokens, itertools.count())
     wanted = (n for n in ahead if n in entries or seen < max_tokens)
-    for block, rows in source.blocks(size, wanted):
+    for block, rows in origin.source.blocks(size, wanted):
         whole = seen < max_tokens
         members = [i for i in range(len(rows.texts)) if whole or i in entries[block]]
         texts = [rows.texts[i] for i in members]
-        tokens = text_tokens(tokenizer, texts, settings)
+        tokens = text_tokens(origin.tokenizer, texts, settings)
         counts = torch.tensor([len(one.counted) for one in tokens])
         if int(counts.sum()):
             hidden = reader.read(
@@ -121,11 +137,11 @@ def read_span_tokens(
                     break
                 codes = sae.encode_sparse(part[counted.to(part.device)].to(device=sae.device, dtype=sae.dtype))
                 visit(codes.indices, codes.values)
-            for one, text, row, states, counted in zip(
-                tokens, texts, members, hidden.split(counts.tolist()), inside.split(counts.tolist()), strict=True
-            ):
+            parts = tokens, texts, hidden.split(counts.tolist()), inside.split(counts.tolist())
+            for row, read in zip(members, map(_ReadText, *parts), strict=True):
                 if numbers := entries[block].get(row):
-                    _fill(found, numbers, spans, sae, settings, after, one, text, states, counted)
+                    for number, one in _with_activations(numbers, spans, origin, read, after):
+                        found[number] = one
             if whole:
                 seen += int(counts.sum())
     if missing := sum(one is None for one in found):
@@ -133,19 +149,21 @@ def read_span_tokens(
     return [one for one in found if one is not None]
 
 
-def _fill(
-    found: list[SpanTokens | None],
-    numbers: list[int],
-    spans: Mapping[str, Any],
-    sae: Any,
-    settings: SpanSettings,
-    after: int,
-    tokens: TextTokens,
-    text: str,
-    hidden: Tensor,
-    inside: Tensor,
-) -> None:
-    """The spans `numbers`, which are of one text with these hidden states (n_counted, d_in)."""
+class _ReadText(NamedTuple):
+    """tokens, text: of a row. hidden: (n_counted, d_in). inside: (n_counted,) bool, those that are no outliers."""
+
+    tokens: TextTokens
+    text: str
+    hidden: Tensor
+    inside: Tensor
+
+
+def _with_activations(
+    numbers: list[int], spans: Mapping[str, Any], origin: SpanOrigin, read: _ReadText, after: int
+) -> Iterator[tuple[int, SpanTokens]]:
+    """The spans `numbers`, which are of one text, with the activations of their tokens."""
+    tokens, text, hidden, inside = read
+    sae, settings = origin.sae, origin.settings
     features = torch.unique(spans["feature"][numbers])
     hidden, on = hidden.to(sae.device), features.to(sae.device)
     own = settings.activation == "own"
@@ -167,7 +185,7 @@ def _fill(
             )
         cuts = [*tokens.start[begin:stop].tolist(), int(tokens.end[stop - 1])]
         pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
-        found[number] = _whole_characters(int(spans["text_id"][number]), pieces, column[begin:stop], peak - begin)
+        yield number, _whole_characters(int(spans["text_id"][number]), pieces, column[begin:stop], peak - begin)
 
 
 def _whole_characters(text: int, pieces: list[str], activations: Tensor, peak: int) -> SpanTokens:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..modeling import FeatureEdit, Steering
+from ..modeling.modeling_sae import SaePreTrainedModel
 from .continuations import chat_prompts, continue_prompts
 from .settings import GenerationSettings
 
+DIRECTION = FeatureEdit(0, 0, "direction", 1.0, "norm")
+
 
 def steering_samples(
-    model: Any,
-    tokenizer: Any,
+    model: SaePreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     features: Sequence[int],
     strengths: Sequence[float],
+    settings: GenerationSettings | None = None,
     *,
-    op: str = "direction",
-    unit: str = "norm",
-    sae: int = 0,
-    chat: bool = True,
-    new_tokens: int = 40,
-    temperature: float = 0.7,
-    seed: int = 0,
-    rows_at_once: int = 32,
+    edit: FeatureEdit = DIRECTION,
     report: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Continue each prompt once without steering, and once for each feature and strength.
@@ -35,9 +35,9 @@ def steering_samples(
         model: a `SaeForCausalLM`; its default steering is not used.
         tokenizer: of the base.
         strengths: values of the edit, other than 0.
-        op, unit, sae: see `FeatureEdit`.
-        chat: put prompts into the tokenizer's chat template, if it has one.
-        new_tokens, temperature, seed, rows_at_once, report: see `continue_prompts`.
+        settings: how prompts are continued.
+        edit: its SAE, op and unit count.
+        report: see `continue_prompts`.
 
     Returns:
         Rows of JSON: `feature` (None and strength 0 for unsteered ones), `strength`, `op`, `unit`, `prompt`, `text`,
@@ -51,22 +51,23 @@ def steering_samples(
             f"Expected features, and strengths other than 0; unsteered rows come by themselves. "
             f"Received: features={list(features)!r}, strengths={list(strengths)!r}."
         )
-    settings: list[tuple[int | None, float]] = [(None, 0.0), *((f, float(v)) for f in features for v in strengths)]
-    asked = chat_prompts(tokenizer, prompts) if chat else list(prompts)
+    settings = settings or GenerationSettings()
+    rows: list[tuple[int | None, float]] = [(None, 0.0), *((f, float(v)) for f in features for v in strengths)]
+    asked = chat_prompts(tokenizer, prompts) if settings.chat else list(prompts)
     plans = [
-        None if feature is None else Steering([FeatureEdit(sae, feature, op, strength, unit)])
-        for feature, strength in settings
+        None if feature is None else Steering([replace(edit, feature=feature, value=strength)])
+        for feature, strength in rows
     ]
     found = continue_prompts(
-        model, tokenizer, asked * len(settings), [plan for plan in plans for _ in prompts],
-        GenerationSettings(new_tokens, temperature, batch_size=rows_at_once, seed=seed),
-        draws=[*range(len(prompts))] * len(settings), report=report,
+        model, tokenizer, asked * len(rows), [plan for plan in plans for _ in prompts],
+        settings, draws=[*range(len(prompts))] * len(rows), report=report,
     )  # fmt: skip
-    labelled = [(*setting, prompt) for setting in settings for prompt in prompts]
+    labelled = [(*row, prompt) for row in rows for prompt in prompts]
     perplexities = found.perplexities.tolist()
     return [
         {
-            "feature": feature, "strength": strength, "op": op if strength else "", "unit": unit if strength else "",
+            "feature": feature, "strength": strength,
+            "op": edit.op if strength else "", "unit": edit.unit if strength else "",
             "prompt": prompt, "text": text, "perplexity": perplexity,
         }
         for (feature, strength, prompt), text, perplexity in zip(labelled, found.texts, perplexities, strict=True)

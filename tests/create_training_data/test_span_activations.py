@@ -11,6 +11,7 @@ import torch
 
 from sae_transformers import SaeForCausalLM
 from sae_transformers.create_training_data.span_activations import (
+    SpanOrigin,
     _whole_characters,
     read_span_settings,
     read_span_tokens,
@@ -37,7 +38,7 @@ def collected(folder: Path, **settings: Any) -> tuple[Any, Any, SpanSettings, di
 def test_activations_are_those_of_the_whole_text(tmp_path: Path, activation: str, include_peak: bool) -> None:
     base, sae, settings, spans = collected(tmp_path, activation=activation, include_peak=include_peak)
     assert read_span_settings(str(tmp_path)) == (settings, dict(rows_of_list(TEXTS).facts))
-    found = read_span_tokens(base, word_tokenizer(), sae, rows_of_list(TEXTS), settings, spans, after=2)
+    found = read_span_tokens(SpanOrigin(base, word_tokenizer(), sae, rows_of_list(TEXTS), settings), spans, after=2)
     model: Any = SaeForCausalLM.from_base(base, saes=[sae]).eval()
     hidden: list[torch.Tensor] = []
     for text in TEXTS:
@@ -68,13 +69,13 @@ def test_the_first_tokens_are_visited_once(tmp_path: Path) -> None:
     counted = sum(len(text.split()) - 1 for text in TEXTS[:16])
     seen: list[int] = []
     read_span_tokens(
-        base, word_tokenizer(), sae, rows_of_list(TEXTS), settings, some,
+        SpanOrigin(base, word_tokenizer(), sae, rows_of_list(TEXTS), settings), some,
         max_tokens=sum(len(text.split()) - 1 for text in TEXTS[:8]) + 1,
         visit=lambda indices, values: seen.append(len(indices)),
     )  # fmt: skip
     assert sum(seen) == counted  # two blocks of eight
     none = {name: column[:0] for name, column in spans.items()}
-    assert read_span_tokens(base, word_tokenizer(), sae, rows_of_list(TEXTS), settings, none) == []
+    assert read_span_tokens(SpanOrigin(base, word_tokenizer(), sae, rows_of_list(TEXTS), settings), none) == []
 
 
 def test_parts_of_a_character_become_one_token() -> None:
@@ -87,7 +88,7 @@ def test_other_text_or_weights_are_refused(tmp_path: Path) -> None:
     base, sae, settings, spans = collected(tmp_path, activation="own")
 
     def read(source: TextSource, autoencoder: Any = sae) -> None:
-        read_span_tokens(base, word_tokenizer(), autoencoder, source, settings, spans)
+        read_span_tokens(SpanOrigin(base, word_tokenizer(), autoencoder, source, settings), spans)
 
     with pytest.raises(ValueError, match="other characters"):
         read(rows_of_list(word_texts(50, seed=1)))
