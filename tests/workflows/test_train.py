@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -12,15 +13,18 @@ from datasets import Dataset
 from sae_transformers import (
     DetectSettings,
     FeatureEdit,
+    HarvestSettings,
     SaeForCausalLM,
     SparseAutoencoder,
     Steering,
     TensorTokens,
     detect,
+    harvest,
     train,
     train_concept,
+    train_recipe,
 )
-from sae_transformers.create_training_data.blocks import HarvestSettings
+from sae_transformers.workflows.train import recipe_options
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, prompt, tiny_base, tiny_sae
 
@@ -138,3 +142,14 @@ def test_what_is_missing_is_said(hidden):
         train_concept(tiny_base(), word_tokenizer(), TEXTS, [1, 0], "x", hook_point=PLACE)
     with pytest.raises(TypeError, match="Expected texts"):
         trained(3.0)
+
+
+def test_a_recipe_runs_as_the_command_runs_it(tmp_path: Path) -> None:
+    harvest(tiny_base(), word_tokenizer(), word_texts(40), tmp_path / "states", HARVEST)
+    flags = ["--data", str(tmp_path / "states"), "--layer", "1", "--d_sae", "64", "--k", "8", "--max_steps", "2"]
+    flags += ["--per_device_train_batch_size", "64", "--report_to", "none", "--disable_tqdm", "true"]
+    found = train_recipe("topk", [*flags, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"])
+    assert found.sae.config.d_sae == 64 and found.recipe.data == str(tmp_path / "states")
+    assert {"metric": "steps", "value": "2"} in found.rows() and "<table>" in found._repr_html_()
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert "dead_after_tokens" in {name for name, *_ in recipe_options()}
