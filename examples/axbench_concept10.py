@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, Steering, load
+from sae_transformers import FeatureEdit, SaeForCausalLM, SearchSettings, SparseAutoencoder, Steering, load
 from sae_transformers.create_training_data.concept_sets import (
     NEGATIVE,
     ConceptSet,
@@ -55,7 +55,7 @@ from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts
 from sae_transformers.training.diffmean import fit_diffmean
 from sae_transformers.training.feature_search import FeatureSearch, input_scores, search_features
 from sae_transformers.training.state_vectors import direction_sae
-from sae_transformers.training.steering_settings import STATISTICS, SearchSettings
+from sae_transformers.training.steering_settings import STATISTICS
 
 METHODS = {
     "none": "none",

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from sae_transformers import load
+from sae_transformers import SearchSettings, load
 from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts
 from sae_transformers.evaluation.journal import Journal
 from sae_transformers.evaluation.results import Results, SuiteResult, data_file, versions, write_results
@@ -36,7 +36,6 @@ from sae_transformers.latents.hidden_states import HiddenStateReader, kept_posit
 from sae_transformers.latents.sparse_codes import encode_texts
 from sae_transformers.training.feature_search import search_features
 from sae_transformers.training.steering_baselines import steering_methods
-from sae_transformers.training.steering_settings import SearchSettings
 
 MORE = "Go on in an insulting and vulgar way."
 LESS = "Go on in a polite and friendly way."

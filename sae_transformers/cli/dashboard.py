@@ -84,7 +84,7 @@ def dashboard(
     settings = replace(settings, features=None if features is None else feature_list(features), samples=wanted)
     from ..workflows.dashboard import dashboard as make_dashboard
     from ..workflows.dashboard_sources import open_text_of_spans, read_prompts, read_sources
-    from ..workflows.loading import load, load_sae
+    from ..workflows.loading import load, load_base, load_sae
 
     sources = read_sources(
         table=table, spans=spans, with_texts=texts is not None, annotations=annotations, results=results or (),
@@ -99,7 +99,7 @@ def dashboard(
     if reads:
         if name is None:
             raise ValueError("--texts and --steer need a model and --sae. Received: no table that names them.")
-        loaded, tokenizer, _ = load(name, None if one is None else [], model_dtype=model_dtype)
+        loaded, tokenizer, _ = (load if one is None else load_base)(name, model_dtype=model_dtype)
     sources = replace(sources, names={key: str(value) for key, value in names.items() if value})
     with progress_bar("done") as progress:
         found = make_dashboard(

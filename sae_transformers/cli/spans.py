@@ -76,15 +76,16 @@ def spans(
 
     import torch
 
-    from ..workflows.loading import load, load_sae
+    from ..workflows.loading import load, load_base, load_sae
     from ..workflows.spans import spans as find_spans
 
     one = None if sae is None else load_sae(sae, hook_point)
-    loaded, tokenizer, _ = load(model, None if one is None else [], model_dtype=model_dtype, revision=revision)
-    one = loaded.saes[number] if one is None else one
+    read = load if one is None else load_base
+    loaded, tokenizer, _ = read(model, model_dtype=model_dtype, revision=revision)
     try:
         with progress_bar("rows") as progress:
-            found = find_spans(loaded, tokenizer, source, chosen, sae=one, out=out, progress=progress)
+            which = number if one is None else one
+            found = find_spans(loaded, tokenizer, source, chosen, sae=which, out=out, progress=progress)
     except torch.OutOfMemoryError as error:
         fail(f"{error} Try a smaller --tokens-per-batch or --rows-per-block.", code=1)
     console = open_console()
@@ -93,5 +94,5 @@ def spans(
         return
     show_rows(console, [{name: f"{count:,}" for name, count in found.counts().items()}], title=out)
     if save_sae is not None:
-        one.save_pretrained(save_sae)
+        found.sae.save_pretrained(save_sae)
         console.print(f"{save_sae}", markup=False)

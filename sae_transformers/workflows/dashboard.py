@@ -134,6 +134,8 @@ def dashboard(
         raise ValueError("`texts` and `steer` need `model` and `sae`. Received: none.")
     number, one = settings.number, sae
     if one is None and isinstance(model, SaePreTrainedModel):
+        if not number < len(model.saes):
+            raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: `number`={number!r}.")
         one = model.saes[number]
     if one is not None and model is not None:
         one = one.to(model.device)

@@ -16,6 +16,7 @@ from ..create_training_data.span_files import COLUMNS, Spans, read_table
 from ..create_training_data.spans import SpanCollector, read_maxima, write_spans
 from ..latents.text_input import text_source
 from ..modeling import SparseAutoencoder
+from ..modeling.modeling_sae import SaePreTrainedModel
 from .results import Progress, html_table, to_frame
 from .settings.spans import SpanSettings
 
@@ -30,10 +31,23 @@ class SpansResult(Spans):
     Args:
         settings: how they were found.
         index: what identifies them, as the folder says it: model, SAE, text and settings.
+        measured: the SAE, with its `feature_max`; None where the spans were read from a folder.
     """
 
     settings: SpanSettings = field(default_factory=SpanSettings)
     index: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    measured: SparseAutoencoder | None = field(default=None, repr=False)
+
+    @property
+    def sae(self) -> SparseAutoencoder:
+        """The SAE, with its `feature_max`.
+
+        Raises:
+            ValueError: the spans were read from a folder, which does not hold it.
+        """
+        if self.measured is None:
+            raise ValueError("Spans that were read from a folder come without their SAE. Received: measured=None.")
+        return self.measured
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each span, by latent and then best first: feature, score, text_id, position, start, end, span."""
@@ -107,11 +121,15 @@ def spans(
     source = text_source(texts, text_column=text_column)
     if isinstance(sae, SparseAutoencoder):
         sae = sae.to(model.device)
+    elif not isinstance(model, SaePreTrainedModel):
+        raise ValueError(f"A base has no SAE: give one with `sae=`. Received: sae={sae!r}.")
+    elif not 0 <= sae < len(model.saes):
+        raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: `number`={sae!r}.")
     collector = SpanCollector(model, tokenizer, sae, source, settings, out=out)
     found = collector.run(progress=progress if collector.rank == 0 else None)
     if found.feature_max is not None and found.n_tokens:
         collector.sae.feature_max.copy_(found.feature_max)
-    return SpansResult(**vars(found), settings=collector.settings, index=collector.index())
+    return SpansResult(**vars(found), settings=collector.settings, index=collector.index(), measured=collector.sae)
 
 
 def read_spans_result(folder: str | Path) -> SpansResult:

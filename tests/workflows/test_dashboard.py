@@ -113,6 +113,8 @@ def test_what_is_missing_is_told(loaded: Any) -> None:
         dashboard(sae=tiny_sae(layer=1), texts=TEXTS)
     with pytest.raises(ValueError, match="needs `prompts`"):
         dashboard(None, model, tokenizer, DashboardSettings(samples=SteeredSamplesSettings((3,))))
+    with pytest.raises(ValueError, match="SAEs 0 to 0"):
+        dashboard(None, model, tokenizer, DashboardSettings(number=1))
     found = spans(model, tokenizer, TEXTS, SpanSettings(**SMALL))
     with pytest.raises(ValueError, match="the text that `spans` was collected on. Received: rows was"):
         dashboard(DashboardSources(spans=found), model, tokenizer, texts=TEXTS[:3])

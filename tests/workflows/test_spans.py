@@ -88,7 +88,7 @@ def test_they_go_on_with_a_killed_run(tmp_path: Path, monkeypatch: pytest.Monkey
     again = spans(model, tokenizer, TEXTS, SpanSettings(**SMALL), out=tmp_path / "killed")
     assert again.feature_max is not None and whole.feature_max is not None
     assert torch.equal(again.feature_max, whole.feature_max)
-    assert torch.equal(model.saes[0].feature_max, whole.feature_max)
+    assert torch.equal(model.saes[0].feature_max, whole.feature_max) and again.sae is model.saes[0]
     for name in FILES:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     finished = spans(model, tokenizer, TEXTS, SpanSettings(**SMALL), out=tmp_path / "killed")
@@ -123,6 +123,8 @@ def test_the_result_as_tables_and_files(tmp_path: Path) -> None:
     assert read.settings.identity() == in_folder.settings.identity() and read.span == found.span
     assert read.feature_max is not None and found.feature_max is not None
     assert torch.equal(read.feature_max, found.feature_max) and read.counts() == found.counts()
+    with pytest.raises(ValueError, match="without their SAE"):
+        _ = read.sae
     with pytest.raises(FileNotFoundError, match="index.json"):
         read_spans_result(tmp_path)
 
@@ -149,6 +151,10 @@ def test_a_saved_model_and_the_sae_that_is_saved(tmp_path: Path) -> None:
     run(str(tmp_path / "model"), *text, "--out", str(tmp_path / "b"), "--save-sae", str(tmp_path / "measured"))
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    wrong = CliRunner().invoke(
+        app, ["spans", str(tmp_path / "model"), *text, "--out", str(tmp_path / "c"), "--number", "1"]
+    )
+    assert wrong.exit_code == 2 and "The model has SAEs 0 to 0. Received: --number=1" in wrong.output
     model, tokenizer, _ = load(tmp_path / "model")
     measured: Any = SparseAutoencoder.from_pretrained(str(tmp_path / "measured"))
     torch.testing.assert_close(measured.feature_max, by_hand(model, tokenizer), rtol=1e-4, atol=1e-5)
