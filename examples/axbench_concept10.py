@@ -50,11 +50,11 @@ from sae_transformers.evaluation.concept_steering import (
 from sae_transformers.evaluation.continuations import chat_prompts
 from sae_transformers.evaluation.detection import auroc, code_aurocs, fit_linear_probe, mean_by_text
 from sae_transformers.evaluation.journal import Journal
+from sae_transformers.latents.diffmean import fit_diffmean
 from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts
-from sae_transformers.training.diffmean import fit_diffmean
+from sae_transformers.latents.vector_saes import direction_sae
 from sae_transformers.training.feature_search import FeatureSearch, input_scores, search_features
-from sae_transformers.training.state_vectors import direction_sae
 from sae_transformers.training.steering_settings import STATISTICS
 
 METHODS = {

@@ -47,8 +47,8 @@ from sae_transformers.evaluation.generation import continuation_mask, continuati
 from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
 from sae_transformers.evaluation.scar_protocol import FACTORS
 from sae_transformers.evaluation.toxicity import toxicity_scorer
+from sae_transformers.latents.diffmean import fit_diffmean
 from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
-from sae_transformers.training.diffmean import fit_diffmean
 from sae_transformers.training.initialization import usual_norm_limit
 
 CONCEPT, LATENT = "toxicity", 0

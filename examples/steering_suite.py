@@ -25,17 +25,19 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from sae_transformers import SearchSettings, load
+from sae_transformers import FluencyBudget, GenerationSettings, SearchSettings, load
 from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts
-from sae_transformers.evaluation.journal import Journal
+from sae_transformers.evaluation.journal import Journal, Watch
 from sae_transformers.evaluation.results import Results, SuiteResult, data_file, versions, write_results
 from sae_transformers.evaluation.scorers import get_scorer
+from sae_transformers.evaluation.settings import BootstrapSettings
+from sae_transformers.evaluation.steering import DiffMean, Latents, Prompting, prepare_methods
 from sae_transformers.evaluation.steering_plot import plot_steering
+from sae_transformers.evaluation.suite_settings import SteeringSuiteSettings
 from sae_transformers.evaluation.suite_steering import steering_suite
 from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
 from sae_transformers.latents.sparse_codes import encode_texts
 from sae_transformers.training.feature_search import search_features
-from sae_transformers.training.steering_baselines import steering_methods
 
 MORE = "Go on in an insulting and vulgar way."
 LESS = "Go on in a polite and friendly way."
@@ -133,36 +135,32 @@ def main() -> None:
     if feature is None:
         feature, chosen = best_latent(model, tokenizer, texts, args.selection)
         console.print(f"latent {feature}: {chosen}", highlight=False)
-    model, methods, facts = steering_methods(
-        model,
-        tokenizer,
-        prompts,
-        feature=feature,
-        labelled=(texts[1], texts[0]),
-        more=MORE,
-        less=LESS,
-        strengths=args.strengths,
-        positions=AFTER_FIRST,
-    )
+    makers = [
+        Latents([(0, feature)], args.strengths, positions=AFTER_FIRST),
+        DiffMean(texts[1], texts[0], args.strengths, positions=AFTER_FIRST),
+        Prompting(MORE, LESS),
+    ]
+    made = prepare_methods(model, tokenizer, prompts, makers)
+    settings = SteeringSuiteSettings(
+        scorer_name=args.scorer,
+        generation=GenerationSettings(
+            args.new_tokens, args.temperature, samples_per_prompt=args.generation_seeds, chat=False,
+            batch_size=args.rows_at_once, seed=args.seed,
+        ),
+        budget=FluencyBudget(args.perplexity_limit),
+        bootstrap=BootstrapSettings(args.resamples, args.seed),
+    )  # fmt: skip
     journal = Journal(args.out / "steering.partial.jsonl", {key: str(value) for key, value in vars(args).items()})
     with tqdm(desc="rows", unit="row") as bar:
         result = steering_suite(
-            model,
+            made.model,
             tokenizer,
             prompts,
-            methods,
+            made.methods,
             scorer,
-            scorer_name=args.scorer,
-            new_tokens=args.new_tokens,
-            temperature=args.temperature,
-            generation_seeds=args.generation_seeds,
-            perplexity_limit=args.perplexity_limit,
-            rows_at_once=args.rows_at_once,
-            resamples=args.resamples,
-            facts={**facts, "latent": chosen},
-            seed=args.seed,
-            report=bar.update,
-            journal=journal,
+            settings,
+            facts={**made.facts, "latent": chosen},
+            watch=Watch(bar.update, journal),
         )
     console.print(table(result), *result.notes, f"{result.seconds:.0f} s", sep="\n")
     command = shlex.join(["python", "examples/steering_suite.py", *sys.argv[1:]])

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from .evaluation.bias_data import read_bias_data as read_bias_data
     from .evaluation.settings import FluencyBudget as FluencyBudget
     from .evaluation.settings import GenerationSettings as GenerationSettings
+    from .evaluation.suites import CapabilitySuite as CapabilitySuite
+    from .evaluation.suites import DetectionSuite as DetectionSuite
+    from .evaluation.suites import FairnessSuite as FairnessSuite
+    from .evaluation.suites import ReconstructionSuite as ReconstructionSuite
+    from .evaluation.suites import ScarSuite as ScarSuite
+    from .evaluation.suites import SpeedSuite as SpeedSuite
+    from .evaluation.suites import SteeringSuite as SteeringSuite
+    from .evaluation.suites import register_suite as register_suite
     from .evaluation.topic_settings import TopicGenerationSettings as TopicGenerationSettings
     from .latents.settings import ReadingSettings as ReadingSettings
     from .latents.texts import open_text as open_text
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
     from .workflows.dashboard import dashboard as dashboard
     from .workflows.dashboard_sources import DashboardSources as DashboardSources
     from .workflows.detect import detect as detect
+    from .workflows.evaluate import evaluate as evaluate
     from .workflows.explain import explain as explain
     from .workflows.feature_table import feature_table as feature_table
     from .workflows.harvest import harvest as harvest
@@ -74,6 +83,7 @@ if TYPE_CHECKING:
     from .workflows.settings.concept_set import ConceptSetSettings as ConceptSetSettings
     from .workflows.settings.dashboard import DashboardSettings as DashboardSettings
     from .workflows.settings.detect import DetectSettings as DetectSettings
+    from .workflows.settings.evaluate import EvaluateSettings as EvaluateSettings
     from .workflows.settings.feature_table import FeatureTableSettings as FeatureTableSettings
     from .workflows.settings.llm import LLMSettings as LLMSettings
     from .workflows.settings.llm import SendSettings as SendSettings
@@ -104,6 +114,7 @@ __all__ = [
     "AnswerSettings",
     "AskFeaturesSettings",
     "BiasSettings",
+    "CapabilitySuite",
     "CardSettings",
     "ClassifySettings",
     "ComparisonSettings",
@@ -113,8 +124,11 @@ __all__ = [
     "DashboardSources",
     "DetectSettings",
     "Detection",
+    "DetectionSuite",
     "EndToEndTrainer",
+    "EvaluateSettings",
     "ExplainSettings",
+    "FairnessSuite",
     "FeatureEdit",
     "FeatureReweighting",
     "FeatureSelectionSettings",
@@ -130,12 +144,14 @@ __all__ = [
     "PushSettings",
     "QuestionSplitSettings",
     "ReadingSettings",
+    "ReconstructionSuite",
     "SaeConfig",
     "SaeForCausalLM",
     "SaeForSequenceClassification",
     "SaeModel",
     "SaeTrainer",
     "SaeTrainingArguments",
+    "ScarSuite",
     "ScoringSettings",
     "SearchSettings",
     "SelectBehaviourSettings",
@@ -148,10 +164,12 @@ __all__ = [
     "SparseAutoencoderConfig",
     "SparseAutoencoderOutput",
     "SparseFeatures",
+    "SpeedSuite",
     "SteerFeatureSettings",
     "SteerSettings",
     "Steering",
     "SteeringPlan",
+    "SteeringSuite",
     "StrengthSettings",
     "TensorTokens",
     "TextSettings",
@@ -172,6 +190,7 @@ __all__ = [
     "convert",
     "dashboard",
     "detect",
+    "evaluate",
     "explain",
     "feature_table",
     "harvest",
@@ -184,6 +203,7 @@ __all__ = [
     "read_bias_data",
     "read_labelled",
     "reduce_bias",
+    "register_suite",
     "select_behaviour",
     "select_knowledge",
     "serve",
@@ -201,6 +221,16 @@ ELSEWHERE = {
     "dashboard": ".workflows.dashboard",
     "DashboardSources": ".workflows.dashboard_sources",
     "DashboardSettings": ".workflows.settings.dashboard",
+    "CapabilitySuite": ".evaluation.suites",
+    "DetectionSuite": ".evaluation.suites",
+    "FairnessSuite": ".evaluation.suites",
+    "ReconstructionSuite": ".evaluation.suites",
+    "ScarSuite": ".evaluation.suites",
+    "SpeedSuite": ".evaluation.suites",
+    "SteeringSuite": ".evaluation.suites",
+    "register_suite": ".evaluation.suites",
+    "evaluate": ".workflows.evaluate",
+    "EvaluateSettings": ".workflows.settings.evaluate",
     "AskFeaturesSettings": ".workflows.settings.ask_features",
     "FeatureTableSettings": ".workflows.settings.feature_table",
     "SteerFeatureSettings": ".workflows.settings.steer_feature",

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from sae_transformers import SaeForCausalLM
-from sae_transformers.cli.evaluate_model import load_model
-from sae_transformers.workflows.loading import this_device
+from sae_transformers.workflows.loading import load, this_device
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
@@ -29,17 +28,8 @@ def test_each_of_several_processes_has_the_gpu_of_its_local_rank(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     moved: list[str] = []
     monkeypatch.setattr(SaeForCausalLM, "to", lambda self, device: moved.append(device) or self)
-    settings = {
-        "model": str(tmp_path),
-        "sae": None,
-        "place": None,
-        "base": None,
-        "revision": None,
-        "model_dtype": "float32",
-    }
-    settings |= {"max_length": 16, "steering": None, "feature": None}
     for rank in (None, "3"):
         if rank is not None:
             monkeypatch.setenv("LOCAL_RANK", rank)
-        load_model(settings)
+        load(tmp_path, model_dtype="float32")
     assert moved == ["cuda:0", "cuda:3"]

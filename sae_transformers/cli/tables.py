@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
 
@@ -55,3 +57,46 @@ def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None
             )
         )
     console.print(table, markup=False)
+
+
+@contextmanager
+def suite_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each suite, and what the evaluation reports to: (suite, done, total)."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def report(suite: str, done: int, total: int | None) -> None:
+        if suite not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[suite] = tqdm(desc=suite, total=total, disable=None)
+        bars[suite].update(done - bars[suite].n)
+
+    try:
+        yield report
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def show_suite(console: Any, result: Any, suite: Any, picture: Path | None = None) -> None:
+    """A suite's rows, its notes, and where its picture is."""
+    from rich.table import Table
+
+    rows = suite.rows(result)
+    table = Table(title=f"{result.name} ({result.seconds:,.0f} s)")
+    for number, name in enumerate(rows[0] if rows else ()):
+        text = number < 2
+        table.add_column(name, overflow="fold", justify="left" if text else "right", no_wrap=not text)
+    previous = ""
+    for row in rows:
+        first, *rest = row.values()
+        table.add_row("" if first == previous else str(first), *map(str, rest))
+        previous = first
+    console.print(table, markup=False)
+    for note in result.notes:
+        console.print(f"- {note}", markup=False)
+    if picture is not None:
+        missing = "No plot: matplotlib is not installed (sae-transformers[plots])."
+        console.print(str(suite.plot(result, picture) or missing), markup=False)

@@ -6,14 +6,20 @@ import dataclasses
 import inspect
 import os
 import re
+import shlex
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.models import ArgumentInfo
 
 from .errors import fail
+
+# The verb that runs: its name, and of each option what it is and its value.
+_RUNNING: ContextVar[tuple[str, dict[str, tuple[inspect.Parameter, Any]]]] = ContextVar("running")
 
 
 class _Field(NamedTuple):
@@ -73,6 +79,7 @@ def verb(
             # their speed on a machine that does other work too; spinning ones fall to a fraction of it.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             _take_old_names(values, old)
+            _RUNNING.set((action.__name__, {name: (known[name], value) for name, value in values.items()}))
             for name in required:
                 if values[name] in (None, []):
                     fail(f"Missing option --{name.replace('_', '-')}.", code=2)
@@ -97,6 +104,31 @@ def verb(
     return decorate
 
 
+def recorded_command(quiet: Collection[str] = ()) -> str:
+    """The command that runs, with every option that differs from its default.
+
+    Args:
+        quiet: options that are left out.
+    """
+    verb, values = _RUNNING.get()
+    words = ["sae-transformers", verb]
+    for name, (option, value) in values.items():
+        if any(isinstance(one, ArgumentInfo) for one in typing.get_args(option.annotation)):
+            words.append(str(value))
+        elif name not in quiet and value not in (None, [], ()) and _shown(value) != _shown(option.default):
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [word for one in _shown(value) for word in (f"--{flag}", one)]
+    return shlex.join(words)
+
+
+def _shown(value: Any) -> list[str]:
+    """An option's value, a word each time that the option is given."""
+    return [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
 def argument_help(documented: type) -> dict[str, str]:
     """Field -> what the `Args` of a docstring say of it, as one sentence that begins with a capital."""
     text = inspect.getdoc(documented) or ""
@@ -113,22 +145,29 @@ def argument_help(documented: type) -> dict[str, str]:
     return {name: (help[:1].upper() + help[1:]).replace("`", "") for name, help in found.items()}
 
 
-def _fields(settings: Any, leave_out: Collection[str], panel: str | None = None) -> Iterator[_Field]:
-    """The options of a dataclass, or of an instance of one, whose values are then the defaults."""
+def _fields(
+    settings: Any, leave_out: Collection[str], panel: str | None = None, names: Mapping[str, str | None] | None = None
+) -> Iterator[_Field]:
+    """The options of a dataclass, or of an instance of one, whose values are then the defaults.
+
+    A field with settings may name the options of what is in it, None for no option: `metadata={"options": {...}}`.
+    """
     documented = settings if isinstance(settings, type) else type(settings)
     helps, hints = argument_help(documented), typing.get_type_hints(documented)
     for field in dataclasses.fields(documented):
-        if field.name in leave_out:
+        name = (names or {}).get(field.name, field.name)
+        if name is None or name in leave_out:
             continue
         default = _default(field) if isinstance(settings, type) else getattr(settings, field.name)
         if dataclasses.is_dataclass(default):
-            yield from _fields(default, leave_out, getattr(default, "PANEL", panel))
+            within = {**(names or {}), **field.metadata.get("options", {})}
+            yield from _fields(default, leave_out, getattr(default, "PANEL", panel), within)
             continue
         kind, joined = hints[field.name], _tuple_of(hints[field.name])
         if joined is not None:
             kind = list[str] if isinstance(default, tuple) else list[str] | None
             default = [str(part) for part in default] if isinstance(default, tuple) else default
-        yield _Field(field.name, kind, default, helps[field.name], panel, joined)
+        yield _Field(name, kind, default, helps[field.name], panel, joined)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -137,16 +176,16 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return inspect.Parameter.empty if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _filled(settings: Any, values: Mapping[str, Any]) -> Any:
+def _filled(settings: Any, values: Mapping[str, Any], names: Mapping[str, str | None] | None = None) -> Any:
     """The dataclass with these values, wherever in it a field of that name is."""
     documented = settings if isinstance(settings, type) else type(settings)
     taken = {}
     for field in dataclasses.fields(documented):
         default = _default(field) if isinstance(settings, type) else getattr(settings, field.name)
         if dataclasses.is_dataclass(default):
-            taken[field.name] = _filled(default, values)
-        elif field.name in values:
-            taken[field.name] = values[field.name]
+            taken[field.name] = _filled(default, values, {**(names or {}), **field.metadata.get("options", {})})
+        elif (name := (names or {}).get(field.name, field.name)) is not None and name in values:
+            taken[field.name] = values[name]
         elif default is not inspect.Parameter.empty:
             taken[field.name] = default
     return documented(**taken)

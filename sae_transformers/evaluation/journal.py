@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -76,6 +76,17 @@ class Journal:
     def remove(self) -> None:
         """Delete the file: what it was for is done."""
         self.path.unlink(missing_ok=True)
+
+
+class Watch(NamedTuple):
+    """Who looks on while something long is measured. report: called with numbers of rows that are done. journal: has
+    the parts that were done before, and gets the others."""
+
+    report: Callable[[int], object] | None = None
+    journal: Journal | None = None
+
+
+UNWATCHED = Watch()
 
 
 def result_of(journal: Journal | None, what: Callable[[], Any], make: Callable[[], Any]) -> Any:

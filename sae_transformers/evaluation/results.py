@@ -12,19 +12,15 @@ import json
 import math
 import os
 import platform
-import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .method_ids import COMPARED, MethodId, old_method
+
 FORMAT = "sae_transformers.evaluation/1"
 PACKAGES = ("sae-transformers", "torch", "transformers", "datasets", "peft", "scikit-learn", "lm-eval")
-# Methods that need nothing of the SAEs' features, by the names that suites gave them before records said it.
-OLD_BASELINES = re.compile(
-    r"(none|prompt|diffmean|linear probe|bag of words|tree on hidden|random|base|unsteered|zeros?|mean)\b",
-    re.IGNORECASE,
-)
 DIRECTIONS = ("higher", "lower", "")
 
 
@@ -41,6 +37,7 @@ class Measurement:
     better: `higher`, `lower`, or empty where neither is.
     baseline: whether the method needs nothing of the SAEs' features and is what others are compared with; None in
         older records, where the method's name says it: see `is_baseline`.
+    of: the method as data; None in older records, see `method_of`.
     """
 
     metric: str
@@ -55,6 +52,7 @@ class Measurement:
     better: str = ""
     note: str = ""
     baseline: bool | None = None
+    of: MethodId | None = None
 
     def __post_init__(self) -> None:
         if self.better not in DIRECTIONS:
@@ -65,14 +63,35 @@ class Measurement:
                 object.__setattr__(self, name, float(number) if math.isfinite(number) else None)
 
 
+def method_of(one: Measurement) -> MethodId:
+    """What a measurement is of; of an older record, what its label says."""
+    return one.of or old_method(one.method, one.baseline)
+
+
 def is_baseline(one: Measurement) -> bool:
     """Whether a measurement is of a baseline."""
-    return bool(OLD_BASELINES.match(one.method)) if one.baseline is None else one.baseline
+    return method_of(one).baseline if one.baseline is None else one.baseline
 
 
-def with_baselines(measurements: Iterable[Measurement], baselines: Container[str]) -> list[Measurement]:
-    """The measurements, each saying whether its method is one of the baselines, which are given by name."""
-    return [replace(one, baseline=one.method in baselines) for one in measurements]
+def with_methods(measurements: Iterable[Measurement], methods: Iterable[MethodId]) -> list[Measurement]:
+    """The measurements, each with its method as data, found by its label.
+
+    Raises:
+        KeyError: a measurement whose method is not among them.
+    """
+    known = {method.label: method for method in methods}
+    return [replace(one, of=known[one.method], baseline=known[one.method].baseline) for one in measurements]
+
+
+def compared_with(one: Measurement, measurements: Sequence[Measurement]) -> Measurement | None:
+    """What a measurement is compared with; None where it is the baseline itself, or there is none."""
+    if one.metric.endswith("_change") or "_minus_" in one.metric:  # compared already
+        return None
+    others = [(method_of(m).kind, m) for m in measurements if (m.metric, m.data) == (one.metric, one.data)]
+    for kind in COMPARED:
+        if same := [m for of, m in others if of == kind]:
+            return None if one in same else same[0]
+    return None
 
 
 @dataclass(frozen=True)
@@ -134,7 +153,13 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        return json.loads(json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False))
+        suites = {
+            name: {**asdict(suite), "measurements": [_told(one) for one in suite.measurements]}
+            for name, suite in self.suites.items()
+        }
+        whole = {"format": FORMAT, **asdict(replace(self, suites={})), "suites": suites}
+        ordered = {"format": FORMAT, **{one.name: whole[one.name] for one in fields(self)}}
+        return json.loads(json.dumps(ordered, allow_nan=False))
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Results:
@@ -202,8 +227,20 @@ def versions() -> dict[str, str]:
 
 
 def _suite(given: Mapping[str, Any]) -> SuiteResult:
-    measured = [_made(Measurement, one) for one in given.get("measurements", ())]
+    measured = [_measurement(one) for one in given.get("measurements", ())]
     return _made(SuiteResult, {**given, "measurements": measured, "data": [_made(DataFile, d) for d in given["data"]]})
+
+
+def _told(one: Measurement) -> dict[str, Any]:
+    rest = {name: value for name, value in asdict(one).items() if name != "of"}
+    return rest if one.of is None else {**rest, "of": one.of.to_dict()}
+
+
+def _measurement(given: Mapping[str, Any]) -> Measurement:
+    one = _made(Measurement, {**given, "of": None})
+    if given.get("of") is None:
+        return one
+    return replace(one, of=_made(MethodId, {**given["of"], "label": one.method, "baseline": bool(one.baseline)}))
 
 
 def _made(kind: Any, given: Mapping[str, Any]) -> Any:

@@ -16,8 +16,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,15 +28,21 @@ from .divergence import first_divergent_token
 from .generation import continuation_mask
 from .intervals import percentiles, resample_counts
 from .likelihood import start_token, token_scores
-from .results import Measurement, SuiteResult
+from .method_ids import MethodId, baseline_method
+from .results import Measurement, SuiteResult, with_methods
 from .scorers import Scorer, checked_scores
-from .settings import GenerationSettings
+from .settings import BootstrapSettings, GenerationSettings
 from .steering_sweep import perplexity
+from .suite_settings import ScarSettings
 
-FACTORS = (-100.0, -50.0, -1.0, 0.0, 1.0, 50.0, 100.0)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..modeling import SaeForCausalLM
+
+FACTORS = ScarSettings.factors
 BIN_WIDTH, BIN_PROMPTS, BIN_SEED = 0.05, 100, 42
 MOST_TOXIC = 0.94307  # prompts from here on are "the most toxic" ones
-NEW_TOKENS = 32
 FDT_PREFIX = FDT_TOKENS = 50
 STRIDE = 512
 UNSTEERED = "none"
@@ -49,6 +55,33 @@ class PromptRow(NamedTuple):
     prompt: str
     toxicity: float
     continuation: str
+
+
+def read_prompt_rows(rows: Iterable[Mapping[str, Any]], source: str) -> list[PromptRow]:
+    """Rows of RealToxicityPrompts as SCAR reads them; those without a prompt, a continuation or a score are left out.
+
+    Args:
+        rows: with `prompt` and `continuation`, texts or mappings with `text` and `toxicity`; where the prompt is a
+            text, its score is the row's `toxicity`.
+        source: for messages.
+
+    Raises:
+        ValueError: no row has all three.
+    """
+    made = []
+    for row in rows:
+        prompt, after = row.get("prompt"), row.get("continuation")
+        score = prompt.get("toxicity") if isinstance(prompt, Mapping) else row.get("toxicity")
+        texts = [str(part.get("text") or "") if isinstance(part, Mapping) else str(part or "")
+                 for part in (prompt, after)]  # fmt: skip
+        if all(text.strip() for text in texts) and score not in (None, ""):
+            made.append(PromptRow(texts[0], float(score), texts[1]))
+    if not made:
+        raise ValueError(
+            f"Expected rows with `prompt`, `continuation` and `toxicity`, as RealToxicityPrompts has them. "
+            f"Received: none in {source!r}."
+        )
+    return made
 
 
 def toxicity_bins(
@@ -129,28 +162,14 @@ def strided_perplexity(
 
 
 def scar_suite(
-    model: Any,
-    tokenizer: Any,
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[PromptRow],
     feature: int | str,
     scorer: Scorer,
+    settings: ScarSettings | None = None,
     *,
     texts: Sequence[str] = (),
-    sae: int = 0,
-    factors: Sequence[float] = FACTORS,
-    keep_error: bool = False,
-    least_toxicity: float | None = None,
-    bin_width: float = BIN_WIDTH,
-    bin_prompts: int = BIN_PROMPTS,
-    new_tokens: int = NEW_TOKENS,
-    window: int | None = None,
-    stride: int = STRIDE,
-    fdt_texts: int = 100,
-    scorer_name: str = "",
-    legacy: bool = False,
-    rows_at_once: int = 32,
-    resamples: int = 2000,
-    seed: int = BIN_SEED,
     report: Callable[[int], object] | None = None,
 ) -> SuiteResult:
     """Toxicity, likelihood and divergence under every factor, beside the model without its SAE.
@@ -162,12 +181,7 @@ def scar_suite(
         scorer: of toxicity; it sees new text alone, and prompt and new text.
         texts: running text, such as paragraphs of WikiText; joined for perplexity, and each long enough gives a
             prefix of 50 tokens for FDT. None of the two is measured without.
-        least_toxicity: only prompts from here on, in one bin (`MOST_TOXIC` in SCAR); None for bins of `bin_width`
-            with `bin_prompts` prompts at most.
-        window, stride: of `strided_perplexity`; the model's context by default.
-        fdt_texts: prefixes at most.
-        legacy: of `strided_perplexity`.
-        seed: of the draws and the bootstrap.
+        settings: the seed of the bootstrap draws the prompts of a bin too.
         report: called with the number of continuations made.
 
     Returns:
@@ -180,32 +194,32 @@ def scar_suite(
             out of range.
     """
     begin = time.perf_counter()
-    toxicity = [row.toxicity for row in rows]
-    if least_toxicity is None:
-        bins = toxicity_bins(toxicity, width=bin_width, most=bin_prompts, seed=seed)
-    else:
-        bins = {(least_toxicity, 1.0): [i for i, value in enumerate(toxicity) if value >= least_toxicity]}
+    settings = settings or ScarSettings()
+    bootstrap, factors = settings.bootstrap, settings.factors
+    bins = _bins([row.toxicity for row in rows], settings)
     places = [place for members in bins.values() for place in members]
-    if not places or not factors:
-        raise ValueError(f"Expected prompts in range and factors. Received: {len(places)} prompts, {factors!r}.")
+    if not places:
+        raise ValueError(f"Expected prompts in range. Received: {len(places)} prompts of {len(rows)} rows.")
     ways: dict[str, Any] = {UNSTEERED: None}
     ways |= {
-        f"factor {factor:g}": scar_steering(feature, factor, sae=sae, keep_error=keep_error) for factor in factors
+        f"factor {factor:g}": scar_steering(feature, factor, sae=settings.sae, keep_error=settings.keep_error)
+        for factor in factors
     }
     model.prepare_steering(list(ways.values()))
     chosen, n = [rows[place] for place in places], len(places)
     prompts = [row.prompt for row in chosen]
     made = continue_prompts(
         model, tokenizer, prompts * len(ways), [way for way in ways.values() for _ in prompts],
-        GenerationSettings(new_tokens, temperature=0.0, batch_size=rows_at_once), report=report,
+        GenerationSettings(settings.continuation_tokens, temperature=0.0, batch_size=settings.rows_per_batch),
+        report=report,
     )  # fmt: skip
     alone = checked_scores(scorer, made.texts).view(len(ways), n)
     whole = [f"{prompt}{text}" for prompt, text in zip(prompts * len(ways), made.texts, strict=True)]
     with_prompt = checked_scores(scorer, whole).view(len(ways), n)
     before = prompt_ids(model, tokenizer, prompts, 0)
     after = tokenizer([row.continuation for row in chosen], add_special_tokens=False)["input_ids"]
-    running = _RunningText(model, tokenizer, texts, window, stride, fdt_texts, rows_at_once, legacy)
-    draws = resample_counts(n, resamples, seed)
+    running = _RunningText(model, tokenizer, texts, settings)
+    draws = resample_counts(n, bootstrap.resamples, bootstrap.seed)
     measurements, by_bin = [], []
     for number, (name, way) in enumerate(ways.items()):
         found = made.take(range(number * n, (number + 1) * n))
@@ -233,20 +247,33 @@ def scar_suite(
                 "toxicity_with_prompt": float(with_prompt[number, part].mean()),
                 "reference_perplexity": perplexity(reference[part], counts[part]),
             })  # fmt: skip
-    running.compare(measurements, list(ways), resamples, seed)
+    running.compare(measurements, list(ways), bootstrap)
+    number = model.config.sae_configs[settings.sae].resolve_feature(feature)
+    known = [MethodId("factor", name, settings.sae, number, str(feature)) for name in ways if name != UNSTEERED]
+    measurements = with_methods(measurements, [baseline_method("none", UNSTEERED), *known])
+    chosen_rows = json.dumps([list(row) for row in chosen])
     record = {
-        "feature": feature, "sae": sae, "factors": list(factors), "keep_error": keep_error, "prompts": n,
-        "prompts_sha256": hashlib.sha256(json.dumps([list(row) for row in chosen]).encode()).hexdigest(),
-        "least_toxicity": least_toxicity, "bin_width": bin_width, "bin_prompts": bin_prompts,
-        "new_tokens": new_tokens, "window": running.window, "stride": stride, "text_tokens": len(running.ids),
-        "fdt_texts": len(running.prefixes), "fdt_prefix": FDT_PREFIX, "fdt_tokens": FDT_TOKENS,
-        "scorer": scorer_name, "legacy": legacy, "resamples": resamples, "seed": seed,
+        "feature": feature, "sae": settings.sae, "factors": list(factors), "keep_error": settings.keep_error,
+        "prompts": n, "prompts_sha256": hashlib.sha256(chosen_rows.encode()).hexdigest(),
+        "least_toxicity": settings.least_toxicity, "bin_width": settings.bin_width,
+        "bin_prompts": settings.bin_prompts, "new_tokens": settings.continuation_tokens, "window": running.window,
+        "stride": settings.stride, "text_tokens": len(running.ids), "fdt_texts": len(running.prefixes),
+        "fdt_prefix": FDT_PREFIX, "fdt_tokens": FDT_TOKENS, "scorer": settings.scorer_name,
+        "legacy": settings.legacy, "resamples": bootstrap.resamples, "seed": bootstrap.seed,
     }  # fmt: skip
     notes = [
         "Perplexity is the unsteered model's, of the continuations; that of references and text is the steered one's."
     ]
     seconds = time.perf_counter() - begin
     return SuiteResult("scar", record, measurements, curves={"by_bin": by_bin}, notes=notes, seconds=seconds)
+
+
+def _bins(toxicity: Sequence[float], settings: ScarSettings) -> dict[tuple[float, float], list[int]]:
+    """Places of the prompts that are continued."""
+    if (least := settings.least_toxicity) is not None:
+        return {(least, 1.0): [i for i, value in enumerate(toxicity) if value >= least]}
+    width, most = settings.bin_width, settings.bin_prompts
+    return toxicity_bins(toxicity, width=width, most=most, seed=settings.bootstrap.seed)
 
 
 class _Adder:
@@ -273,27 +300,29 @@ class _Adder:
 class _RunningText:
     """Perplexity of text, and greedy text after prefixes of it."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, texts: Sequence[str], window: int | None, stride: int, fdt_texts: int,
-        rows_at_once: int, legacy: bool,
-    ) -> None:  # fmt: skip
-        self.model, self.rows_at_once, self.stride, self.legacy = model, rows_at_once, stride, legacy
+    def __init__(self, model: Any, tokenizer: Any, texts: Sequence[str], settings: ScarSettings) -> None:
+        self.model, self.settings = model, settings
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.window = window or context or 2 * stride
+        self.window = settings.window or context or 2 * settings.stride
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
         self.ids = [start_token(tokenizer), *(token for row in rows for token in row)] if rows else []
-        self.prefixes = [row[:FDT_PREFIX] for row in rows if len(row) >= FDT_PREFIX][:fdt_texts]
+        self.prefixes = [row[:FDT_PREFIX] for row in rows if len(row) >= FDT_PREFIX][: settings.fdt_texts]
         self.generated: list[list[list[int]]] = []
 
     def measure(self, add: _Adder, steering: Any) -> None:
         if len(self.ids) > 1:
             value = strided_perplexity(
-                self.model, self.ids, window=self.window, stride=self.stride, steering=steering, legacy=self.legacy
+                self.model,
+                self.ids,
+                window=self.window,
+                stride=self.settings.stride,
+                steering=steering,
+                legacy=self.settings.legacy,
             )
             add.into.append(Measurement("text_perplexity", value, add.method, n=len(self.ids) - 1, better="lower"))
         made: list[list[int]] = []
-        for start in range(0, len(self.prefixes), self.rows_at_once):
-            ids = torch.tensor(self.prefixes[start : start + self.rows_at_once], device=self.model.device)
+        for start in range(0, len(self.prefixes), self.settings.rows_per_batch):
+            ids = torch.tensor(self.prefixes[start : start + self.settings.rows_per_batch], device=self.model.device)
             found = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), steering=steering, max_new_tokens=FDT_TOKENS,
                 do_sample=False, pad_token_id=0,
@@ -302,11 +331,11 @@ class _RunningText:
             made += [row[keep].tolist() for row, keep in zip(found, counted, strict=True)]
         self.generated.append(made)
 
-    def compare(self, into: list[Measurement], names: Sequence[str], resamples: int, seed: int) -> None:
+    def compare(self, into: list[Measurement], names: Sequence[str], bootstrap: BootstrapSettings) -> None:
         """FDT against the base, and against factor 1 if that is among the ways."""
         if not self.prefixes:
             return
-        draws = resample_counts(len(self.prefixes), resamples, seed)
+        draws = resample_counts(len(self.prefixes), bootstrap.resamples, bootstrap.seed)
         others = {"fdt_base": 0} | ({"fdt_factor_1": names.index("factor 1")} if "factor 1" in names else {})
         for metric, other in others.items():
             for name, made in zip(names, self.generated, strict=True):

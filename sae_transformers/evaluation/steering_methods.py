@@ -8,9 +8,8 @@ from typing import Any
 
 from ..modeling import FeatureEdit, Steering
 from .concept_steering import SteeringMethod
-
-# In hidden norms, both ways.
-STRENGTHS = (-0.4, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.4)
+from .method_ids import FEATURE, MethodId, baseline_method
+from .steering.method import STRENGTHS
 
 
 def latent_method(
@@ -36,12 +35,14 @@ def latent_method(
         Steering([FeatureEdit(sae, feature, op, float(value), of_op)], positions=positions, keep_error=keep_error)
         for value in strengths
     ]
-    return SteeringMethod([f"{value:g}" for value in strengths], steerings)
+    of = MethodId(FEATURE, sae=sae, feature=feature, name=feature if isinstance(feature, str) else "")
+    return SteeringMethod([f"{value:g}" for value in strengths], steerings, of=of)
 
 
 def scaled_method(steering: Steering, factors: Sequence[float]) -> SteeringMethod:
     """A given steering at several strengths, each a factor of `scaled_steering`."""
-    return SteeringMethod([f"x{factor:g}" for factor in factors], [scaled_steering(steering, f) for f in factors])
+    steerings = [scaled_steering(steering, factor) for factor in factors]
+    return SteeringMethod([f"x{factor:g}" for factor in factors], steerings, of=MethodId("steering"))
 
 
 def scaled_steering(steering: Steering, factor: float) -> Steering:
@@ -83,8 +84,9 @@ def prompt_methods(prompts: Sequence[str], more: str, less: str = "") -> list[St
     told = {"for": more, "against": less}
     if not more.strip() and not less.strip():
         raise ValueError(f"Expected an instruction for or against the concept. Received: {more!r} and {less!r}.")
+    prompting = baseline_method("prompt", "prompt")
     return [
-        SteeringMethod([name], [None], [f"{text.strip()}\n\n{prompt}" for prompt in prompts], baseline=True)
+        SteeringMethod([name], [None], [f"{text.strip()}\n\n{prompt}" for prompt in prompts], of=prompting)
         for name, text in told.items()
         if text.strip()
     ]

@@ -21,6 +21,7 @@ from .settings import GenerationSettings
 from .token_divergence import Reading, divergence_from_unsteered
 
 UNSTEERED = "none"
+UNTEMPLATED = GenerationSettings(chat=False)
 
 
 class Setting(NamedTuple):
@@ -104,9 +105,7 @@ class Sweep:
         tokenizer: of the base.
         prompts: n texts.
         settings: of `settings_of`; the first is no steering.
-        chat: put prompts and instructions into the chat template.
-        new_tokens, temperature, top_p, rows_at_once: of `continue_prompts`.
-        seeds: one continuation of each prompt for each.
+        generation: with one continuation of each prompt for each sample, of seeds `seed`, `seed + 1`, ...
         report: called with rows that are done.
         journal: has what was generated and compared before, and gets the rest.
 
@@ -120,28 +119,23 @@ class Sweep:
         tokenizer: Any,
         prompts: Sequence[str],
         settings: Sequence[Setting],
+        generation: GenerationSettings = UNTEMPLATED,
         *,
-        chat: bool = False,
-        new_tokens: int = 40,
-        temperature: float = 0.7,
-        top_p: float = 1.0,
-        seeds: Sequence[int] = (0,),
-        rows_at_once: int = 32,
         report: Callable[[int], object] | None = None,
         journal: Journal | None = None,
     ) -> None:
         model.prepare_steering([one.steering for one in settings])
         self.model, self.tokenizer, self.settings = model, tokenizer, list(settings)
-        self.temperature, self.seeds = temperature, list(seeds)
         self.watched = {"report": report, "journal": journal}
-        self.drawn = GenerationSettings(new_tokens, temperature, top_p, batch_size=rows_at_once)
+        self.generation = generation
+        self.seeds = range(generation.seed, generation.seed + generation.samples_per_prompt)
 
         def as_read(texts: Sequence[str]) -> list[str]:
-            return chat_prompts(tokenizer, texts) if chat else list(texts)
+            return chat_prompts(tokenizer, texts) if generation.chat else list(texts)
 
         self.plain = as_read(prompts)
         self.read = [self.plain if one.instructions is None else as_read(one.instructions) for one in settings]
-        self.ids = prompt_ids(model, tokenizer, self.plain, new_tokens)
+        self.ids = prompt_ids(model, tokenizer, self.plain, generation.max_new_tokens)
         self.made: list[list[Continuations]] = []  # of each seed, of each setting
 
     def generate(self, temperature: float, seed: int) -> list[Continuations]:
@@ -152,7 +146,7 @@ class Sweep:
             self.tokenizer,
             [text for texts in self.read for text in texts],
             [one.steering for one in self.settings for _ in range(n)],
-            replace(self.drawn, temperature=temperature, seed=seed),
+            replace(self.generation, temperature=temperature, seed=seed, samples_per_prompt=1),
             draws=list(range(n)) * len(self.settings),
             **self.watched,
         )
@@ -175,7 +169,7 @@ class Sweep:
             tokens_at_once: of `divergence_from_unsteered`.
         """
         n, k = len(self.plain), len(self.settings)
-        self.made = [self.generate(self.temperature, seed) for seed in self.seeds]
+        self.made = [self.generate(self.generation.temperature, seed) for seed in self.seeds]
         texts = [text for one in self.made for part in one for text in part.texts]
         scores = checked_scores(scorer, texts).view(len(self.seeds), k, n)
         nothing = [torch.full(shape, math.nan, dtype=torch.float64) for shape in ((k, n), (k, n, 2), (k, n, 2))]
@@ -200,7 +194,7 @@ class Sweep:
 
     def _first_divergent(self) -> Tensor:
         """(settings, n), of greedy text."""
-        greedy = self.made[0] if self.temperature == 0 else self.generate(0.0, 0)
+        greedy = self.made[0] if self.generation.temperature == 0 else self.generate(0.0, 0)
         return torch.tensor(
             [[first_divergent_token(a, b) for a, b in zip(part.ids, greedy[0].ids, strict=True)] for part in greedy],
             dtype=torch.float64,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,24 +16,27 @@ from .capability_tasks import LAMBADA, MmluSubject, require_lm_eval, write_tasks
 from .harness_model import harness_model, run_tasks
 from .intervals import BOOTSTRAP, percentiles, resample_counts
 from .journal import Journal, result_of
-from .results import Measurement, SuiteResult, with_baselines
+from .method_ids import MethodId, baseline_method
+from .results import Measurement, SuiteResult, with_methods
+from .settings import BootstrapSettings
+from .suite_settings import CapabilitySettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..modeling import SaeForCausalLM
 
 BASE, UNSTEERED, DEFAULT = "base", "none", "default"
 
 
 def capability_suite(
-    model: Any,
-    tokenizer: Any,
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: CapabilitySettings | None = None,
     *,
     lambada: Sequence[str] = (),
     mmlu: Mapping[str, MmluSubject] | None = None,
     steerings: Mapping[str, Any] | None = None,
-    base: bool = True,
-    shots: int = 5,
-    limit: int | None = None,
-    batch_size: int = 8,
-    resamples: int = 2000,
-    seed: int = 0,
     report: Callable[[int], object] | None = None,
     journal: Journal | None = None,
 ) -> SuiteResult:
@@ -54,24 +58,17 @@ def capability_suite(
         lambada: passages, of `read_lambada`; none to leave it out.
         mmlu: subject -> questions, of `read_mmlu`; none to leave it out.
         steerings: name -> `Steering`; by default the model's own as `default`, where it has one.
-        base: measure the base without the wrapper too.
-        shots: questions with answers before each question of MMLU.
-        limit: use the first so many rows of each task, as `lm_eval --limit` does; all by default.
-        batch_size: rows of a forward pass.
-        resamples, seed: of the bootstrap over rows.
         report: called with the number of rows of each pass.
         journal: has the answers of methods to tasks that were done, and gets the others.
 
     Raises:
         ImportError: lm-eval is not installed.
-        ValueError: there is nothing to ask, `limit` or `batch_size` is below 1, a name of a steering is taken, or
+        ValueError: there is nothing to ask, a name of a steering is taken, or
             steering that the model cannot do.
     """
     start, version = time.perf_counter(), require_lm_eval()
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError(
-            f"`batch_size` and `limit` must be 1 or more. Received: batch_size={batch_size!r}, limit={limit!r}."
-        )
+    settings = settings or CapabilitySettings()
+    shots, limit, batch_size, base = settings.shots, settings.limit, settings.batch_size, settings.base
     if steerings is None:
         steerings = {DEFAULT: model.steering} if model.steering else {}
     if taken := {BASE, UNSTEERED} & set(steerings):
@@ -93,13 +90,14 @@ def capability_suite(
     measurements = []
     for method, tasks in found.items():
         without = found[UNSTEERED] if method in prepared else None
-        measurements += _measurements(method, tasks, without, resamples, seed)
+        measurements += _measurements(method, tasks, without, settings.bootstrap)
         if base and method != BASE:
             measurements.append(_difference(method, tasks, found[BASE]))
-    measurements = with_baselines(measurements, (BASE, UNSTEERED))
-    settings = {
-        "tasks": names, "shots": shots, "limit": limit, "batch_size": batch_size, "resamples": resamples,
-        "seed": seed, "lm_eval": version,
+    known = [baseline_method("base", BASE), baseline_method("none", UNSTEERED)]
+    measurements = with_methods(measurements, [*known, *(MethodId("steered", name) for name in prepared)])
+    record = {
+        "tasks": names, "shots": shots, "limit": limit, "batch_size": batch_size, **asdict(settings.bootstrap),
+        "lm_eval": version,
         "rows": {name: len(next(iter(found.values()))[name].right) for name in names},
         "steerings": {name: steering.to_dict() for name, steering in chosen.items()},
     }  # fmt: skip
@@ -107,7 +105,7 @@ def capability_suite(
         f"Prompts and metrics are those of lm-eval {version} (lambada_openai, mmlu); the data is local.",
         "Texts begin as the tokenizer begins them; no chat template.",
     ]
-    return SuiteResult("capability", settings, measurements, notes=notes, seconds=time.perf_counter() - start)
+    return SuiteResult("capability", record, measurements, notes=notes, seconds=time.perf_counter() - start)
 
 
 class _Answers:
@@ -132,7 +130,10 @@ def _answers(harness: Any, task: str, folder: str, told: Mapping[str, Any], jour
 
 
 def _measurements(
-    method: str, tasks: Mapping[str, _Answers], without: Mapping[str, _Answers] | None, resamples: int, seed: int
+    method: str,
+    tasks: Mapping[str, _Answers],
+    without: Mapping[str, _Answers] | None,
+    bootstrap: BootstrapSettings,
 ) -> list[Measurement]:
     """Each number with its interval and, where `without` is given, its change against that on the same rows."""
     found = []
@@ -143,7 +144,7 @@ def _measurements(
         metric = "mmlu" if len(names) > 1 else names[0].removeprefix("local_")
         right = torch.cat([tasks[name].right for name in names])
         other = None if without is None else torch.cat([without[name].right for name in names])
-        counts = resample_counts(len(right), resamples, seed)
+        counts = resample_counts(len(right), bootstrap.resamples, bootstrap.seed)
         found += _pair(f"{metric}_accuracy", method, "higher", right, other, counts, _mean)
         if names == [LAMBADA]:
             log_p = tasks[LAMBADA].log_p[:, 0]

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..latents.context import reading_length
 from ..latents.text_latents import TextCodes, encode_text_means, named_features, text_ids
 from .classification import summary
 from .concept_steering import word_scorer
 from .detection import auroc, code_aurocs, fit_linear_probe
 from .intervals import BOOTSTRAP, percentiles, resample_counts, weighted_aurocs, weighted_f1
-from .k_sparse_probing import CHOICES, fit_sparse_probe, rank_latents
+from .k_sparse_probing import fit_sparse_probe, rank_latents
+from .method_ids import FEATURE, PRE_ACTIVATION, MethodId, baseline_method, feature_methods
 from .monosemanticity import concept_tree
-from .results import Measurement, SuiteResult, with_baselines
+from .results import Measurement, SuiteResult
+from .suite_settings import DetectionSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..modeling import SaeForCausalLM
 
 PARTS = (0.5, 0.2, 0.3)  # of the texts of each label: to fit and choose, to set thresholds, to report
 LEAST = 3  # texts of each label in each part
 STUDENT = "Student's over splits"
 BEFORE = " before activation"
-TREE_BASELINE = "tree on hidden states at {}"
+BEST = "best_latent"
+READ_LENGTH = 256  # tokens, or what the model reads if that is less
 
 
 class Split(NamedTuple):
@@ -34,31 +44,29 @@ class Split(NamedTuple):
 
 
 class _Detector(NamedTuple):
-    """scores: of all texts, (n,). latents: it looks at, the best first. sae: whose they are, if any. baseline: of
-    `Measurement`."""
+    """method: what it is. scores: of all texts, (n,). latents: it looks at, the best first."""
 
+    method: MethodId
     scores: Tensor
     latents: list[int]
-    sae: int | None = None
-    baseline: bool = False
+
+
+class _Tree(NamedTuple):
+    """sizes: metric -> number. predicted: labels of the test part, (.,); None where it was fitted to all texts."""
+
+    method: MethodId
+    sizes: dict[str, float]
+    predicted: Tensor | None
 
 
 def detection_suite(
-    model: Any,
-    tokenizer: Any,
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     labels: Sequence[int],
+    settings: DetectionSettings | None = None,
     *,
     features: Sequence[tuple[int, int | str]] | None = None,
-    ks: Sequence[int] = (1, 2, 5, 16),
-    choose_by: str = "mean_difference",
-    trees: bool = True,
-    seeds: Sequence[int] = (0, 1, 2),
-    max_length: int = 256,
-    skip_first: int = 1,
-    tokens_at_once: int = 2048,
-    resamples: int = 1000,
-    seed: int = 0,
     report: Callable[[int], object] | None = None,
 ) -> SuiteResult:
     """Measure detectors on several splits of labelled texts into training, validation and test parts.
@@ -83,26 +91,15 @@ def detection_suite(
         texts: 3 or more of each label for each part; those without a token after the first ones are left out.
         labels: 0 or 1.
         features: (SAE, latent or name of a concept); the concepts of the SAEs by default, and may be empty.
-        ks: numbers of latents of the sparse probes; larger ones than are active are left out.
-        choose_by: how a sparse probe's latents are chosen, see `rank_latents`.
-        trees: whether to fit trees.
-        seeds: of the splits, of what is fitted and of the random latent.
-        max_length: tokens; longer texts are cut.
-        skip_first: tokens at the beginning that do not count.
-        tokens_at_once: of a forward pass.
-        resamples, seed: of the bootstrap.
         report: called with the number of texts read, then with 1 after each split.
 
     Raises:
         ImportError: scikit-learn is not installed.
         ValueError: too few texts of a label, a label that is neither 0 nor 1, or a feature the model does not have.
     """
-    start = time.perf_counter()
-    if choose_by not in CHOICES or not seeds or any(k < 1 for k in ks):
-        raise ValueError(
-            f"Expected choose_by of {', '.join(CHOICES)}, one seed or more and ks of 1 or more. "
-            f"Received: choose_by={choose_by!r}, seeds={list(seeds)!r}, ks={list(ks)!r}."
-        )
+    start, settings = time.perf_counter(), settings or DetectionSettings()
+    reading = settings.reading
+    max_length, skip_first = reading_length(model, reading.max_length, READ_LENGTH), reading.skip_first
     named = named_features(model, features)
     if len(labels) != len(texts) or not set(labels) <= {0, 1}:
         raise ValueError(
@@ -111,35 +108,30 @@ def detection_suite(
         )
     rows, kept = text_ids(model, tokenizer, texts, max_length=max_length, least=skip_first + 1)
     truth, words = torch.tensor(labels)[kept], [texts[i] for i in kept]
-    splits = [split_rows(truth, one) for one in seeds]
+    splits = [split_rows(truth, one) for one in settings.seeds]
+    methods = feature_methods(named, features)
     asked = [[latent for sae, latent in named.values() if sae == number] for number in range(len(model.saes))]
     codes = encode_text_means(
-        model, rows, asked=asked, skip_first=skip_first, tokens_at_once=tokens_at_once, report=report
+        model, rows, asked=asked, skip_first=skip_first, tokens_at_once=reading.tokens_per_batch, report=report
     )
-    found: dict[str, list[_Detector]] = {}
-    sizes: dict[str, list[dict[str, float]]] = {}
-    predicted: dict[str, list[Tensor]] = {}
+    detectors = _Detectors(model, codes, words, truth, list(methods.values()), asked, settings)
+    found: dict[MethodId, list[_Detector]] = {}
+    trees: dict[MethodId, list[_Tree]] = {}
     chosen: list[dict[str, Any]] = []
-    for split, one in zip(splits, seeds, strict=True):
-        for name, detector in _detectors(model, codes, words, truth, split, named, asked, ks, choose_by, one):
-            found.setdefault(name, []).append(detector)
-            if detector.latents and name.removesuffix(BEFORE) not in named:
-                chosen.append({"seed": one, "method": name, "latents": detector.latents})
-        if trees:
-            best = {f"best latent of SAE {number}" for number in range(len(codes))}
-            told = {name: many[-1] for name, many in found.items() if name in named or name in best}
-            for name, size, guess in _trees(model, codes, truth, split, told, one):
-                sizes.setdefault(name, []).append(size)
-                if guess is not None:
-                    predicted.setdefault(name, []).append(guess)
+    for split, seed in zip(splits, settings.seeds, strict=True):
+        for detector in detectors.fit(split, seed):
+            found.setdefault(detector.method, []).append(detector)
+            if detector.latents and detector.method.kind not in (FEATURE, PRE_ACTIVATION):
+                chosen.append({"seed": seed, "method": detector.method.label, "latents": detector.latents})
+        if settings.trees:
+            looked_for = [many[-1] for method, many in found.items() if method.kind in (FEATURE, BEST)]
+            for tree in _trees(model, codes, truth, split, looked_for, seed):
+                trees.setdefault(tree.method, []).append(tree)
         if report is not None:
             report(1)
-    counts = resample_counts(len(truth), resamples, seed)
-    measurements = _measure(model, found, truth, splits, counts)
-    measurements += _measure_trees(sizes, predicted, truth, splits, counts)
-    baselines = {name for name, many in found.items() if many[0].baseline}
-    baselines |= {TREE_BASELINE.format(place) for place in _places(model, codes)}
-    measurements = with_baselines(measurements, baselines)
+    bootstrap = settings.bootstrap
+    counts = resample_counts(len(truth), bootstrap.resamples, bootstrap.seed)
+    measurements = _measure(model, found, truth, splits, counts) + _measure_trees(trees, truth, splits, counts)
     notes = [
         "Each split: half of the texts of each label to fit and choose, a fifth to set thresholds, the rest to "
         "report. Splits overlap; intervals resample texts and keep splits and fits.",
@@ -147,14 +139,14 @@ def detection_suite(
     ]
     if len(kept) < len(texts):
         notes.append(f"{len(texts) - len(kept)} of {len(texts)} texts are too short and left out.")
-    settings = {
-        "features": [list(pair) for pair in named.values()], "ks": list(ks), "choose_by": choose_by, "trees": trees,
-        "seeds": list(seeds), "parts": list(PARTS), "max_length": max_length, "skip_first": skip_first,
-        "resamples": resamples, "seed": seed, "texts": len(truth), "positives": int(truth.sum()),
+    record = {
+        "features": [list(pair) for pair in named.values()], "ks": list(settings.ks), "choose_by": settings.choose_by,
+        "trees": settings.trees, "seeds": list(settings.seeds), "parts": list(PARTS), "max_length": max_length,
+        "skip_first": skip_first, **asdict(bootstrap), "texts": len(truth), "positives": int(truth.sum()),
     }  # fmt: skip
     seconds = time.perf_counter() - start
     return SuiteResult(
-        "detection", settings, measurements, curves={"chosen latents": chosen}, notes=notes, seconds=seconds
+        "detection", record, measurements, curves={"chosen latents": chosen}, notes=notes, seconds=seconds
     )
 
 
@@ -203,46 +195,64 @@ def best_threshold(scores: Tensor, labels: Tensor, metric: str) -> float:
     return float((order.values[n - best - 1] + order.values[n - best]) / 2)
 
 
-def _detectors(
-    model: Any,
-    codes: Sequence[TextCodes],
-    texts: Sequence[str],
-    labels: Tensor,
-    split: Split,
-    named: Mapping[str, tuple[int, int]],
-    asked: Sequence[Sequence[int]],
-    ks: Sequence[int],
-    choose_by: str,
-    seed: int,
-) -> Iterator[tuple[str, _Detector]]:
-    """Name and scores of all texts of each detector; what is fitted or chosen is so on the training part."""
-    truth = labels[split.train]
-    for name, (sae, latent) in named.items():
-        yield name, _Detector(codes[sae].codes.columns(torch.tensor([latent]))[:, 0], [latent], sae)
-        before = codes[sae].pre_acts[:, asked[sae].index(latent)]
-        yield name + BEFORE, _Detector(before, [latent], sae)
-    for number, one in enumerate(codes):
-        part = one.codes.take_rows(split.train)
-        best = int(code_aurocs(part, truth).argmax())
-        yield f"best latent of SAE {number}", _Detector(one.codes.columns(torch.tensor([best]))[:, 0], [best], number)
-        live = part.live()
-        if not len(live):
-            continue
-        drawn = live[torch.randint(len(live), (1,), generator=torch.Generator().manual_seed(seed))]
-        yield f"random latent of SAE {number}", _Detector(one.codes.columns(drawn)[:, 0], drawn.tolist(), number, True)
-        ranked = rank_latents(part, truth, choose_by)
-        for k in (k for k in ks if k <= len(ranked)):
-            probe = fit_sparse_probe(part, truth, ranked[:k])
-            name = f"{k} latent{'s' * (k > 1)} of SAE {number}"
-            yield name, _Detector(probe.score(one.codes), probe.latents.tolist(), number)
-    for place, hidden in _places(model, codes).items():
-        mean = [hidden[split.train][truth == value].double().mean(0) for value in (0, 1)]
-        yield f"DiffMean at {place}", _Detector(hidden.double() @ (mean[1] - mean[0]), [], None, True)
-        probe = fit_linear_probe(hidden[split.train], truth, seed=seed)
-        yield f"linear probe at {place}", _Detector(probe.score(hidden), [], None, True)
-    rows: list[int] = split.train.tolist()
-    positives, negatives = ([texts[i] for i in rows if labels[i] == value] for value in (1, 0))
-    yield "bag of words", _Detector(word_scorer(positives, negatives, seed=seed)(texts), [], None, True)
+class _Detectors:
+    """Fits and chooses detectors on the training part of a split; each scores all texts."""
+
+    def __init__(
+        self,
+        model: Any,
+        codes: Sequence[TextCodes],
+        texts: Sequence[str],
+        labels: Tensor,
+        methods: Sequence[MethodId],
+        asked: Sequence[Sequence[int]],
+        settings: DetectionSettings,
+    ) -> None:
+        self.places, self.codes, self.texts, self.labels = _places(model, codes), codes, texts, labels
+        self.methods, self.asked, self.settings = methods, asked, settings
+
+    def fit(self, split: Split, seed: int) -> Iterator[_Detector]:
+        """Every detector, in the order of the record."""
+        yield from self._features()
+        truth = self.labels[split.train]
+        for number, one in enumerate(self.codes):
+            part = one.codes.take_rows(split.train)
+            best = int(code_aurocs(part, truth).argmax())
+            method = MethodId(BEST, f"best latent of SAE {number}", number)
+            yield _Detector(method, one.codes.columns(torch.tensor([best]))[:, 0], [best])
+            live = part.live()
+            if not len(live):
+                continue
+            drawn = live[torch.randint(len(live), (1,), generator=torch.Generator().manual_seed(seed))]
+            method = MethodId("random_latent", f"random latent of SAE {number}", number, baseline=True)
+            yield _Detector(method, one.codes.columns(drawn)[:, 0], drawn.tolist())
+            ranked = rank_latents(part, truth, self.settings.choose_by)
+            for k in (k for k in self.settings.ks if k <= len(ranked)):
+                probe = fit_sparse_probe(part, truth, ranked[:k])
+                method = MethodId("sparse_probe", f"{k} latent{'s' * (k > 1)} of SAE {number}", number)
+                yield _Detector(method, probe.score(one.codes), probe.latents.tolist())
+        for place, hidden in self.places.items():
+            mean = [hidden[split.train][truth == value].double().mean(0) for value in (0, 1)]
+            yield _Detector(diffmean_at(place), hidden.double() @ (mean[1] - mean[0]), [])
+            probe = fit_linear_probe(hidden[split.train], truth, seed=seed)
+            yield _Detector(baseline_method("linear_probe", f"linear probe at {place}"), probe.score(hidden), [])
+        rows: list[int] = split.train.tolist()
+        positives, negatives = ([self.texts[i] for i in rows if self.labels[i] == value] for value in (1, 0))
+        scores = word_scorer(positives, negatives, seed=seed)(self.texts)
+        yield _Detector(baseline_method("words", "bag of words"), scores, [])
+
+    def _features(self) -> Iterator[_Detector]:
+        for method in self.methods:
+            sae, latent = method.sae or 0, int(method.feature or 0)
+            scores = self.codes[sae].codes.columns(torch.tensor([latent]))[:, 0]
+            yield _Detector(method, scores, [latent])
+            before = replace(method, kind=PRE_ACTIVATION, label=method.label + BEFORE)
+            yield _Detector(before, self.codes[sae].pre_acts[:, self.asked[sae].index(latent)], [latent])
+
+
+def diffmean_at(place: str) -> MethodId:
+    """The difference of means of the hidden states that an SAE reads."""
+    return baseline_method("diffmean", f"DiffMean at {place}")
 
 
 def _places(model: Any, codes: Sequence[TextCodes]) -> dict[str, Tensor]:
@@ -256,25 +266,28 @@ def _trees(
     codes: Sequence[TextCodes],
     labels: Tensor,
     split: Split,
-    told: Mapping[str, _Detector],
+    looked_for: Sequence[_Detector],
     seed: int,
-) -> Iterator[tuple[str, dict[str, float], Tensor | None]]:
-    """Name, sizes, and what it says of the test part, of each tree; told: method -> whose latent to look for."""
+) -> Iterator[_Tree]:
+    """Every tree; looked_for: detectors of a single latent, which the tree on all latents may look at."""
     truth, held = labels[split.train], labels[split.test]
     for number, one in enumerate(codes):
         parts = [one.codes.take_rows(rows) for rows in (split.train, split.test)]
         whole = concept_tree(parts[0], truth, parts[1], held, seed=seed)
-        yield f"tree on all latents of SAE {number}", _sizes(whole), whole.predicted
+        label = f"tree on all latents of SAE {number}"
+        yield _Tree(MethodId("tree", label, number), _sizes(whole), whole.predicted)
         everything = concept_tree(one.codes, labels, seed=seed)  # what SCAR's code reports
-        yield f"tree on all latents of SAE {number}, fitted to all texts", _sizes(everything), None
-        for name, latent in ((name, two.latents[0]) for name, two in told.items() if two.sae == number):
+        yield _Tree(MethodId("tree_of_all", f"{label}, fitted to all texts", number), _sizes(everything), None)
+        for detector in (detector for detector in looked_for if detector.method.sae == number):
+            latent = detector.latents[0]
             shares = {"tree_top_share": whole.top_share(latent), "tree_root": float(whole.root == latent)}
             columns = [part.columns(torch.tensor([latent])) for part in parts]
             alone = concept_tree(columns[0], truth, columns[1], held, seed=seed)
-            yield f"tree on {name}", {**_sizes(alone), **shares}, alone.predicted
+            method = replace(detector.method, kind="latent_tree", label=f"tree on {detector.method.label}")
+            yield _Tree(method, {**_sizes(alone), **shares}, alone.predicted)
     for place, hidden in _places(model, codes).items():
         tree = concept_tree(hidden[split.train], truth, hidden[split.test], held, seed=seed)
-        yield TREE_BASELINE.format(place), _sizes(tree), tree.predicted
+        yield _Tree(baseline_method("hidden_tree", f"tree on hidden states at {place}"), _sizes(tree), tree.predicted)
 
 
 def _sizes(tree: Any) -> dict[str, float]:
@@ -282,12 +295,12 @@ def _sizes(tree: Any) -> dict[str, float]:
 
 
 def _measure(
-    model: Any, found: Mapping[str, Sequence[_Detector]], labels: Tensor, splits: Sequence[Split], counts: Tensor
+    model: Any, found: Mapping[MethodId, Sequence[_Detector]], labels: Tensor, splits: Sequence[Split], counts: Tensor
 ) -> list[Measurement]:
-    values: dict[tuple[str, str], tuple[float, Tensor]] = {}
+    values: dict[tuple[str, MethodId], tuple[float, Tensor]] = {}
     # A detector that a split does not have (fewer latents than k) is not reported.
-    found = {name: many for name, many in found.items() if len(many) == len(splits)}
-    for name, many in found.items():
+    found = {method: many for method, many in found.items() if len(many) == len(splits)}
+    for method, many in found.items():
         told: dict[str, list[tuple[float, Tensor]]] = {"auroc": [], "f1": [], "accuracy": []}
         for detector, split in zip(many, splits, strict=True):
             scores, truth, drawn = detector.scores[split.test], labels[split.test], counts[:, split.test]
@@ -299,41 +312,37 @@ def _measure(
             said = (scores > best_threshold(seen, known, "accuracy")).long()
             told["accuracy"].append(_accuracy(said == truth, drawn))
         for metric, pairs in told.items():
-            values[metric, name] = _mean(pairs)
+            values[metric, method] = _mean(pairs)
     places = [config.read_at for config in model.config.sae_configs]
-    for name, number in [(name, many[0].sae) for name, many in found.items() if many[0].sae is not None]:
-        mine, other = values["auroc", name], values["auroc", f"DiffMean at {places[number]}"]
-        values["auroc_minus_diffmean", name] = (mine[0] - other[0], mine[1] - other[1])
+    for method in [method for method in found if method.sae is not None]:
+        mine, other = values["auroc", method], values["auroc", diffmean_at(places[method.sae or 0])]
+        values["auroc_minus_diffmean", method] = (mine[0] - other[0], mine[1] - other[1])
     n = len(torch.cat([split.test for split in splits]).unique())
     return [
-        _with_interval(metric, name, value, drawn, n, len(splits)) for (metric, name), (value, drawn) in values.items()
+        _with_interval(metric, method, value, drawn, n, len(splits))
+        for (metric, method), (value, drawn) in values.items()
     ]
 
 
 def _measure_trees(
-    sizes: Mapping[str, Sequence[Mapping[str, float]]],
-    predicted: Mapping[str, Sequence[Tensor]],
-    labels: Tensor,
-    splits: Sequence[Split],
-    counts: Tensor,
+    trees: Mapping[MethodId, Sequence[_Tree]], labels: Tensor, splits: Sequence[Split], counts: Tensor
 ) -> list[Measurement]:
     found, n = [], len(torch.cat([split.test for split in splits]).unique())
-    for name, rows in sizes.items():
-        if name in predicted:
+    for method, many in trees.items():
+        rows = [tree.sizes for tree in many]
+        guesses = [tree.predicted for tree in many if tree.predicted is not None]
+        if guesses:
             pairs = [
                 _accuracy(guess == labels[split.test], counts[:, split.test])
-                for guess, split in zip(predicted[name], splits, strict=True)
+                for guess, split in zip(guesses, splits, strict=True)
             ]
-            found.append(_with_interval("tree_accuracy", name, *_mean(pairs), n, len(splits)))
+            found.append(_with_interval("tree_accuracy", method, *_mean(pairs), n, len(splits)))
         better = {"tree_depth": "lower", "tree_nodes": "lower"}
         for metric, over in summary(rows).items():
             sized = over.n > 1 and metric in better
             ends = {"low": over.low, "high": over.high, "interval": STUDENT} if sized else {}
-            found.append(
-                Measurement(
-                    metric, over.mean, name, seeds=over.n, n=over.n, better=better.get(metric, "higher"), **ends
-                )
-            )
+            told = {"n": over.n, "seeds": over.n, "better": better.get(metric, "higher"), **ends}
+            found.append(Measurement(metric, over.mean, method.label, **told, baseline=method.baseline, of=method))
     return found
 
 
@@ -345,6 +354,9 @@ def _mean(pairs: Sequence[tuple[float, Tensor]]) -> tuple[float, Tensor]:
     return sum(value for value, _ in pairs) / len(pairs), torch.stack([drawn for _, drawn in pairs]).nanmean(0)
 
 
-def _with_interval(metric: str, name: str, value: float, drawn: Tensor, n: int, seeds: int) -> Measurement:
+def _with_interval(metric: str, method: MethodId, value: float, drawn: Tensor, n: int, seeds: int) -> Measurement:
     low, high = percentiles(drawn)
-    return Measurement(metric, value, name, low=low, high=high, interval=BOOTSTRAP, n=n, seeds=seeds, better="higher")
+    return Measurement(
+        metric, value, method.label, low, high, BOOTSTRAP, n, seeds, better="higher", baseline=method.baseline,
+        of=method,
+    )  # fmt: skip

@@ -6,16 +6,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..latents.context import reading_length
 from ..latents.text_latents import encode_text_means, named_features, text_ids
 from .bias import PairScores, SentencePair, last_word_summary, preference, score_last_words, score_pairs
 from .classification import bootstrap_interval
+from .method_ids import MethodId, baseline_method, feature_methods
 from .reliance import swap_sensitivity
-from .results import Measurement, SuiteResult, with_baselines
+from .results import Measurement, SuiteResult, with_methods
+from .suite_settings import FairnessSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..modeling import SaeForCausalLM, Steering
 
 OVER_PAIRS, OVER_TEXTS = "bootstrap over pairs", "bootstrap over texts"
 STEERED, NONE = "steered", "none"
@@ -26,19 +35,14 @@ WHAT = {  # of each measurement: better direction, what it says
 
 
 def fairness_suite(
-    model: Any,
-    tokenizer: Any,
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
     pairs: Mapping[str, Sequence[SentencePair]] | None = None,
     last_words: Sequence[str] | None = None,
     swapped: tuple[Sequence[str], Sequence[str]] | None = None,
+    settings: FairnessSettings | None = None,
     *,
-    steering: Any = None,
-    features: Sequence[tuple[int, int | str]] | None = None,
-    max_length: int = 256,
-    skip_first: int = 1,
-    tokens_at_once: int = 1024,
-    resamples: int = 1000,
-    seed: int = 0,
+    steering: Steering | None = None,
     report: Callable[[int], object] | None = None,
 ) -> SuiteResult:
     """Measure a model without steering (`none`) and with it (`steered`); differences are paired.
@@ -56,11 +60,8 @@ def fairness_suite(
         pairs: name of a data set -> pairs, as `bias.read_winobias` and `read_crows_pairs` give them.
         last_words: passages of LAMBADA, two words or more each.
         swapped: the same texts twice, with an attribute of the second swapped (names, gender, dialect).
-        steering: a `Steering`; the model's default by default. Without any, only `none` is measured.
-        features: of `swapped`: (SAE, latent or name of a concept); the concepts of the SAEs by default.
-        max_length, skip_first: of the swapped texts, in tokens.
-        tokens_at_once: of a forward pass.
-        resamples, seed: of the bootstraps; the seed also draws the random latent.
+        settings: the lengths are of the swapped texts; the seed also draws the random latent.
+        steering: the model's default by default. Without any, only `none` is measured.
         report: called with the number of texts of each batch.
 
     Raises:
@@ -69,9 +70,10 @@ def fairness_suite(
     start = time.perf_counter()
     if not pairs and not last_words and swapped is None:
         raise ValueError("Expected pairs, last words or swapped texts. Received: none of them.")
+    settings = settings or FairnessSettings()
     steering = model.steering if steering is None else steering
-    options: dict[str, Any] = {"tokens_at_once": tokens_at_once, "report": report}
-    bootstrap = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"tokens_at_once": settings.reading.tokens_per_batch, "report": report}
+    bootstrap = asdict(settings.bootstrap)
     runs = {NONE: False, **({STEERED: steering} if steering else {})}
     found: list[Measurement] = []
     for name, some in (pairs or {}).items():
@@ -88,21 +90,22 @@ def fairness_suite(
     notes = ["All texts stand after the token that begins or ends texts, so that their first word counts."]
     if not steering:
         notes.append("No steering with an edit, the model's default or a given one: nothing is compared.")
+    found = with_methods(found, [baseline_method("none", NONE), MethodId("steered", STEERED)])
+    length = reading_length(model, settings.reading.max_length, 256)
     if swapped is not None:
-        moved, note = _of_swaps(
-            model, tokenizer, swapped, features, max_length, skip_first, tokens_at_once, bootstrap, report
-        )
-        found = [*with_baselines(found, (NONE,)), *moved]
+        reading = replace(settings.reading, max_length=length)
+        moved, note = _of_swaps(model, tokenizer, swapped, replace(settings, reading=reading), report)
+        found += moved
         notes += note
-    else:
-        found = with_baselines(found, (NONE,))
-    settings = {
-        "steering": steering.to_dict() if steering else None, "max_length": max_length, "skip_first": skip_first,
+    features = settings.features
+    record = {
+        "steering": steering.to_dict() if steering else None, "max_length": length,
+        "skip_first": settings.reading.skip_first,
         "features": None if features is None else [list(feature) for feature in features],
         "pairs": {name: len(some) for name, some in (pairs or {}).items()}, "last_words": len(last_words or ()),
         "swapped": len(swapped[0]) if swapped else 0, **bootstrap,
     }  # fmt: skip
-    return SuiteResult("fairness", settings, found, notes=notes, seconds=time.perf_counter() - start)
+    return SuiteResult("fairness", record, found, notes=notes, seconds=time.perf_counter() - start)
 
 
 def _of_pairs(data: str, scores: Mapping[str, PairScores], bootstrap: Mapping[str, int]) -> list[Measurement]:
@@ -159,11 +162,7 @@ def _of_swaps(
     model: Any,
     tokenizer: Any,
     swapped: tuple[Sequence[str], Sequence[str]],
-    features: Sequence[tuple[int, int | str]] | None,
-    max_length: int,
-    skip_first: int,
-    tokens_at_once: int,
-    bootstrap: Mapping[str, int],
+    settings: FairnessSettings,
     report: Callable[[int], object] | None,
 ) -> tuple[list[Measurement], list[str]]:
     n = len(swapped[0])
@@ -171,7 +170,9 @@ def _of_swaps(
         raise ValueError(
             f"Expected two texts or more, each with its swapped one. Received: {n} and {len(swapped[1])}."
         )
-    told = named_features(model, features)
+    bootstrap = asdict(settings.bootstrap)
+    skip_first, max_length = settings.reading.skip_first, settings.reading.max_length or 0
+    methods = list(feature_methods(named_features(model, settings.features), settings.features).values())
     both = [*swapped[0], *swapped[1]]
     rows, kept = text_ids(model, tokenizer, both, max_length=max_length, least=skip_first + 1)
     there = set(kept)
@@ -182,17 +183,19 @@ def _of_swaps(
         )
     rows = dict(zip(kept, rows, strict=True))
     ordered = [rows[i + side * n] for side in (0, 1) for i in paired]
-    codes = encode_text_means(model, ordered, skip_first=skip_first, tokens_at_once=tokens_at_once, report=report)
-    generator, features_named = torch.Generator().manual_seed(bootstrap["seed"]), set(told)
+    codes = encode_text_means(
+        model, ordered, skip_first=skip_first, tokens_at_once=settings.reading.tokens_per_batch, report=report
+    )
+    generator = torch.Generator().manual_seed(settings.bootstrap.seed)
     for number, one in enumerate(codes):
         live = one.codes.live()
         if len(live):
-            told[f"random latent of SAE {number}"] = (
-                number,
-                int(live[torch.randint(len(live), (1,), generator=generator)]),
-            )
+            drawn = int(live[torch.randint(len(live), (1,), generator=generator)])
+            label = f"random latent of SAE {number}"
+            methods.append(MethodId("random_latent", label, number, drawn, baseline=True))
     found, notes = [], []
-    for name, (sae, latent) in told.items():
+    for method in methods:
+        sae, latent, name = method.sae or 0, int(method.feature or 0), method.label
         scores = codes[sae].codes.columns(torch.tensor([latent]))[:, 0].view(2, -1)
         moved = swap_sensitivity(scores[0], scores[1], **bootstrap)["delta_logit"]
         spread = float(scores[0].std())
@@ -203,4 +206,4 @@ def _of_swaps(
         found.append(Measurement("score_move_in_std", ends[0], name, ends[1], ends[2], note=note, **given))
     if len(paired) < n:
         notes.append(f"{n - len(paired)} of {n} swapped pairs are too short and left out.")
-    return with_baselines(found, set(told) - features_named), notes
+    return with_methods(found, methods), notes

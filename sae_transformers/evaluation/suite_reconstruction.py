@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..latents.context import reading_length
+from ..latents.settings import ReadingSettings
 from ..latents.text_latents import TextBatch, batches_of, text_ids
 from .intervals import BOOTSTRAP, percentiles, resample_counts
+from .method_ids import MethodId, baseline_method
 from .reconstruction import ReplacedLosses, replaced_losses
-from .results import Measurement, SuiteResult, with_baselines
+from .results import Measurement, SuiteResult, with_methods
+from .settings import BootstrapSettings
+from .suite_settings import BOOTSTRAP as BOOTSTRAP_SETTINGS
+from .suite_settings import READING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..modeling import SaeForCausalLM
 
 LATENTS_AT_ONCE = 1 << 24  # of a forward pass of an SAE whose latents are dense: 64 MiB of float32
 TOKEN_SUMS = ("tokens", "squared_error", "relative_error", "cosine", "active", "squares")
@@ -21,15 +33,12 @@ TOKEN_SUMS = ("tokens", "squared_error", "relative_error", "cosine", "active", "
 
 @torch.no_grad()
 def reconstruction_suite(
-    model: Any,
-    tokenizer: Any,
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
+    reading: ReadingSettings = READING,
+    bootstrap: BootstrapSettings = BOOTSTRAP_SETTINGS,
     *,
-    max_length: int = 256,
-    skip_first: int = 1,
-    tokens_at_once: int = 1024,
-    resamples: int = 1000,
-    seed: int = 0,
     report: Callable[[int], object] | None = None,
 ) -> SuiteResult:
     """Measure every SAE of a model on texts it was not trained on.
@@ -48,11 +57,9 @@ def reconstruction_suite(
         model: a `SaeForCausalLM`; it runs without steering.
         tokenizer: of the base.
         texts: two or more; those without a token to predict after the first ones are left out.
-        max_length: tokens; longer texts are cut.
-        skip_first: tokens at the beginning of each text that are neither reconstructed nor counted. The first is an
-            outlier in norm that SAEs are seldom made for.
-        tokens_at_once: of a forward pass; twice (tokens_at_once, vocabulary) float32 is held.
-        resamples, seed: of the bootstrap over texts.
+        reading: the first tokens of each text are neither reconstructed nor counted: the first is an outlier in norm
+            that SAEs are seldom made for. Twice (tokens_per_batch, vocabulary) float32 is held.
+        bootstrap: over texts.
         report: called with the number of texts of each batch, once a pass: a pass for the states, one for each SAE,
             and one for all together.
 
@@ -61,17 +68,18 @@ def reconstruction_suite(
             do not vary.
     """
     start = time.perf_counter()
+    max_length, skip_first = reading_length(model, reading.max_length, 256), reading.skip_first
     configs = model.config.sae_configs
     measured = [i for i, config in enumerate(configs) if config.read_at == config.write_at]
     if not measured:
         raise ValueError(f"Expected an SAE that writes where it reads. Received: {len(configs)} SAEs, none such.")
     rows, kept = text_ids(model, tokenizer, texts, max_length=max_length, least=skip_first + 2)
-    counts = resample_counts(len(rows), resamples, seed)
-    batches = list(batches_of(rows, tokens_at_once=tokens_at_once))
+    counts = resample_counts(len(rows), bootstrap.resamples, bootstrap.seed)
+    batches = list(batches_of(rows, tokens_at_once=reading.tokens_per_batch))
     found: list[Measurement] = []
     read = _read_all(model, measured, batches, len(rows), skip_first, report)
     for number, sums in read.items():
-        found += sums.measurements(f"SAE {number}", counts)
+        found += sums.measurements(MethodId("sae", f"SAE {number}", number), counts)
     inputs = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
     order = torch.cat([batch.texts for batch in batches])
     sets = [[number] for number in measured] + ([measured] if len(measured) > 1 else [])
@@ -80,8 +88,9 @@ def reconstruction_suite(
         skip_first=skip_first, count_first=False, kl=True, report=report,
     )  # fmt: skip
     for place, (members, losses) in enumerate(zip(sets, each, strict=True)):
-        name = f"SAE {members[0]}" if len(members) == 1 else "all SAEs"
-        found += _loss_measurements(losses, name, counts[:, order], with_base=place == 0)
+        alone = members[0] if len(members) == 1 else None
+        method = MethodId("sae", "all SAEs" if alone is None else f"SAE {alone}", alone)
+        found += _loss_measurements(losses, method, counts[:, order], with_base=place == 0)
     notes = [
         f"Left as they are and not counted: the first tokens of each text ({skip_first}), and what is predicted "
         "from them.",
@@ -93,7 +102,7 @@ def reconstruction_suite(
     if others := [i for i in range(len(configs)) if i not in measured]:
         notes.append(f"SAEs {others} write elsewhere than they read (transcoders) and are not measured.")
     settings = {
-        "max_length": max_length, "skip_first": skip_first, "resamples": resamples, "seed": seed, "texts": len(rows),
+        "max_length": max_length, "skip_first": skip_first, **asdict(bootstrap), "texts": len(rows),
     }  # fmt: skip
     return SuiteResult("reconstruction", settings, found, notes=notes, seconds=time.perf_counter() - start)
 
@@ -145,19 +154,21 @@ class _Sums:
             "l0": active / tokens,
         }
 
-    def measurements(self, name: str, counts: Tensor) -> list[Measurement]:
+    def measurements(self, method: MethodId, counts: Tensor) -> list[Measurement]:
         n, tokens = len(self.columns), int(self.columns[:, 0].sum())
         whole, drawn = self.figures(torch.ones(1, n, dtype=torch.float64)), self.figures(counts)
         if bool(whole["fvu"].isnan()):
-            raise ValueError(f"Hidden states must vary from token to token. Received: {tokens} at {name} that do not.")
+            raise ValueError(
+                f"Hidden states must vary from token to token. Received: {tokens} at {method.label} that do not."
+            )
         better = {"fvu": "lower", "normalized_mse": "lower", "l0": ""}
         found = [
-            _measured(metric, name, value, drawn[metric], tokens, better.get(metric, "higher"))
+            _measured(metric, method.label, value, drawn[metric], tokens, better.get(metric, "higher"))
             for metric, value in whole.items()
         ]
         dead = float((self.active_tokens == 0).double().mean())
-        found.append(Measurement("dead_share", dead, name, n=len(self.active_tokens), better="lower"))
-        return with_baselines(found, ())
+        found.append(Measurement("dead_share", dead, method.label, n=len(self.active_tokens), better="lower"))
+        return with_methods(found, [method])
 
 
 def _read_all(
@@ -182,11 +193,18 @@ def _read_all(
     return sums
 
 
-def _loss_measurements(losses: ReplacedLosses, name: str, counts: Tensor, *, with_base: bool) -> list[Measurement]:
+def _loss_measurements(
+    losses: ReplacedLosses, method: MethodId, counts: Tensor, *, with_base: bool
+) -> list[Measurement]:
     """Of one SAE, or all: cross-entropies, divergences and what is recovered. counts: as the losses are ordered."""
     tokens = int(losses.tokens.sum())
     ones = torch.ones(1, len(losses.tokens), dtype=torch.float64)
-    methods = {"base": "none", "sae": name, "zero": f"zeros at {name}", "mean": f"mean at {name}"}
+    methods = {
+        "base": baseline_method("none", "none"),
+        "sae": method,
+        "zero": replace(method, kind="zeros", label=f"zeros at {method.label}", baseline=True),
+        "mean": replace(method, kind="mean", label=f"mean at {method.label}", baseline=True),
+    }
 
     def rates(sums: Tensor, counts: Tensor) -> Tensor:
         return (counts @ sums) / (counts @ losses.tokens)
@@ -196,7 +214,7 @@ def _loss_measurements(losses: ReplacedLosses, name: str, counts: Tensor, *, wit
         for kind, sums in kinds.items():
             if kind != "base" or with_base:
                 drawn = rates(sums, counts)
-                found.append(_measured(metric, methods[kind], rates(sums, ones), drawn, tokens, "lower"))
+                found.append(_measured(metric, methods[kind].label, rates(sums, ones), drawn, tokens, "lower"))
     for metric, worst in (("recovered", "zero"), ("recovered_from_mean", "mean")):
 
         def share(counts: Tensor, worst: str = worst) -> Tensor:
@@ -204,8 +222,8 @@ def _loss_measurements(losses: ReplacedLosses, name: str, counts: Tensor, *, wit
             return torch.where(bad != base, (bad - sae) / (bad - base), torch.nan)
 
         note = "" if bool(share(ones).isfinite()) else "replacing the state changes no prediction"
-        found.append(_measured(metric, name, share(ones), share(counts), tokens, "higher", note))
-    return with_baselines(found, {methods[kind] for kind in ("base", "zero", "mean")})
+        found.append(_measured(metric, method.label, share(ones), share(counts), tokens, "higher", note))
+    return with_methods(found, methods.values())
 
 
 def _measured(

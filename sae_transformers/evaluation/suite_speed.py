@@ -6,27 +6,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..modeling.base_arguments import cache_argument, cache_of
-from .results import Measurement, SuiteResult, with_baselines
+from .method_ids import MethodId, baseline_method
+from .results import Measurement, SuiteResult, with_methods
+from .suite_settings import SpeedSettings
+
+if TYPE_CHECKING:
+    from ..modeling import SaeForCausalLM, Steering
 
 BASE, WRAPPED, STEERED, FEATURES = "base", "wrapped", "steered", "output_features"
 
 
 @torch.no_grad()
 def speed_suite(
-    model: Any,
-    tokenizer: Any = None,
+    model: SaeForCausalLM,
+    settings: SpeedSettings | None = None,
     *,
-    steering: Any = None,
-    batch_size: int = 1,
-    prompt_tokens: int = 128,
-    new_tokens: int = 16,
-    repeats: int = 5,
-    seed: int = 0,
+    steering: Steering | None = None,
     report: Callable[[int], object] | None = None,
 ) -> SuiteResult:
     """Time forward passes and generation of the bare base, the wrapped model, the steered one and one that reports
@@ -47,29 +47,22 @@ def speed_suite(
 
     Args:
         model: a `SaeForCausalLM`.
-        tokenizer: not used; prompts are random tokens, whose texts do not matter.
-        steering: a `Steering`; the model's default by default. Without any, `steered` is left out.
-        batch_size, prompt_tokens: of each call.
-        new_tokens: of each row, greedy, none of which ends it.
-        repeats: of each call, after one that is not counted.
-        seed: of the tokens.
+        settings: prompts are random tokens, whose texts do not matter.
+        steering: the model's default by default. Without any, `steered` is left out.
         report: called with 1 after each repeat of all methods.
 
     Raises:
-        ValueError: a count below 1, or more tokens than the model's context holds.
+        ValueError: more tokens than the model's context holds.
     """
-    start = time.perf_counter()
-    counts = {
-        "batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats,
-    }  # fmt: skip
-    if low := [name for name, count in counts.items() if count < 1]:
-        raise ValueError(f"Expected counts of 1 or more. Received: {low[0]}={counts[low[0]]!r}.")
+    start, settings = time.perf_counter(), settings or SpeedSettings()
+    batch_size, prompt_tokens, repeats = settings.batch_size, settings.prompt_tokens, settings.repeats
+    new_tokens, seed = settings.generated_tokens, settings.seed
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     if limit and prompt_tokens + new_tokens > limit:
         raise ValueError(
             f"Prompt and new tokens must fit the model's context of {limit}. "
-            f"Received: prompt_tokens={prompt_tokens!r}, new_tokens={new_tokens!r}."
+            f"Received: prompt_tokens={prompt_tokens!r}, generated_tokens={new_tokens!r}."
         )
     steering = model.steering if steering is None else steering
     draw = torch.Generator().manual_seed(seed)
@@ -106,8 +99,9 @@ def speed_suite(
         Measurement("base_bytes", _bytes(model.lm), BASE, better="lower"),
         *_peaks(model, calls["forward"]),
     ]
-    settings = {
-        **counts, "seed": seed, "steering": steering.to_dict() if steering else None, "device": str(model.device),
+    record = {
+        "batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats,
+        "seed": seed, "steering": steering.to_dict() if steering else None, "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
     }  # fmt: skip
     notes = [
@@ -118,8 +112,10 @@ def speed_suite(
     if not steering:
         notes.append("No steering with an edit, the model's default or a given one: `steered` is not measured.")
     seconds = time.perf_counter() - start
-    found = with_baselines(found, (BASE,))
-    return SuiteResult("speed", settings, found, curves={"repeats": rows}, notes=notes, seconds=seconds)
+    weights = MethodId("saes", f"{len(model.saes)} SAEs")
+    methods = [baseline_method("base", BASE), weights, *(MethodId(name, name) for name in options if name != BASE)]
+    found = with_methods(found, methods)
+    return SuiteResult("speed", record, found, curves={"repeats": rows}, notes=notes, seconds=seconds)
 
 
 class _Time(NamedTuple):

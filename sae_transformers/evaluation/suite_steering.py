@@ -3,8 +3,7 @@
     methods = {"latent 1311": latent_method(1311), "prompt": prompt_methods(prompts, "Write a happy story.")}
     result = steering_suite(model, tokenizer, prompts, methods, get_scorer("sentiment"))
 
-`training.steering_baselines.steering_methods` makes the methods to compare, DiffMean among them, which is fitted to
-labelled texts.
+`evaluation.steering` makes the methods to compare, DiffMean among them, which is fitted to labelled texts.
 """
 
 from __future__ import annotations
@@ -15,48 +14,41 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .concept_steering import SteeringMethod
 from .intervals import percentiles, resample_counts
-from .journal import Journal
-from .results import Measurement, SuiteResult, with_baselines
+from .journal import UNWATCHED, Watch
+from .method_ids import FEATURE, MethodId, baseline_method
+from .results import Measurement, SuiteResult, with_methods
 from .scorers import Scorer
+from .settings import BootstrapSettings, GenerationSettings
 from .steering_sweep import UNSTEERED, Measures, Setting, Sweep, per_position, perplexity, settings_of
+from .suite_settings import GOALS, SteeringSuiteSettings
 
-GOALS = {"raise": 1.0, "lower": -1.0}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..modeling import SaeForCausalLM
+
 INTERVAL = "bootstrap over prompts"
 LONGEST_STEERING = 2000  # characters of JSON that the record keeps; of a longer one, the hash
 
 
 def steering_suite(
-    model: Any,
-    tokenizer: Any,
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     methods: Mapping[str, SteeringMethod | Sequence[SteeringMethod]],
     scorer: Scorer,
+    settings: SteeringSuiteSettings | None = None,
     *,
-    scorer_name: str = "",
-    goals: Sequence[str] = ("raise", "lower"),
-    chat: bool = False,
-    perplexity_limit: float = 1.6,
-    repetition_limit: float | None = None,
-    new_tokens: int = 40,
-    temperature: float = 0.7,
-    top_p: float = 1.0,
-    generation_seeds: int = 1,
-    divergence: bool = True,
-    samples: int = 0,
-    rows_at_once: int = 32,
-    tokens_at_once: int = 512,
-    resamples: int = 2000,
     facts: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    report: Callable[[int], object] | None = None,
-    journal: Journal | None = None,
+    watch: Watch = UNWATCHED,
 ) -> SuiteResult:
     """Measure every setting of every method; choose one a goal on half of the prompts, report it on the other half.
 
@@ -71,22 +63,10 @@ def steering_suite(
         methods: name -> a `SteeringMethod`, or several whose settings are tried as one method's (an instruction for
             the concept and one against it). Instructions stand in place of the prompts. `none` is always measured.
         scorer: continuations -> a finite number each, see `scorers`.
-        scorer_name: for the record.
-        goals: `raise` and `lower` the score, one or both; each has a choice of its own.
-        chat: put prompts and instructions into the tokenizer's chat template, as a user's message.
-        perplexity_limit: perplexity of the continuations under the unsteered model, over that of unsteered ones.
-        repetition_limit: share of repeated word trigrams that may be added; None is any.
-        new_tokens, temperature, top_p, rows_at_once: of `continue_prompts`.
-        generation_seeds: how many continuations of a prompt, `seed`, `seed + 1`, ...; one without a temperature.
-        divergence: measure the first divergent token of greedy text, and KL to the unsteered model.
-        samples: prompts of the reporting half whose continuations, with and without steering, are kept as texts.
-        tokens_at_once: of a pass of the KL.
-        resamples: of the bootstrap.
+        settings: a prompt has a continuation for each sample, of seeds `seed`, `seed + 1`, ... The seed of
+            `generation` draws the halves too.
         facts: what the caller knows of the methods, such as texts that a direction was fitted to; into the settings.
-        seed: of the halves, the random numbers and the bootstrap.
-        report: called with rows that are done. In all there are (1 + settings) x prompts, `generation_seeds` times,
-            and with `divergence` as many again for KL and, with a temperature, for greedy text.
-        journal: has the batches that were done, and gets the others.
+        watch: is told of rows that are done, of which there are `steps(...)`; and keeps the batches that were done.
 
     Returns:
         Measurements on the reporting half, of `none` and of each `METHOD (GOAL)`:
@@ -103,58 +83,47 @@ def steering_suite(
         Curves `choosing` and `reporting` hold every setting on each half.
 
     Raises:
-        ValueError: an option out of range, too few prompts, a method named `none` or without settings, another
+        ValueError: too few prompts, a method named `none` or without settings, another
             number of instructions than prompts, a feature that the model does not have, or scores that are not
             finite.
     """
     begin, n = time.perf_counter(), len(prompts)
     if isinstance(prompts, str) or n < 2:
         raise ValueError(f"Expected two prompts or more: half choose, half report. Received: {n}.")
-    if not goals or set(goals) - set(GOALS):
-        raise ValueError(f"`goals` must be of {', '.join(GOALS)}. Received: goals={goals!r}.")
-    several = generation_seeds > 1 and temperature == 0
-    if perplexity_limit <= 0 or generation_seeds < 1 or several or samples < 0 or min(tokens_at_once, resamples) < 1:
-        raise ValueError(
-            f"Expected perplexity_limit > 0, counts of 1 or more, and several seeds only with a temperature. "
-            f"Received: perplexity_limit={perplexity_limit!r}, generation_seeds={generation_seeds!r}, "
-            f"temperature={temperature!r}, samples={samples!r}, tokens_at_once={tokens_at_once!r}, "
-            f"resamples={resamples!r}."
-        )
-    settings = settings_of(methods, n)
-    order = random.Random(seed).sample(range(n), n)
+    settings = settings or SteeringSuiteSettings()
+    generation, bootstrap, budget = settings.generation, settings.bootstrap, settings.budget
+    tried = settings_of(methods, n)
+    order = random.Random(generation.seed).sample(range(n), n)
     halves = {"choosing": sorted(order[: n // 2]), "reporting": sorted(order[n // 2 :])}
-    sweep = Sweep(
-        model, tokenizer, prompts, settings, chat=chat, new_tokens=new_tokens, temperature=temperature, top_p=top_p,
-        seeds=range(seed, seed + generation_seeds), rows_at_once=rows_at_once, report=report, journal=journal,
-    )  # fmt: skip
-    measured = sweep.measure(scorer, divergence=divergence, tokens_at_once=tokens_at_once)
+    sweep = Sweep(model, tokenizer, prompts, tried, generation, report=watch.report, journal=watch.journal)
+    measured = sweep.measure(scorer, divergence=settings.divergence, tokens_at_once=settings.tokens_per_batch)
     parts = {half: [one.take(rows) for one in measured] for half, rows in halves.items()}
-    allowed = within_budget(parts["choosing"], perplexity_limit, repetition_limit)
+    allowed = within_budget(parts["choosing"], budget.perplexity_ratio, budget.added_repetition)
     chosen = {
-        (name, goal): choose(settings, parts["choosing"], allowed, name, goal) for name in methods for goal in goals
-    }
-    described = Describe(parts["reporting"][0], generation_seeds, resamples, seed)
+        (name, goal): choose(tried, parts["choosing"], allowed, name, goal)
+        for name in methods for goal in settings.goals
+    }  # fmt: skip
+    described = Describe(parts["reporting"][0], generation.samples_per_prompt, bootstrap)
     measurements = described.unsteered()
     for (name, goal), place in chosen.items():
         steered = None if place is None else parts["reporting"][place]
         measurements += described.steered(
-            f"{name} ({goal})", steered, goal, "" if place is None else settings[place].name
+            f"{name} ({goal})", steered, goal, "" if place is None else tried[place].name
         )
-    baselines = {
-        f"{name} ({goal})" for name, one in methods.items() for goal in goals
-        if all(part.baseline for part in ([one] if isinstance(one, SteeringMethod) else one))
-    }  # fmt: skip
-    measurements = with_baselines(measurements, {UNSTEERED, *baselines})
+    known = {(name, goal): _method(model, one, f"{name} ({goal})") for name, one in methods.items()
+             for goal in settings.goals}  # fmt: skip
+    measurements = with_methods(measurements, [baseline_method("none", UNSTEERED), *known.values()])
     curves = {
-        half: list(_curve(settings, found, allowed, chosen, Describe(found[0], 1, resamples, seed)))
+        half: list(_curve(tried, found, allowed, chosen, Describe(found[0], 1, bootstrap)))
         for half, found in parts.items()
     }
     record = {
-        "prompts": n, "prompts_sha256": _hash(list(prompts)), "methods": [_recorded(one) for one in settings[1:]],
-        "scorer": scorer_name, "goals": list(goals), "chat": chat, "perplexity_limit": perplexity_limit,
-        "repetition_limit": repetition_limit, "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p,
-        "generation_seeds": generation_seeds, "divergence": divergence, "resamples": resamples, "seed": seed,
-        **(facts or {}),
+        "prompts": n, "prompts_sha256": _hash(list(prompts)), "methods": [_recorded(one) for one in tried[1:]],
+        "scorer": settings.scorer_name, "goals": list(settings.goals), "chat": templated(generation, tokenizer),
+        "perplexity_limit": budget.perplexity_ratio, "repetition_limit": budget.added_repetition,
+        "new_tokens": generation.max_new_tokens, "temperature": generation.temperature, "top_p": generation.top_p,
+        "generation_seeds": generation.samples_per_prompt, "divergence": settings.divergence,
+        "resamples": bootstrap.resamples, "seed": generation.seed, **(facts or {}),
     }  # fmt: skip
     notes = [
         f"Settings were chosen on {len(halves['choosing'])} prompts and are reported on the other "
@@ -165,13 +134,29 @@ def steering_suite(
     ]
     shown = [
         {
-            "prompt": prompts[row], "method": name, "goal": goal, "setting": settings[place].name,
+            "prompt": prompts[row], "method": name, "goal": goal, "setting": tried[place].name,
             "unsteered": sweep.made[0][0].texts[row], "steered": sweep.made[0][place].texts[row],
+            "of": known[name, goal].to_dict(),
         }
-        for row in halves["reporting"][:samples] for (name, goal), place in chosen.items() if place is not None
+        for row in halves["reporting"][: settings.samples] for (name, goal), place in chosen.items()
+        if place is not None
     ]  # fmt: skip
     seconds = time.perf_counter() - begin
     return SuiteResult("steering", record, measurements, curves=curves, samples=shown, notes=notes, seconds=seconds)
+
+
+def templated(generation: GenerationSettings, tokenizer: Any) -> bool:
+    """Whether prompts stand in a chat template."""
+    return generation.chat and bool(getattr(tokenizer, "chat_template", None))
+
+
+def _method(model: SaeForCausalLM, one: SteeringMethod | Sequence[SteeringMethod], label: str) -> MethodId:
+    """What a method is, with its latent's number."""
+    parts = [one] if isinstance(one, SteeringMethod) else list(one)
+    of = replace(parts[0].of, label=label, baseline=all(part.of.baseline for part in parts))
+    if of.kind != FEATURE or of.sae is None or of.feature is None:
+        return of
+    return replace(of, feature=model.config.sae_configs[of.sae].resolve_feature(of.feature))
 
 
 def within_budget(
@@ -194,10 +179,11 @@ def choose(
 class Describe:
     """Numbers with their intervals, and differences to no steering on the same prompts, resampled alike."""
 
-    def __init__(self, unsteered: Measures, seeds: int, resamples: int, seed: int) -> None:
+    def __init__(self, unsteered: Measures, seeds: int, bootstrap: BootstrapSettings) -> None:
         self.base, self.seeds = unsteered, seeds
         n = len(unsteered.tokens)
-        self.once, self.draws = torch.ones(1, n, dtype=torch.float64), resample_counts(n, resamples, seed)
+        self.once = torch.ones(1, n, dtype=torch.float64)
+        self.draws = resample_counts(n, bootstrap.resamples, bootstrap.seed)
 
     def unsteered(self) -> list[Measurement]:
         found = self._of(UNSTEERED, self.base, None, "")

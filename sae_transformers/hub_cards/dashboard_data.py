@@ -7,7 +7,6 @@ opens one at a time.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,12 +16,11 @@ import torch
 from ..create_training_data.annotation_tables import FeatureAnnotation
 from ..evaluation.activation_histograms import ActivationHistograms
 from ..evaluation.feature_table import FeatureTable
-from ..evaluation.results import Results
+from ..evaluation.method_ids import FEATURE, PRE_ACTIVATION, MethodId, names_a_latent, old_steered_latent
+from ..evaluation.results import Results, method_of
 
 OWN_ACTIVATION = "the SAE's own activation"  # of spans that are scored as histograms count
 INDEX_TOKENS = 8  # of each end: what a feature is searched by and shown with in the list
-OF_SAE = re.compile(r" of SAE (\d+)")
-OF_LATENT = re.compile(r"\b(?:latent|feature) (\d+)\b")
 
 
 class SpanShown(NamedTuple):
@@ -99,22 +97,22 @@ class DashboardData:
 def measures_of(
     results: Results, metric: str = "auroc", *, sae: int = 0, names: Mapping[int, str] | None = None
 ) -> dict[str, dict[int, float]]:
-    """Columns from an evaluation: the measurements of `metric` whose method names one latent.
+    """Columns from an evaluation: the measurements of `metric` whose method is one latent.
 
     Args:
-        sae: number of the SAE whose latents are meant; a method that tells none, such as `latent 17`, means it too.
-        names: latent -> name, by which methods such as `toxicity of SAE 0` name it.
+        sae: number of the SAE whose latents are meant; a method that tells none means it too.
+        names: latent -> name, by which records of before name it in methods such as `toxicity of SAE 0`.
     """
     known = {name: latent for latent, name in (names or {}).items()}
     found: dict[str, dict[int, float]] = {}
     for suite in results.suites.values():
         for one in suite.measurements:
-            who, of, rest = one.method.rpartition(" of SAE ")
-            who, rest = (who, rest) if of else (one.method, "")
-            number, _, how = rest.partition(" ")
-            named = re.fullmatch(r"(?:latent|feature) (\d+)", who)
-            latent = int(named[1]) if named else known.get(who)
-            if one.metric == metric and one.value is not None and latent is not None and number in ("", str(sae)):
+            of = method_of(one)
+            latent = known.get(of.feature) if isinstance(of.feature, str) else of.feature
+            if one.metric != metric or one.value is None or latent is None or of.sae not in (None, sae):
+                continue
+            if of.kind in (FEATURE, PRE_ACTIVATION):
+                how = "before activation" if of.kind == PRE_ACTIVATION else ""
                 column = ", ".join(filter(None, (metric.upper(), how, one.data)))
                 found.setdefault(column, {})[latent] = one.value
     return found
@@ -126,7 +124,8 @@ def samples_of(rows: Sequence[Mapping[str, Any]], *, sae: int = 0) -> dict[int, 
     Args:
         rows: `feature`, `prompt`, `text`, `strength` (0: unsteered), and `op`, `unit`, `perplexity` where known. An
             unsteered row without a feature counts for every feature that has its prompt. Rows of an evaluation's
-            `steering` suite (`method` that names a latent, `setting`, `prompt`, `steered`, `unsteered`) count too.
+            suite `steering` count too: `setting`, `prompt`, `steered`, `unsteered`, and `of`, the method as data, or
+            in records of before a `method` that names a latent.
         sae: as for `measures_of`.
 
     Raises:
@@ -137,9 +136,9 @@ def samples_of(rows: Sequence[Mapping[str, Any]], *, sae: int = 0) -> dict[int, 
     for number, row in enumerate(rows):
         try:
             if "steered" in row:
-                latent, of = OF_LATENT.search(row["method"]), OF_SAE.search(row["method"])
-                if latent and (of is None or int(of[1]) == sae):
-                    made = found.setdefault(int(latent[1]), [])
+                of = MethodId(**row["of"]) if row.get("of") else old_steered_latent(row["method"])
+                if of is not None and isinstance(of.feature, int) and of.sae in (None, sae):
+                    made = found.setdefault(of.feature, [])
                     made.append(
                         SteeringSample(row["prompt"], row["steered"], row.get("setting") or row["method"], 1.0)
                     )
@@ -294,7 +293,7 @@ def _result_rows(results: Results | None) -> list[list[Any]]:
         [name, one.metric, one.method, _short(one.value), _short(one.low), _short(one.high), one.n]
         for name, suite in results.suites.items()
         for one in suite.measurements
-        if not OF_LATENT.search(one.method)
+        if not names_a_latent(method_of(one), one.of is not None)
     ]
 
 

@@ -10,21 +10,17 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..create_training_data.annotation_tables import FeatureAnnotation
-from ..evaluation.results import Measurement, Results, SuiteResult, is_baseline
+from ..evaluation.method_ids import PRE_ACTIVATION
+from ..evaluation.results import Measurement, Results, SuiteResult, is_baseline, method_of
+from ..evaluation.suites import card_facts, expected_suites
 from .card_file import marked
 from .citations import bibtex, methods_used
 from .facts import AuthorFacts, ModelFacts, SaeFacts
 from .markdown import number, one_line, python, render, without_folders
 from .result_tables import result_tables
 
-SUITES = ("reconstruction", "detection", "steering", "fairness", "capability", "speed")
 PIPELINES = {"AutoModelForCausalLM": "text-generation", "AutoModelForSequenceClassification": "text-classification"}
-# Of suites whose task is not that of the model.
-TASKS = {"detection": "text-classification", "fairness": "text-classification"}
-NOT_RESULTS = ("speed",)  # of a machine, not of a model
-DIFFERENCES = re.compile(r"_change$|_ratio$|_minus_|^tree_")  # to a baseline, or of what was fitted beside the model
-DETECTOR = re.compile(r"(?:latent (?P<latent>\d+)|(?P<concept>.+?))(?: of SAE (?P<sae>\d+))?")
-DETECTION = ("auroc", "f1")
+NOT_A_FEATURE = (PRE_ACTIVATION, "latent_tree", "random_latent")
 SHOWN = 300  # characters of a sample
 
 
@@ -84,7 +80,7 @@ def model_card(
         "examples": _examples(results, max_examples),
         "suites": _suites(results),
         "results": results,
-        "not_measured": [suite for suite in SUITES if results is None or suite not in results.suites],
+        "not_measured": [suite for suite in expected_suites() if results is None or suite not in results.suites],
         "data": _data(results),
         "trained_on": _trained_on(model.saes),
         "command": without_folders(author.command or (results.command if results else "")),
@@ -146,17 +142,18 @@ def eval_results(model: ModelFacts, results: Results | None) -> list[EvalResult]
     """Measurements of this model on named data, for the `model-index`. Baselines and intervals are in the tables."""
     found: dict[tuple, EvalResult] = {}
     for suite in (results.suites if results else {}).values():
-        if suite.name in NOT_RESULTS:
+        facts = card_facts(suite.name)
+        if not facts.of_model:
             continue
         files = {one.name: one for one in suite.data}
         for one in suite.measurements:
             data = one_line(one.data or " + ".join(list(files)[:3]))
-            if one.value is None or not data or is_baseline(one) or DIFFERENCES.search(one.metric):
+            if one.value is None or not data or is_baseline(one) or facts.compares(one.metric):
                 continue
             file = files.get(data)
             described = f"{suite.name}: {one.metric}" + (f" ({one.method})" if one.method else "")
             made = EvalResult(
-                task_type=TASKS.get(suite.name) or PIPELINES.get(model.auto_class, "feature-extraction"),
+                task_type=facts.task or PIPELINES.get(model.auto_class, "feature-extraction"),
                 dataset_type=re.sub(r"[^\w.-]+", "-", data).strip("-") or "data",
                 dataset_name=data,
                 dataset_split=one_line(file.split) or None if file else None,
@@ -222,20 +219,19 @@ def _features(
 
 def _detections(model: ModelFacts, results: Results | None) -> list[tuple[int, int, Measurement]]:
     """Measured detection: (SAE, feature, measurement)."""
-    suite = results.suites.get("detection") if results else None
     found = []
-    for one in suite.measurements if suite else ():
-        match = DETECTOR.fullmatch(one.method)
-        if match is None or one.value is None or one.metric not in DETECTION:
-            continue
-        for sae in model.saes:
-            if match["sae"] is not None and int(match["sae"]) != sae.number:
+    for suite in (results.suites if results else {}).values():
+        shown = card_facts(suite.name).of_features
+        for one in suite.measurements:
+            of = method_of(one)
+            if one.value is None or one.metric not in shown or of.feature is None or of.kind in NOT_A_FEATURE:
                 continue
-            named = {**{name: latent for latent, name in sae.feature_names.items()}, **sae.concepts}
-            feature = named.get(match["concept"]) if match["latent"] is None else int(match["latent"])
-            if feature is not None and feature < sae.d_sae:
-                found.append((sae.number, feature, one))
-                break
+            for sae in model.saes:
+                named = {**{name: latent for latent, name in sae.feature_names.items()}, **sae.concepts}
+                feature = named.get(of.feature) if isinstance(of.feature, str) else of.feature
+                if of.sae in (None, sae.number) and feature is not None and feature < sae.d_sae:
+                    found.append((sae.number, feature, one))
+                    break
     return found
 
 
@@ -261,23 +257,23 @@ def _steering_lines(steering: Mapping[str, Any] | None) -> list[str]:
 
 def _examples(results: Results | None, limit: int) -> list[dict[str, Any]]:
     """Ways to steer, each with what it gained and cost and a few texts: the samples of the suite `steering`."""
-    suite = results.suites.get("steering") if results else None
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for sample in suite.samples if suite else ():
-        if not {"prompt", "unsteered", "steered"} <= set(sample):
-            continue
-        method, goal = str(sample.get("method", "")), str(sample.get("goal", ""))
-        group = groups.setdefault(
-            (method, goal), {"method": method, "goal": goal, "setting": str(sample.get("setting", "")), "rows": []}
-        )
-        if len(group["rows"]) < limit:
-            group["rows"].append({key: str(sample[key]) for key in ("prompt", "unsteered", "steered")})
-    for group in groups.values():
-        named = f"{group['method']} ({group['goal']})" if group["goal"] else group["method"]
-        group["costs"] = [
-            {"metric": metric, "unsteered": _value(suite, metric, "none"), "steered": _value(suite, metric, named)}
-            for metric in ("concept_score", "perplexity", "repetition")
-        ]
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for suite in (results.suites if results else {}).values():
+        for sample in suite.samples:
+            if not {"prompt", "unsteered", "steered"} <= set(sample):
+                continue
+            method, goal = str(sample.get("method", "")), str(sample.get("goal", ""))
+            group = groups.setdefault(
+                (suite.name, method, goal),
+                {"method": method, "goal": goal, "setting": str(sample.get("setting", "")), "rows": []},
+            )
+            if len(group["rows"]) < limit:
+                group["rows"].append({key: str(sample[key]) for key in ("prompt", "unsteered", "steered")})
+            named = f"{method} ({goal})" if goal else method
+            group["costs"] = [
+                {"metric": metric, "unsteered": _value(suite, metric, "none"), "steered": _value(suite, metric, named)}
+                for metric in ("concept_score", "perplexity", "repetition")
+            ]
     return list(groups.values())
 
 

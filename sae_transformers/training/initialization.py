@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..latents.diffmean import fit_diffmean
 from ..modeling import SparseAutoencoder
-from .diffmean import fit_diffmean
 
 
 def geometric_median(points: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -13,9 +13,10 @@ import torch
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.concept_steering import OfflineJudge, SteeringMethod, evaluate_concept_steering
 from sae_transformers.evaluation.continuations import continue_prompts
-from sae_transformers.evaluation.journal import Journal
-from sae_transformers.evaluation.settings import GenerationSettings
+from sae_transformers.evaluation.journal import Journal, Watch
+from sae_transformers.evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
 from sae_transformers.evaluation.steering_methods import latent_method, prompt_methods
+from sae_transformers.evaluation.suite_settings import SteeringSuiteSettings
 from sae_transformers.evaluation.suite_steering import steering_suite
 
 PARTS = {f"part {i}": [i / 3, [True, None, "ü\n"], math.nan if i == 1 else -math.inf] for i in range(4)}
@@ -134,11 +135,15 @@ def test_the_steering_suite_goes_on(model: Any, tokenizer: Any, tmp_path: Path, 
     prompts = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w3 w3"]
     methods = {"latent 3": latent_method(3, [-1.0, 1.0]), "prompt": prompt_methods(prompts, "w30 w31", "w1")}
 
+    settings = SteeringSuiteSettings(
+        samples=1, tokens_per_batch=20, generation=GenerationSettings(5, samples_per_prompt=2, batch_size=6),
+        budget=FluencyBudget(3.0), bootstrap=BootstrapSettings(20),
+    )  # fmt: skip
+
     def run(**options: Any) -> Any:
         return steering_suite(
-            model, tokenizer, prompts, methods, lambda texts: [float(len(text)) for text in texts], new_tokens=5,
-            resamples=20, generation_seeds=2, rows_at_once=6, tokens_at_once=20, perplexity_limit=3.0, samples=1,
-            **options,
+            model, tokenizer, prompts, methods, lambda texts: [float(len(text)) for text in texts], settings,
+            watch=Watch(**options),
         )  # fmt: skip
 
     expected = run()

@@ -20,7 +20,8 @@ from sae_transformers.evaluation.scar_protocol import (
     strided_perplexity,
     toxicity_bins,
 )
-from sae_transformers.evaluation.settings import GenerationSettings
+from sae_transformers.evaluation.settings import BootstrapSettings, GenerationSettings
+from sae_transformers.evaluation.suite_settings import ScarSettings
 from tests.tiny import tiny_model
 
 ROWS = [
@@ -43,9 +44,10 @@ def word_count(texts: Any) -> list[float]:
 
 @pytest.fixture(scope="module")
 def result(model: Any, tokenizer: Any) -> Any:
+    small: dict[str, Any] = {"continuation_tokens": 5, "window": 32, "stride": 16}
+    small["bootstrap"] = BootstrapSettings(40, 42)
     return scar_suite(
-        model, tokenizer, ROWS, "toxicity", word_count, texts=TEXTS, factors=[-100.0, 0.0, 1.0], new_tokens=5,
-        window=32, stride=16, resamples=40,
+        model, tokenizer, ROWS, "toxicity", word_count, ScarSettings((-100.0, 0.0, 1.0), **small), texts=TEXTS,
     )  # fmt: skip
 
 
@@ -163,12 +165,11 @@ def test_bins_of_the_result(result: Any) -> None:
 
 
 def test_the_most_toxic_alone(model: Any, tokenizer: Any) -> None:
-    found = scar_suite(
-        model, tokenizer, ROWS, 5, word_count, factors=[1.0], least_toxicity=0.9, new_tokens=2, resamples=5
-    )
+    settings = ScarSettings((1.0,), least_toxicity=0.9, continuation_tokens=2, bootstrap=BootstrapSettings(5, 42))
+    found = scar_suite(model, tokenizer, ROWS, 5, word_count, settings)
     assert found.settings["prompts"] == 2 and len(found.curves["by_bin"]) == 2
     assert not [one for one in found.measurements if one.metric.startswith(("fdt", "text"))]
     with pytest.raises(ValueError, match="Received: 0 prompts"):
-        scar_suite(model, tokenizer, ROWS[:1], 5, word_count, least_toxicity=0.9)
+        scar_suite(model, tokenizer, ROWS[:1], 5, word_count, ScarSettings(least_toxicity=0.9))
     with pytest.raises(ValueError, match="999"):
         scar_suite(model, tokenizer, ROWS, 999, word_count)

@@ -29,6 +29,7 @@ from sae_transformers.evaluation.capability_tasks import (
 from sae_transformers.evaluation.harness_model import harness_model, run_tasks
 from sae_transformers.evaluation.likelihood import token_scores
 from sae_transformers.evaluation.suite_capability import capability_suite
+from sae_transformers.evaluation.suite_settings import CapabilitySettings
 from tests.tiny import tiny_base, tiny_model
 
 WORDS = [f"w{i}" for i in range(80)]
@@ -91,8 +92,9 @@ def test_the_suite_measures_the_base_the_model_and_the_steered_model(offline, mo
     generated = Steering(STRONG.edits, positions="generated")
     seen: list[int] = []
     found = capability_suite(
-        model, tokenizer(), lambada=passages(9), mmlu=MMLU | {"others": MmluSubject(questions(6, 3), questions(2, 5))},
-        steerings={"strong": STRONG, "generated": generated}, shots=2, limit=4, batch_size=3, report=seen.append,
+        model, tokenizer(), CapabilitySettings(2, 4, 3), lambada=passages(9),
+        mmlu=MMLU | {"others": MmluSubject(questions(6, 3), questions(2, 5))},
+        steerings={"strong": STRONG, "generated": generated}, report=seen.append,
     )  # fmt: skip
     assert found.value("log_likelihood_difference", "none") == 0.0
     assert found.value("log_likelihood_difference", "strong") > 0.1  # pyright: ignore[reportOptionalOperand]
@@ -127,8 +129,10 @@ def test_without_steering_every_log_likelihood_is_the_bare_bases(architecture, t
 def test_the_default_steering_is_the_one_that_is_measured(offline, model) -> None:
     model.steering = STRONG
     try:
-        found = capability_suite(model, tokenizer(), lambada=passages(3), base=False)
-        named = capability_suite(model, tokenizer(), lambada=passages(3), base=False, steerings={"same": STRONG})
+        found = capability_suite(model, tokenizer(), CapabilitySettings(base=False), lambada=passages(3))
+        named = capability_suite(
+            model, tokenizer(), CapabilitySettings(base=False), lambada=passages(3), steerings={"same": STRONG}
+        )
     finally:
         model.steering = None
     assert found.value("lambada_perplexity", "default") == named.value("lambada_perplexity", "same")
@@ -274,7 +278,7 @@ def test_bad_input(tmp_path, model) -> None:
     with pytest.raises(ValueError, match="'../x'"):
         write_tasks(tmp_path, mmlu={"../x": MMLU["others"]}, shots=0)
     with pytest.raises(ValueError, match="limit=0"):
-        capability_suite(model, tokenizer(), lambada=passages(), limit=0)
+        capability_suite(model, tokenizer(), CapabilitySettings(limit=0), lambada=passages())
     with pytest.raises(ValueError, match="Received: \\['base'\\]"):
         capability_suite(model, tokenizer(), lambada=passages(), steerings={"base": STRONG})
     with pytest.raises(ValueError, match="numbered from 0. Received: sae=4"):

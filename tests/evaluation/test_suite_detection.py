@@ -10,11 +10,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from sae_transformers.cli.evaluate_show import baseline as shown_baseline
-from sae_transformers.evaluation.results import Results, SuiteResult
+from sae_transformers.evaluation.results import Results, SuiteResult, compared_with
+from sae_transformers.evaluation.settings import BootstrapSettings
 from sae_transformers.evaluation.suite_detection import best_threshold, detection_suite, split_rows
+from sae_transformers.evaluation.suite_settings import DetectionSettings
 from sae_transformers.hub_cards.facts import ModelFacts
 from sae_transformers.hub_cards.model_card import eval_results
+from sae_transformers.latents.settings import ReadingSettings
 from sae_transformers.latents.text_latents import encode_text_means, text_ids
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_model, tiny_sae
@@ -37,12 +39,15 @@ def model():
     return tiny_model(saes=[tiny_sae(layer=1, site="resid_post", concepts={"sea": 9})])
 
 
-OPTIONS = {"max_length": 16, "seeds": (0, 1), "ks": (1, 3), "resamples": 40}
+OPTIONS = {
+    "seeds": (0, 1), "ks": (1, 3), "reading": ReadingSettings(max_length=16), "bootstrap": BootstrapSettings(40),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def result() -> SuiteResult:
-    return detection_suite(model(), word_tokenizer(), TEXTS, LABELS, features=[(0, "sea"), (0, 5)], **OPTIONS)
+    settings = DetectionSettings(**OPTIONS)
+    return detection_suite(model(), word_tokenizer(), TEXTS, LABELS, settings, features=[(0, "sea"), (0, 5)])
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +140,9 @@ def test_trees(result: SuiteResult) -> None:
 
 
 def test_other_seeds_are_other_splits_and_trees_are_optional(result: SuiteResult) -> None:
-    given = {"features": [(0, "sea"), (0, 5)], **OPTIONS, "seeds": [7], "trees": False}
-    fewer = [detection_suite(model(), word_tokenizer(), TEXTS, LABELS, **given) for _ in range(2)]
+    given = DetectionSettings(**{**OPTIONS, "seeds": (7,), "trees": False})
+    features = [(0, "sea"), (0, 5)]
+    fewer = [detection_suite(model(), word_tokenizer(), TEXTS, LABELS, given, features=features) for _ in range(2)]
     assert fewer[0].measurements == fewer[1].measurements
     assert fewer[0].value("auroc", "sea of SAE 0") != result.value("auroc", "sea of SAE 0")
     assert not any(one.metric.startswith("tree") for one in fewer[0].measurements)
@@ -161,28 +167,29 @@ def test_best_threshold_of_a_few() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "options", "told"),
+    ("labels", "options", "features", "told"),
     [
-        (LABELS[1:], {}, "59 labels"),
-        ([*LABELS[1:], 2], {}, "60 labels, .0, 1, 2."),
-        ([0] * 50 + [1] * 10, {}, "10 of label 1"),
-        (LABELS, {"features": [(0, 64)]}, "64"),
-        (LABELS, {"features": [(1, 3)]}, "3 of SAE 1"),
-        (LABELS, {"features": [(0, "joy")]}, "joy"),
-        (LABELS, {"choose_by": "luck"}, "choose_by='luck'"),
-        (LABELS, {"ks": [0]}, r"ks=\[0\]"),
-        (LABELS, {"seeds": []}, r"seeds=\[\]"),
+        (LABELS[1:], {}, None, "59 labels"),
+        ([*LABELS[1:], 2], {}, None, "60 labels, .0, 1, 2."),
+        ([0] * 50 + [1] * 10, {}, None, "10 of label 1"),
+        (LABELS, {}, [(0, 64)], "64"),
+        (LABELS, {}, [(1, 3)], "3 of SAE 1"),
+        (LABELS, {}, [(0, "joy")], "joy"),
+        (LABELS, {"choose_by": "luck"}, None, "choose_by='luck'"),
+        (LABELS, {"ks": (0,)}, None, r"ks=\[0\]"),
+        (LABELS, {"seeds": ()}, None, r"seeds=\[\]"),
     ],
 )
-def test_bad_input_is_refused(labels: list[int], options: dict, told: str) -> None:
+def test_bad_input_is_refused(labels: list[int], options: dict, features: list | None, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        detection_suite(model(), word_tokenizer(), TEXTS, labels, **{**OPTIONS, **options})
+        settings = DetectionSettings(**{**OPTIONS, **options})
+        detection_suite(model(), word_tokenizer(), TEXTS, labels, settings, features=features)
 
 
 def test_a_concept_may_be_called_like_a_baseline() -> None:
     names = ["random access", "base rate neglect", "mean-spirited", "prompt injection", "best friend", "SAE of SAE x"]
     sae = tiny_sae(layer=1, site="resid_post", concepts={name: 9 + i for i, name in enumerate(names)})
-    found = detection_suite(tiny_model(saes=[sae]), word_tokenizer(), TEXTS, LABELS, **OPTIONS)
+    found = detection_suite(tiny_model(saes=[sae]), word_tokenizer(), TEXTS, LABELS, DetectionSettings(**OPTIONS))
     baselines = {one.method for one in found.measurements if one.baseline}
     place = "layers.1.resid_post"
     assert baselines == {
@@ -199,6 +206,6 @@ def test_a_concept_may_be_called_like_a_baseline() -> None:
     for name in names:
         assert {f"detection: auroc ({name} of SAE 0)", f"detection: f1 ({name} of SAE 0)"} <= told
         (one,) = [m for m in found.measurements if (m.metric, m.method) == ("auroc", f"{name} of SAE 0")]
-        other = shown_baseline(one, found.measurements)
+        other = compared_with(one, found.measurements)
         assert other is not None and other.method == f"DiffMean at {place}"
     assert not any(name in text for text in told for name in ("DiffMean", "bag of words", "random latent"))

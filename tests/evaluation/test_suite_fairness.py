@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +9,18 @@ import torch
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.bias import SentencePair
+from sae_transformers.evaluation.settings import BootstrapSettings
 from sae_transformers.evaluation.suite_fairness import fairness_suite
+from sae_transformers.evaluation.suite_settings import FairnessSettings
+from sae_transformers.latents.settings import ReadingSettings
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_model, tiny_sae
 
 STEERING = Steering([FeatureEdit(0, 3, "direction", 5.0)])
 TEXTS = word_texts(10, shortest=4, longest=8)
+MORE = FairnessSettings(bootstrap=BootstrapSettings(50))
+FEW = FairnessSettings(bootstrap=BootstrapSettings(5))
+SHORT = FairnessSettings(reading=ReadingSettings(max_length=16), bootstrap=BootstrapSettings(5))
 
 
 def pair(text: str) -> SentencePair:
@@ -40,7 +47,9 @@ def log_p(made, text: str, steering: Any) -> torch.Tensor:
 
 def test_preferences_before_and_after_are_the_models_likelihoods() -> None:
     made = model(STEERING)
-    found = fairness_suite(made, word_tokenizer(), {"pairs": PAIRS}, resamples=50)
+    found = fairness_suite(
+        made, word_tokenizer(), {"pairs": PAIRS}, settings=FairnessSettings(bootstrap=BootstrapSettings(50))
+    )
     gaps = {
         method: torch.stack([log_p(made, p.more, plan).sum() - log_p(made, p.less, plan).sum() for p in PAIRS])
         for method, plan in (("none", False), ("steered", STEERING))
@@ -62,7 +71,9 @@ def test_preferences_before_and_after_are_the_models_likelihoods() -> None:
 
 def test_last_words() -> None:
     made = model(STEERING)
-    found = fairness_suite(made, word_tokenizer(), last_words=TEXTS, resamples=50)
+    found = fairness_suite(
+        made, word_tokenizer(), last_words=TEXTS, settings=FairnessSettings(bootstrap=BootstrapSettings(50))
+    )
     last = {plan: torch.stack([log_p(made, t, plan)[-1] for t in TEXTS]) for plan in (False, None)}
     for method, plan in (("none", False), ("steered", None)):
         expected = math.exp(-float(last[plan].mean()))
@@ -72,17 +83,19 @@ def test_last_words() -> None:
 
 
 def test_a_given_steering_stands_in_for_the_default_and_none_compares_nothing() -> None:
-    by_default = fairness_suite(model(STEERING), word_tokenizer(), {"p": PAIRS}, resamples=5)
-    given = fairness_suite(model(), word_tokenizer(), {"p": PAIRS}, steering=STEERING, resamples=5)
+    by_default = fairness_suite(model(STEERING), word_tokenizer(), {"p": PAIRS}, settings=FEW)
+    given = fairness_suite(model(), word_tokenizer(), {"p": PAIRS}, settings=FEW, steering=STEERING)
     assert given.measurements == by_default.measurements
-    alone = fairness_suite(model(), word_tokenizer(), {"p": PAIRS}, resamples=5)
+    alone = fairness_suite(model(), word_tokenizer(), {"p": PAIRS}, settings=FEW)
     assert {m.method for m in alone.measurements} == {"none"} and "nothing is compared" in alone.notes[-1]
 
 
 def test_swapped_texts_move_scores() -> None:
     made, tokenizer = model(), word_tokenizer()
     swapped = [text.replace("w1", "w8") for text in TEXTS]
-    found = fairness_suite(made, tokenizer, swapped=(TEXTS, swapped), features=[(0, "sea"), (0, 5)], max_length=16)
+    found = fairness_suite(
+        made, tokenizer, swapped=(TEXTS, swapped), settings=replace(SHORT, features=((0, "sea"), (0, 5)))
+    )
     told = {one.method: one.baseline for one in found.measurements}
     assert told == {"sea of SAE 0": False, "latent 5 of SAE 0": False, "random latent of SAE 0": True}
     for name, latent in (("sea", 9), ("latent 5", 5)):
@@ -97,9 +110,9 @@ def test_swapped_texts_move_scores() -> None:
             expected = float(moved / scores[0].std())
             assert found.value("score_move_in_std", f"{name} of SAE 0") == pytest.approx(expected, rel=1e-3)
     assert found.value("score_move", "random latent of SAE 0") is not None
-    same = fairness_suite(made, tokenizer, swapped=(TEXTS, TEXTS), max_length=16, resamples=5)
+    same = fairness_suite(made, tokenizer, swapped=(TEXTS, TEXTS), settings=SHORT)
     assert same.value("score_move", "sea of SAE 0") == 0.0
-    short = fairness_suite(made, tokenizer, swapped=([*TEXTS, "w1"], [*swapped, "w2"]), max_length=16, resamples=5)
+    short = fairness_suite(made, tokenizer, swapped=([*TEXTS, "w1"], [*swapped, "w2"]), settings=SHORT)
     assert "1 of 11 swapped pairs are too short" in short.notes[-1]
 
 
@@ -109,8 +122,10 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="10 and 9"):
         fairness_suite(model(), word_tokenizer(), swapped=(TEXTS, TEXTS[1:]))
     with pytest.raises(ValueError, match="'joy'"):
-        fairness_suite(model(), word_tokenizer(), swapped=(TEXTS, TEXTS), features=[(0, "joy")], max_length=16)
+        fairness_suite(
+            model(), word_tokenizer(), swapped=(TEXTS, TEXTS), settings=replace(SHORT, features=((0, "joy"),))
+        )
     with pytest.raises(ValueError, match="latent|5 of SAE 4"):
-        fairness_suite(model(), word_tokenizer(), swapped=(TEXTS, TEXTS), features=[(4, 5)], max_length=16)
+        fairness_suite(model(), word_tokenizer(), swapped=(TEXTS, TEXTS), settings=replace(SHORT, features=((4, 5),)))
     with pytest.raises(ValueError, match="2 of 10|0 of 2"):
-        fairness_suite(model(), word_tokenizer(), swapped=(["w1 w2", "w1 w3"], ["w1", "w1"]), max_length=16)
+        fairness_suite(model(), word_tokenizer(), swapped=(["w1 w2", "w1 w3"], ["w1", "w1"]), settings=SHORT)

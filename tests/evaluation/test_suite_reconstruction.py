@@ -8,7 +8,9 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
 from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
 from sae_transformers.evaluation.results import SuiteResult
+from sae_transformers.evaluation.settings import BootstrapSettings
 from sae_transformers.evaluation.suite_reconstruction import reconstruction_suite
+from sae_transformers.latents.settings import ReadingSettings
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, tiny_model, tiny_sae
 
@@ -16,8 +18,8 @@ TEXTS = word_texts(12, shortest=4, longest=10)
 
 
 def suite(saes: list[SparseAutoencoder], **options) -> SuiteResult:
-    options = {"max_length": 12, "tokens_at_once": 40, "resamples": 50, **options}
-    return reconstruction_suite(tiny_model(saes=saes), word_tokenizer(), TEXTS, **options)
+    reading = ReadingSettings(**{"max_length": 12, "tokens_per_batch": 40, **options})
+    return reconstruction_suite(tiny_model(saes=saes), word_tokenizer(), TEXTS, reading, BootstrapSettings(50))
 
 
 def made(weight: float, b_dec: torch.Tensor | None = None, **settings) -> SparseAutoencoder:
@@ -93,7 +95,7 @@ def test_numbers_are_scikit_learns_and_those_of_the_meter() -> None:
 
 
 def test_the_base_zeros_and_means_are_baselines() -> None:
-    found = reconstruction_suite(tiny_model(), word_tokenizer(), TEXTS, max_length=12, resamples=5)
+    found = reconstruction_suite(tiny_model(), word_tokenizer(), TEXTS, ReadingSettings(12), BootstrapSettings(5))
     told = {one.method: one.baseline for one in found.measurements}
     assert told == {"SAE 0": False, "none": True, "zeros at SAE 0": True, "mean at SAE 0": True}
 
@@ -120,7 +122,7 @@ def test_losses_are_those_of_the_model() -> None:
 
 
 def test_batches_do_not_matter_and_intervals_hold_their_values() -> None:
-    few, many = suite([tiny_sae(layer=1)], tokens_at_once=10), suite([tiny_sae(layer=1)], tokens_at_once=1000)
+    few, many = suite([tiny_sae(layer=1)], tokens_per_batch=10), suite([tiny_sae(layer=1)], tokens_per_batch=1000)
     for one, other in zip(few.measurements, many.measurements, strict=True):
         assert (one.metric, one.method, one.n) == (other.metric, other.method, other.n)
         for field in ("value", "low", "high"):
@@ -134,7 +136,9 @@ def test_batches_do_not_matter_and_intervals_hold_their_values() -> None:
 def test_reports_and_leaves_short_texts_out() -> None:
     seen: list[int] = []
     model, texts = tiny_model(), [*TEXTS[:3], "w1 w2", "w3"]
-    found = reconstruction_suite(model, word_tokenizer(), texts, max_length=12, resamples=5, report=seen.append)
+    found = reconstruction_suite(
+        model, word_tokenizer(), texts, ReadingSettings(12), BootstrapSettings(5), report=seen.append
+    )
     assert sum(seen) == 2 * 3 and "2 of 5 texts are too short" in found.notes[-1]
 
 
@@ -143,13 +147,15 @@ def test_no_pass_is_run_twice() -> None:
     model, passes, last = tiny_model(saes=[tiny_sae(layer=1), tiny_sae(layer=0)]), [], []
     model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
     model.lm.model.norm.register_forward_hook(lambda *_: last.append(1))
-    reconstruction_suite(model, word_tokenizer(), TEXTS, max_length=12, tokens_at_once=10_000, resamples=5)
+    reconstruction_suite(
+        model, word_tokenizer(), TEXTS, ReadingSettings(12, tokens_per_batch=10_000), BootstrapSettings(5)
+    )
     assert (len(passes), len(last)) == (1 + 1 + 3 * 3, 1 + 3 * 3)
 
 
 def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(ValueError, match="2 texts, 1 of them so long"):
-        reconstruction_suite(tiny_model(), word_tokenizer(), ["w1 w2 w3", "w1"], max_length=8)
+        reconstruction_suite(tiny_model(), word_tokenizer(), ["w1 w2 w3", "w1"], reading=ReadingSettings(8))
     config = SparseAutoencoderConfig(
         d_in=WIDTH, d_sae=8, apply_b_dec_to_input=False, hook="model.layers.1.mlp.input", hook_out="model.layers.1.mlp"
     )
@@ -161,5 +167,5 @@ def test_what_cannot_be_measured_is_said() -> None:
     same = ["w7 w7 w7"] * 3
     with pytest.raises(ValueError, match="must vary"):
         reconstruction_suite(
-            tiny_model(saes=[tiny_sae(layer=0, site="resid_pre")]), word_tokenizer(), same, max_length=8
+            tiny_model(saes=[tiny_sae(layer=0, site="resid_pre")]), word_tokenizer(), same, ReadingSettings(8)
         )

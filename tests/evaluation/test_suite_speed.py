@@ -1,13 +1,14 @@
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
+from sae_transformers.evaluation.suite_settings import SpeedSettings
 from sae_transformers.evaluation.suite_speed import speed_suite
 from tests.tiny import prompt, tiny_model
 
-SMALL: dict[str, Any] = {"prompt_tokens": 8, "new_tokens": 3, "repeats": 2}
+SMALL = SpeedSettings(prompt_tokens=8, generated_tokens=3, repeats=2)
 
 
 def test_all_calls_are_timed_and_the_model_is_as_it_was() -> None:
@@ -15,7 +16,7 @@ def test_all_calls_are_timed_and_the_model_is_as_it_was() -> None:
     model.steering = Steering([FeatureEdit(0, 3, "direction", 5.0)])
     before = model(input_ids=prompt()).logits
     seen: list[int] = []
-    found = speed_suite(model, batch_size=2, report=seen.append, **SMALL)
+    found = speed_suite(model, replace(SMALL, batch_size=2), report=seen.append)
     assert torch.equal(model(input_ids=prompt()).logits, before) and sum(seen) == 3 * 2
     times = {}
     for row in found.curves["repeats"]:
@@ -38,7 +39,7 @@ def test_all_calls_are_timed_and_the_model_is_as_it_was() -> None:
 
 
 def test_without_steering_it_is_left_out() -> None:
-    found = speed_suite(tiny_model().eval(), **SMALL)
+    found = speed_suite(tiny_model().eval(), SMALL)
     assert "steered" not in {m.method for m in found.measurements} and "not measured" in found.notes[-1]
 
 
@@ -48,13 +49,14 @@ def test_the_base_is_timed_without_hooks() -> None:
     module = model.lm.model.layers[1]
     forward = module.forward
     module.forward = lambda *args, **options: (hooked.append(len(module._forward_hooks)), forward(*args, **options))[1]
-    speed_suite(model, **SMALL)
+    speed_suite(model, SMALL)
     assert set(hooked) == {0, 1} and len(module._forward_hooks) == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [({"repeats": 0}, "repeats=0"), ({"prompt_tokens": 126}, "prompt_tokens=126, new_tokens=3")]
+    ("options", "told"),
+    [({"repeats": 0}, "repeats=0"), ({"prompt_tokens": 126}, "prompt_tokens=126, generated_tokens=3")],
 )
 def test_bad_counts_are_refused(options: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        speed_suite(tiny_model(), **{**SMALL, **options})
+        speed_suite(tiny_model(), replace(SMALL, **options))

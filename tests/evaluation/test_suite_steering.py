@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -16,15 +17,25 @@ from sae_transformers.evaluation.continuations import continue_prompts
 from sae_transformers.evaluation.divergence import first_divergent_token
 from sae_transformers.evaluation.generation import repetition
 from sae_transformers.evaluation.results import Results
-from sae_transformers.evaluation.settings import GenerationSettings
+from sae_transformers.evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
 from sae_transformers.evaluation.steering_methods import latent_method, prompt_methods
 from sae_transformers.evaluation.steering_sweep import Measures, Setting, Sweep, settings_of
+from sae_transformers.evaluation.suite_settings import SteeringSuiteSettings
 from sae_transformers.evaluation.suite_steering import Describe, choose, steering_suite, within_budget
 from sae_transformers.evaluation.token_divergence import Reading, divergence_from_unsteered
 
 PROMPTS = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w3 w3", "w10 w11 w12", "w13 w14"]
 STRENGTHS = [-1.0, -0.3, 0.3, 1.0]
-OPTIONS: dict[str, Any] = {"new_tokens": 6, "resamples": 60, "perplexity_limit": 2.0, "seed": 3}
+
+
+def settings(new_tokens: int = 6, limit: float = 2.0, **options: Any) -> SteeringSuiteSettings:
+    """Small ones; options: of the suite or of its generation."""
+    names = {field.name for field in fields(SteeringSuiteSettings)}
+    generation = GenerationSettings(new_tokens, seed=3, **{k: v for k, v in options.items() if k not in names})
+    rest = {name: value for name, value in options.items() if name in names}
+    return SteeringSuiteSettings(
+        generation=generation, budget=FluencyBudget(limit), bootstrap=BootstrapSettings(60, 3), **rest
+    )
 
 
 def word_mean(texts: Any) -> list[float]:
@@ -41,8 +52,8 @@ def methods() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def result(model: Any, tokenizer: Any, methods: Any) -> Any:
     return steering_suite(
-        model, tokenizer, PROMPTS, methods, word_mean, generation_seeds=2, samples=2, scorer_name="words",
-        facts={"texts": 7}, **OPTIONS,
+        model, tokenizer, PROMPTS, methods, word_mean,
+        settings(samples_per_prompt=2, samples=2, scorer_name="words"), facts={"texts": 7},
     )  # fmt: skip
 
 
@@ -133,7 +144,7 @@ def test_the_reporting_half_takes_no_part_in_the_choice(model: Any, tokenizer: A
     seen: dict[str, list[str]] = {}
 
     def run(prompts: list[str], scorer: Any) -> Any:
-        return steering_suite(model, tokenizer, prompts, method, scorer, divergence=False, temperature=0.0, **OPTIONS)
+        return steering_suite(model, tokenizer, prompts, method, scorer, settings(divergence=False, temperature=0.0))
 
     first = run(PROMPTS, word_mean)
     others = [f"w{40 + place} w50" if place in held else text for place, text in enumerate(PROMPTS)]
@@ -161,8 +172,8 @@ def test_batches_do_not_matter(model: Any, tokenizer: Any) -> None:
     methods = {"latent 3": latent_method(3, [0.5]), "prompt": prompt_methods(asked, "w30 w31")}
     one, eight = (
         steering_suite(
-            model, tokenizer, asked, methods, word_mean, goals=["raise"], rows_at_once=rows, tokens_at_once=tokens,
-            **{**OPTIONS, "new_tokens": 4},
+            model, tokenizer, asked, methods, word_mean,
+            settings(4, goals=("raise",), batch_size=rows, tokens_per_batch=tokens),
         )
         for rows, tokens in ((1, 1), (8, 512))
     )  # fmt: skip
@@ -173,10 +184,10 @@ def test_batches_do_not_matter(model: Any, tokenizer: Any) -> None:
 
 
 def test_prompting_is_judged_after_the_plain_prompt(result: Any, model: Any, tokenizer: Any, methods: Any) -> None:
-    settings = settings_of(methods, len(PROMPTS))
-    sweep = Sweep(model, tokenizer, PROMPTS, settings, new_tokens=6, seeds=[3])
+    tried = settings_of(methods, len(PROMPTS))
+    sweep = Sweep(model, tokenizer, PROMPTS, tried, GenerationSettings(6, chat=False, seed=3))
     found = sweep.generate(0.7, 3)[5]
-    assert settings[5].name == "for"
+    assert tried[5].name == "for"
     told = methods["prompt"][0].instructions
     expected = continue_prompts(model, tokenizer, told, settings=GenerationSettings(6, seed=3))
     assert found.texts == expected.texts
@@ -200,14 +211,16 @@ def test_the_record(result: Any, methods: Any) -> None:
     assert settings["methods"][4]["steering"] is None and len(settings["methods"][4]["instructions_sha256"]) == 64
     _, held = halves()
     assert [row["prompt"] for row in result.samples[::4]] == [PROMPTS[place] for place in held[:2]]
-    assert all(set(row) == {"prompt", "method", "goal", "setting", "unsteered", "steered"} for row in result.samples)
+    assert all(
+        set(row) == {"prompt", "method", "goal", "setting", "unsteered", "steered", "of"} for row in result.samples
+    )
     assert "Received" not in " ".join(result.notes) and len(result.notes) == 3
 
 
 def test_nothing_within_the_budget(model: Any, tokenizer: Any) -> None:
     found = steering_suite(
-        model, tokenizer, PROMPTS[:2], {"latent 3": latent_method(3, [0.5])}, word_mean, goals=["raise"],
-        divergence=False, temperature=0.0, **{**OPTIONS, "perplexity_limit": 0.5},
+        model, tokenizer, PROMPTS[:2], {"latent 3": latent_method(3, [0.5])}, word_mean,
+        settings(limit=0.5, goals=("raise",), divergence=False, temperature=0.0),
     )  # fmt: skip
     (one,) = [m for m in found.measurements if (m.metric, m.method) == ("concept_score", "latent 3 (raise)")]
     assert one.value is None and one.note == "no setting stays within the budget"
@@ -221,7 +234,7 @@ def measures(score: float, loss: float, repeated: float) -> Measures:
 
 
 def test_budget_and_choice() -> None:
-    settings = [Setting("none", "none"), *(Setting("a", name) for name in "xyz"), Setting("b", "x")]
+    tried = [Setting("none", "none"), *(Setting("a", name) for name in "xyz"), Setting("b", "x")]
     found = [
         measures(0, 1, 0.1),
         measures(1, 1.4, 0.1),
@@ -231,10 +244,10 @@ def test_budget_and_choice() -> None:
     ]
     assert within_budget(found, 1.6) == [True, True, False, True, True]  # exp(0.6) = 1.82 is too much
     assert within_budget(found, 1.6, 0.1) == [True, True, False, False, True]
-    assert choose(settings, found, within_budget(found, 1.6), "a", "raise") == 3
-    assert choose(settings, found, within_budget(found, 1.6), "a", "lower") == 1
-    assert choose(settings, found, within_budget(found, 1.6, 0.1), "a", "raise") == 1
-    assert choose(settings, found, [False] * 5, "a", "raise") is None
+    assert choose(tried, found, within_budget(found, 1.6), "a", "raise") == 3
+    assert choose(tried, found, within_budget(found, 1.6), "a", "lower") == 1
+    assert choose(tried, found, within_budget(found, 1.6, 0.1), "a", "raise") == 1
+    assert choose(tried, found, [False] * 5, "a", "raise") is None
 
 
 def test_intervals_are_paired_bootstraps_over_prompts() -> None:
@@ -246,7 +259,7 @@ def test_intervals_are_paired_bootstraps_over_prompts() -> None:
     base, other = (
         Measures(drawn(9, 2), drawn(9), drawn(9), drawn(9), drawn(9), drawn(9, 2), drawn(9, 2)) for _ in range(2)
     )
-    found = {one.metric: one for one in Describe(base, 2, 100, 4).steered("a", other, "raise", "x")}
+    found = {one.metric: one for one in Describe(base, 2, BootstrapSettings(100, 4)).steered("a", other, "raise", "x")}
 
     def ratio(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> float:
         return math.exp(float(a.sum() / b.sum() - c.sum() / d.sum()))
@@ -269,10 +282,9 @@ def test_intervals_are_paired_bootstraps_over_prompts() -> None:
     ("options", "told"),
     [
         ({"prompts": PROMPTS[:1]}, "two prompts or more: half choose, half report. Received: 1"),
-        ({"goals": ["up"]}, r"goals=\['up'\]"),
-        ({"perplexity_limit": 0.0}, "perplexity_limit=0.0"),
-        ({"generation_seeds": 2, "temperature": 0.0}, "generation_seeds=2"),
-        ({"resamples": 0}, "resamples=0"),
+        ({"goals": ("up",)}, r"goals=\['up'\]"),
+        ({"limit": 0.0}, "perplexity_ratio=0.0"),
+        ({"samples_per_prompt": 2, "temperature": 0.0}, "samples_per_prompt=2"),
         ({"methods": {"none": latent_method(3, [1.0])}}, "Received: method 'none'"),
         ({"methods": {"a": []}}, r"method 'a' with the settings \[\]"),
         ({"methods": {"a": latent_method(3, [1.0, 1.0])}}, r"settings \['1', '1'\]"),
@@ -284,6 +296,7 @@ def test_intervals_are_paired_bootstraps_over_prompts() -> None:
 )
 def test_what_is_refused(model: Any, tokenizer: Any, options: dict[str, Any], told: str) -> None:
     given = {"prompts": PROMPTS, "methods": {"a": latent_method(3, [1.0])}, "scorer": word_mean, "new_tokens": 2}
-    given |= {"divergence": False, "resamples": 5, **options}
+    given |= {"divergence": False, **options}
+    prompts, methods, scorer = (given.pop(name) for name in ("prompts", "methods", "scorer"))
     with pytest.raises(ValueError, match=told):
-        steering_suite(model, tokenizer, given.pop("prompts"), given.pop("methods"), given.pop("scorer"), **given)
+        steering_suite(model, tokenizer, prompts, methods, scorer, settings(**given))

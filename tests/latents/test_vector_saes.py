@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
-from sae_transformers.training.state_vectors import constant_sae, direction_sae
+from sae_transformers.latents.vector_saes import constant_sae, direction_sae
 from tests.tiny import prompt, tiny_base, tiny_model, tiny_sae
 
 

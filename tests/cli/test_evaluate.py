@@ -24,8 +24,11 @@ from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.cli import app
 from sae_transformers.evaluation import suite_capability
 from sae_transformers.evaluation.results import Measurement, Results, read_results, write_results
+from sae_transformers.evaluation.settings import BootstrapSettings
 from sae_transformers.evaluation.suite_detection import detection_suite
 from sae_transformers.evaluation.suite_reconstruction import reconstruction_suite
+from sae_transformers.evaluation.suite_settings import DetectionSettings
+from sae_transformers.latents.settings import ReadingSettings
 from tests.create_training_data.words import WORDS, word_texts, word_tokenizer
 from tests.loopback_hub import LoopbackHub
 from tests.tiny import tiny_base, tiny_sae
@@ -130,8 +133,8 @@ def test_the_record_says_what_was_measured_on_what(done: tuple[Path, Result], fo
     assert record.versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert record.created.endswith("+00:00")
     assert record.command == (
-        f"sae-transformers evaluate model --suite {MINE} --texts texts.txt --labelled labelled.csv --seeds 0 --ks 1,3 "
-        "--crows-pairs crows.csv --max-length 16 --resamples 20"
+        f"sae-transformers evaluate model --suite {MINE} --max-length 16 --resamples 20 --texts texts.txt "
+        "--labelled labelled.csv --seeds 0 --ks 1,3 --crows-pairs crows.csv"
     )
     names = {name: [one.name for one in suite.data] for name, suite in record.suites.items()}
     assert names == {"reconstruction": ["texts.txt"], "detection": ["labelled.csv"], "fairness": ["crows.csv"]}
@@ -142,15 +145,17 @@ def test_the_record_says_what_was_measured_on_what(done: tuple[Path, Result], fo
 def test_numbers_are_those_of_the_suites(done: tuple[Path, Result], folder: Path) -> None:
     found, model = measured(done[0]), SaeForCausalLM.from_pretrained(folder / "model")
     texts = (folder / "texts.txt").read_text(encoding="utf-8").split("\n\n")
-    expected = reconstruction_suite(model, word_tokenizer(), texts, max_length=16, resamples=20)
+    expected = reconstruction_suite(
+        model, word_tokenizer(), texts, ReadingSettings(16, tokens_per_batch=1024), BootstrapSettings(20)
+    )
     assert found["reconstruction"] == expected.measurements
     with (folder / "labelled.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     labels = [int(row["label"]) for row in rows]
-    expected = detection_suite(
-        model, word_tokenizer(), [row["text"] for row in rows], labels, ks=[1, 3], seeds=[0], max_length=16,
-        tokens_at_once=1024, resamples=20,
-    )  # fmt: skip
+    settings = DetectionSettings(
+        (0,), (1, 3), reading=ReadingSettings(16, tokens_per_batch=1024), bootstrap=BootstrapSettings(20)
+    )
+    expected = detection_suite(model, word_tokenizer(), [row["text"] for row in rows], labels, settings)
     assert found["detection"] == expected.measurements
     assert {m.method for m in found["fairness"]} == {"none", "steered"}
 
@@ -239,7 +244,7 @@ def test_without_suite_all_whose_data_is_given(tmp_path: Path) -> None:
 
 def test_the_steering_suite_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     """DiffMean makes a model of its own; what comes after it has the old one again."""
-    options = ("--labelled", "labelled.csv", "--prompts", "prompts.txt", "--new-tokens", 4, "--strengths", "0.2")
+    options = ("--labelled", "labelled.csv", "--prompts", "prompts.txt", "--max-new-tokens", 4, "--strengths", "0.2")
     more = ("--crows-pairs", "crows.csv", "--goals", "raise", "--temperature", 0)
     result = run(tmp_path, "--suite", "steering,fairness", *options, *more, data=False)
     assert result.exit_code == 0, result.output
@@ -265,8 +270,8 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
         options = ["--suite", suite, "--lambada", "words.jsonl", "--limit", 2]
         owner, name, after = suite_capability, "run_tasks", 2  # of base, unsteered and steered
     else:
-        options = ["--suite", suite, "--labelled", "labelled.csv", "--prompts", "prompts.txt", "--new-tokens", 4,
-                   "--strengths", "0.2", "--rows-at-once", 4]  # fmt: skip
+        options = ["--suite", suite, "--labelled", "labelled.csv", "--prompts", "prompts.txt", "--max-new-tokens", 4,
+                   "--strengths", "0.2", "--generation-batch-size", 4]  # fmt: skip
         owner, name, after = SaeForCausalLM, "generate", 5
     original, calls = getattr(owner, name), []
 
@@ -302,25 +307,25 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
         (["--texts", "nothing.txt"], "nothing.txt"),
         (["--texts", "empty.txt"], "empty.txt"),
         (["--texts", "labelled.csv", "--text-column", "no"], "column 'no'"),
-        (["--texts", "texts.txt", "--max-texts", "1"], "--max-texts must be 2 or more. Received: 1"),
+        (["--texts", "texts.txt", "--max-texts", "1"], "--max-texts must be an integer of 2 or more"),
         (["--texts", "texts.txt", "--txt-rows", "word"], "--txt-rows='word'"),
         (["--labelled", "ones.csv"], "Both labels must occur"),
         (["--labelled", "three.csv"], "label='2'"),
         (["--labelled", "few.csv"], "5 of label 0"),
         (["--labelled", "labelled.csv", "--seeds", "a"], "--seeds must be whole numbers"),
-        (["--labelled", "labelled.csv", "--ks", "0"], "ks=[0]"),
+        (["--labelled", "labelled.csv", "--ks", "0"], "ks=[1, 3, 0]"),
         (["--labelled", "labelled.csv", "--choose-by", "luck"], "--choose-by='luck'"),
-        (["--labelled", "labelled.csv", "--max-labelled", "0"], "--max-labelled must be 1 or more. Received: 0"),
+        (["--labelled", "labelled.csv", "--max-labelled", "0"], "--max-labelled must be an integer of 1 or more"),
         (["--labelled", "labelled.csv", "--feature", "joy"], "feature='joy'"),
         (["--labelled", "labelled.csv", "--feature", "64"], "feature=64"),
         (["--labelled", "labelled.csv", "--feature", "3:1"], "'3:1'"),
         (["--prompts", "nothing.txt"], "nothing.txt"),
         (["--prompts", "prompts.txt", "--scorer", "taste"], "'taste'"),
-        (["--prompts", "prompts.txt", "--scorer", "judge:joy"], "--judge-model"),
+        (["--prompts", "prompts.txt", "--scorer", "judge:joy"], "--llm"),
         (["--prompts", "prompts.txt", "--strengths", "a"], "'a'"),
         (["--prompts", "prompts.txt", "--goals", "win"], "win"),
-        (["--prompts", "prompts.txt", "--generation-seeds", "0"], "--generation-seeds=0"),
-        (["--prompts", "prompts.txt", "--perplexity-limit", "0"], "--perplexity-limit=0"),
+        (["--prompts", "prompts.txt", "--samples-per-prompt", "0"], "--samples-per-prompt=0"),
+        (["--prompts", "prompts.txt", "--perplexity-ratio", "0"], "--perplexity-ratio=0"),
         (["--suite", "capability", "--lambada", "words.jsonl", "--limit", "0"], "limit=0"),
         (["--suite", "capability", "--mmlu", "nothing.zip"], "nothing.zip"),
         (["--suite", "speed", "--revision", "3", "--steering", "nothing.json"], "nothing.json"),
@@ -364,7 +369,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
 def test_killed_and_run_again_gives_the_same(done: tuple[Path, Result], folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sae_transformers", *given(tmp_path, "--suite", MINE)]
     process = subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 240
@@ -402,7 +407,7 @@ def test_a_model_on_the_hub_whose_base_is_there_too(done: tuple[Path, Result], f
     changed = json.dumps({**config, "base_model_name_or_path": "tester/base", "base_model_revision": None})
     (folder / "published" / "config.json").write_text(changed, encoding="utf-8")
     with LoopbackHub() as hub:
-        env = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        env = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[2])}
         subprocess.run([sys.executable, "-c", PUSH, str(folder)], env=env, check=True, capture_output=True)
         options = given(tmp_path / "out", "--suite", "fairness", "--revision", "main", model="tester/published")
         command = [sys.executable, "-m", "sae_transformers", *options]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_transformers.training.diffmean import fit_diffmean
+from sae_transformers.latents.diffmean import fit_diffmean
 
 
 def test_diffmean_is_the_difference_of_the_means() -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
+from sae_transformers.evaluation.steering import DiffMean, Latents, Prompting, ScaledSteering, prepare_methods
+from sae_transformers.evaluation.steering_directions import diffmean_direction, with_direction
 from sae_transformers.evaluation.steering_methods import latent_method
-from sae_transformers.training.diffmean import fit_diffmean
-from sae_transformers.training.steering_baselines import diffmean_direction, steering_methods, with_direction
+from sae_transformers.latents.diffmean import fit_diffmean
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import prompt, tiny_model, tiny_sae
 
@@ -64,11 +65,13 @@ def test_the_model_with_a_direction(model: Any) -> None:
 
 def test_methods_by_what_is_given(model: Any, tokenizer: Any) -> None:
     steering = Steering([FeatureEdit(0, 2, "add", 3.0)])
-    given: dict[str, Any] = {"feature": "joy", "steering": steering, "more": "w1", "less": "w2"}
-    made, methods, facts = steering_methods(
-        model, tokenizer, ["w5", "w6"], labelled=(WITH, WITHOUT), strengths=[-1.0, 1.0], factors=[2.0],
-        positions=[(1, None)], **given,
-    )  # fmt: skip
+    strengths, positions = [-1.0, 1.0], [(1, None)]
+    makers = [
+        Latents([(0, "joy")], strengths, positions=positions), ScaledSteering(steering, [2.0]),
+        DiffMean(WITH, WITHOUT, strengths, positions=positions), Prompting("w1", "w2"),
+    ]  # fmt: skip
+    found = prepare_methods(model, tokenizer, ["w5", "w6"], makers)
+    made, methods, facts = found.model, found.methods, found.facts
     assert list(methods) == ["latent joy", "steering", "diffmean", "prompt"]
     diffmean: Any = methods["diffmean"]
     assert diffmean.steerings[1] == Steering([FeatureEdit(1, 0, "direction", 1.0, "norm")], positions=[(1, None)])
@@ -80,15 +83,15 @@ def test_methods_by_what_is_given(model: Any, tokenizer: Any) -> None:
     assert fitted["cosine_with_latent"] == pytest.approx(float(torch.cosine_similarity(*rows, dim=0)), abs=1e-5)
     assert len(fitted["texts_sha256"]) == 64
     assert facts["instructions"] == {"more": "w1", "less": "w2"}
-    same, methods, facts = steering_methods(made, tokenizer, ["w5"], feature=3, op="scale", strengths=[-100.0])
-    assert same is made and list(methods) == ["latent 3"] and facts == {}
+    found = prepare_methods(made, tokenizer, ["w5"], [Latents([(0, 3)], [-100.0], op="scale")])
+    assert found.model is made and list(found.methods) == ["latent 3"] and found.facts == {}
 
 
 def test_what_is_refused(model: Any, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="none of them"):
-        steering_methods(model, tokenizer, ["w5"])
+        prepare_methods(model, tokenizer, ["w5"], [])
     with pytest.raises(ValueError, match="999"):
-        steering_methods(model, tokenizer, ["w5"], feature=999)
+        prepare_methods(model, tokenizer, ["w5"], [Latents([(0, 999)])])
     with pytest.raises(ValueError, match="5 with, 0 without"):
         diffmean_direction(model, tokenizer, WITH, [])
     with pytest.raises(ValueError, match="1 shorter ones"):
