@@ -21,7 +21,7 @@ def check(
     model: Model,
     sae: Saes = None,
     hook_point: HookPoint = None,
-    revision: Annotated[str | None, typer.Option(help="Of the model.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative difference; by default 1e-4 in float32.")
     ] = None,

@@ -34,7 +34,7 @@ def attach(
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("outputs/attached"),
     hook_point: HookPoint = None,
     head: Annotated[str, typer.Option(help="causal-lm or sequence-classification.")] = "causal-lm",
-    revision: Annotated[str | None, typer.Option(help="Of the base.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Whatever model the SAEs were made for.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List known releases; --sae narrows the list.")] = False,
 ) -> None:

@@ -50,18 +50,3 @@ def sentence(error: BaseException) -> str:
         message = re.sub(rf"(?<![\w.`'\"-]){name}=None\b", f"no {flag}", message)
         message = re.sub(rf"(?<![\w.`'\"-]){name}=(?=[\w'\"\[({{-])", f"{flag}=", message)
     return message
-
-
-def guarded(action: Any, settings: dict[str, Any], width: int | None = None) -> None:
-    """Do what a verb does; errors of the user's become one line and exit code 2, a service's refusal 1."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see verb
-    from rich.console import Console
-
-    from ..create_training_data.llm_client import ServiceRefused
-
-    try:
-        action(settings, Console(soft_wrap=True, highlight=False, width=width))
-    except ServiceRefused as error:
-        fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
-    except (ValueError, OSError, TypeError, ImportError) as error:
-        fail(error, code=2)

@@ -63,7 +63,7 @@ def harvest(
     max_tokens: Annotated[
         int | None, typer.Option(help="Use the first rows that give so many tokens, up to a whole shard.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of the model.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
     model_dtype: ModelDtype = "auto",
     keep_first: Annotated[bool, typer.Option("--keep-first", hidden=True)] = False,
 ) -> None:

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @verb(CardSettings)
 def card(
-    folder: Annotated[Path, typer.Argument(help="Of a model, an SAE, a data set that this library wrote, a metric.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, an SAE, a data set of this library or a metric.")],
     settings: CardSettings,
     results: Annotated[Path | None, typer.Option(help="The results.json of evaluate.")] = None,
     facts: Annotated[
@@ -48,7 +48,7 @@ def card(
 
 @verb(PushSettings, renamed={"type": "kind"})
 def push(
-    folder: Annotated[Path, typer.Argument(help="Of a model, an SAE, a data set or a Space.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, an SAE, a data set or a Space.")],
     repo_id: Annotated[str, typer.Argument(help="User/name on the Hub.")],
     settings: PushSettings,
     dashboard: Annotated[Path | None, typer.Option(help="Folder or file that goes to dashboard/.")] = None,

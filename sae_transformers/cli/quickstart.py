@@ -30,7 +30,7 @@ def quickstart(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")] = Path("outputs/quickstart"),
     small: Annotated[bool, typer.Option("--small", help="Fewer texts, steps and samples: for a quick check.")] = False,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
     """Train a sentiment latent in a real model, detect and steer with it, save it, load it again."""
     from rich.console import Console

@@ -22,13 +22,15 @@ def serve(
     model: Annotated[str, typer.Argument(help="A model with SAEs, or a base model: a folder or a Hub id.")],
     settings: ServeSettings,
     sae: Saes = None,
-    name: Annotated[str | None, typer.Option(help="Of the model, in requests; by default its folder or id.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in requests; by default its folder or id.")
+    ] = None,
     steering: Annotated[
         str | None, typer.Option(help="Default steering: JSON, or a file of it; by default the model's own.")
     ] = None,
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
-    revision: Annotated[str | None, typer.Option(help="Of the model.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
 ) -> None:
     """Serve a steered model with OpenAI's interface: chat, completions, responses; steering in each request's body."""
     from ..workflows.loading import load, read_steering

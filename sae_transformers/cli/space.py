@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(space)
 
 
-LICENCE = typer.Option("--license", help="Of the Space, as the Hub names it.")
+LICENCE = typer.Option("--license", help="Licence of the Space, as the Hub names it.")
 
 
 @verb(SpaceSettings, own={"licence": LICENCE})

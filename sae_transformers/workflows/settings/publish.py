@@ -45,7 +45,7 @@ class PushSettings:
         private: make a new repository private.
         revision: branch, which is made where there is none.
         create_pr: open a pull request.
-        message: of the commit.
+        message: message of the commit.
         exclude: pattern of files or folders to leave out. Repeatable.
         allow_paths: publish absolute paths in files.
         force: replace a model of another kind that is there.

@@ -15,7 +15,7 @@ class ServeSettings:
 
     Args:
         host: address to listen at; 0.0.0.0 is every one of this machine.
-        port: of the server; 0 takes a free one.
+        port: port of the server; 0 takes a free one.
         api_key_env: environment variable of a key that requests must bring; by default none is asked.
         max_concurrent: answers that are written together; others wait.
         max_answer_tokens: tokens of an answer, where a request does not say.

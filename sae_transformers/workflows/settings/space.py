@@ -11,8 +11,8 @@ class SpaceSettings:
 
     Args:
         revision: commit of the model; by default the one that is there now.
-        title: of the page.
-        licence: of the Space, as the Hub names it.
+        title: title of the page.
+        licence: licence of the Space, as the Hub names it.
     """
 
     revision: str | None = None
