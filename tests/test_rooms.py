@@ -15,6 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sae_transformers"
 MAX_LINES = 400
+MAX_CLI_LINES = 2000  # all of cli/
 MAY_IMPORT: dict[str, set[str]] = {
     "modeling": set(),
     "latents": {"modeling"},
@@ -150,6 +151,11 @@ def test_tree_keeps_the_rules() -> None:
     files = [file.relative_to(PACKAGE).as_posix() for file in source_files()]
     assert "__init__.py" in files
     assert not tree_problems(files)
+
+
+def test_the_command_line_stays_thin() -> None:
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (PACKAGE / "cli").glob("*.py"))
+    assert lines <= MAX_CLI_LINES, f"{TEACH} what a verb does belongs into workflows/. Received: {lines} lines"
 
 
 # The rules themselves, on sources that break or keep them: a check that cannot fail would pass here too.

@@ -7,31 +7,6 @@ from typing import Annotated
 
 import typer
 
-from . import (
-    align_topic,
-    annotate,
-    ask_features,
-    check,
-    checkpoints,
-    classify,
-    concept_set,
-    dashboard,
-    detect,
-    evaluate,
-    feature_table,
-    harvest,
-    publish,
-    quickstart,
-    reduce_bias,
-    select_behaviour,
-    select_knowledge,
-    serve,
-    space,
-    spans,
-    steer,
-    steer_feature,
-    train,
-)
 from .errors import remember_options
 
 # Markdown: in the other forms typer takes `[default: ...]` for markup and shows nothing.
@@ -57,17 +32,20 @@ def main(
     remember_options(context)
 
 
-# In the order of --help.
-for panel, parts in {
-    "Begin": (quickstart, checkpoints, check),
-    "Train": (harvest, train),
-    "Read features": (detect, spans, annotate, feature_table, ask_features, dashboard),
-    "Steer": (steer, steer_feature, concept_set, select_knowledge, select_behaviour, align_topic, reduce_bias),
-    "Classify": (classify,),
-    "Evaluate, publish, serve": (evaluate, publish, space, serve),
-}.items():
-    there = len(app.registered_commands)
-    for verbs in parts:
-        verbs.register(app)
-    for command in app.registered_commands[there:]:
-        command.rich_help_panel = panel
+# In the order of --help. A verb's function is in the file of its name, or in this one.
+VERBS = {
+    "Begin": "quickstart attach convert check",
+    "Train": "harvest train",
+    "Read features": "detect features spans explain judge feature_table ask_features dashboard",
+    "Steer": "steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias",
+    "Classify": "classify",
+    "Evaluate, publish, serve": "evaluate card push space serve",
+}
+FILES = {"attach": "checkpoints", "convert": "checkpoints", "features": "detect", "explain": "annotate"}
+FILES |= {"judge": "annotate", "card": "publish", "push": "publish"}
+FLAGS = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}  # every setting is a flag
+
+for panel, names in VERBS.items():
+    for name in names.split():
+        function = getattr(import_module(f".{FILES.get(name, name)}", __name__), name)
+        app.command(rich_help_panel=panel, context_settings=FLAGS.get(name))(function)

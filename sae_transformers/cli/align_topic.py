@@ -24,11 +24,6 @@ OWN = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command(name="align-topic")(align_topic)
-
-
 @verb(TopicSettings, renamed=OLD, own=OWN, leave_out=("chat", "samples_per_prompt"))
 def align_topic(
     model: Model,

@@ -22,12 +22,6 @@ Out = Annotated[Path, typer.Option(help="Table to write, without ending: it beco
 RENAMED = {**LLM_RENAMED, "max_tokens": "max_answer_tokens", "first": "max_rows", "plain": "no_structured"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command()(explain)
-    app.command()(judge)
-
-
 @verb(ExplainSettings, renamed=RENAMED)
 def explain(features: Table, out: Out, settings: ExplainSettings) -> None:
     """Say what each feature stands for, from its spans, with a language model; and have that verified."""

@@ -14,11 +14,6 @@ from .tables import notice_on, open_console, progress_bar
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command("ask-features")(ask_features)
-
-
 @verb(AskFeaturesSettings, renamed={**LLM_RENAMED, "at_once": "features_per_request", "first": "max_rows"})
 def ask_features(
     features: Table,

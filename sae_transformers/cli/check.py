@@ -11,11 +11,6 @@ from .tables import open_console
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(check)
-
-
 @verb()
 def check(
     model: Model,

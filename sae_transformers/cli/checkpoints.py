@@ -13,12 +13,6 @@ from .tables import open_console, show_rows
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command()(attach)
-    app.command()(convert)
-
-
 @verb(renamed={"place": "hook_point"})
 def attach(
     sae: Annotated[

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..workflows.settings.classify import ClassifySettings, LabelSettings
+from ..workflows.settings.classify import ClassifyOptions
 from .options import HookPoint, Model, ModelDtype
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
-UNINTENDED = "Unintended features"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(classify)
-
-
-@dataclass(frozen=True)
-class Options:
-    """
-    Args:
-        columns: which hold texts and labels.
-        settings: how classifiers are compared.
-    """
-
-    columns: LabelSettings = field(default_factory=LabelSettings)
-    settings: ClassifySettings = field(default_factory=ClassifySettings)
+unintended_option = partial(typer.Option, rich_help_panel="Unintended features")
 
 
 @verb(
-    Options,
+    ClassifyOptions,
     renamed={"place": "hook_point", "tokens_at_once": "tokens_per_batch"},
     own={"label_column": typer.Option(help="Column of the label; a,b,c for several.", rich_help_panel="Data")},
     leave_out=("lora_learning_rate", "lora_batch_size", "lora_seed"),
@@ -42,7 +26,7 @@ class Options:
 def classify(
     model: Model,
     train: Annotated[str, typer.Argument(help="Rows with a text and its label: .csv, .jsonl, .parquet, a Hub id.")],
-    settings: Options,
+    settings: ClassifyOptions,
     sae: Annotated[str | None, typer.Option(help="The SAE at whose place the classifier reads, for a base.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of results and classifier.")] = Path("outputs/classifier"),
     test: Annotated[
@@ -50,35 +34,20 @@ def classify(
     ] = None,
     unintended: Annotated[
         Path | None,
-        typer.Option(
-            help="Features: a list (.txt, .csv, .json) or a table of judge (.tsv, .parquet).",
-            rich_help_panel=UNINTENDED,
-        ),
+        unintended_option(help="Features: a list (.txt, .csv, .json) or a table of judge (.tsv, .parquet)."),
     ] = None,
     judgements: Annotated[
-        str,
-        typer.Option(
-            help="Judgements of judge's table that must all say so, as 0,1 for both.",
-            rich_help_panel=UNINTENDED,
-        ),
+        str, unintended_option(help="Judgements of judge's table that must all say so, as 0,1 for both.")
     ] = "0",
     original: Annotated[
-        str | None,
-        typer.Option(help="Rows to measure a swap on; --swapped has the others.", rich_help_panel=UNINTENDED),
+        str | None, unintended_option(help="Rows to measure a swap on; --swapped has the others.")
     ] = None,
-    swapped: Annotated[
-        str | None, typer.Option(help="The same rows with an attribute swapped.", rich_help_panel=UNINTENDED)
-    ] = None,
+    swapped: Annotated[str | None, unintended_option(help="The same rows with an attribute swapped.")] = None,
     swap_words: Annotated[
         str | None,
-        typer.Option(
-            help="he:she,him:her: in place of --original, the rows that have one of the words.",
-            rich_help_panel=UNINTENDED,
-        ),
+        unintended_option(help="he:she,him:her: in place of --original, the rows that have one of the words."),
     ] = None,
-    swap_column: Annotated[
-        str, typer.Option(help="Column of the text of --original and --swapped.", rich_help_panel=UNINTENDED)
-    ] = "text",
+    swap_column: Annotated[str, unintended_option(help="Column of the text of --original and --swapped.")] = "text",
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
 ) -> None:

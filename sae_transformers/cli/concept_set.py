@@ -13,11 +13,6 @@ from .tables import notice_on, open_console, progress_bar
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command("concept-set")(concept_set)
-
-
 @verb(ConceptSetSettings, renamed={**LLM_RENAMED, "max_tokens": "max_answer_tokens"}, leave_out=("extra",))
 def concept_set(
     concepts: Annotated[Path, typer.Argument(help="Concepts in words, one a line.")],

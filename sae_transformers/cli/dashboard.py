@@ -20,11 +20,6 @@ OLD = {
 SAMPLES, TEXT = "Steering samples", "Text"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(dashboard)
-
-
 @verb(DashboardSettings, renamed=OLD, leave_out=("features", "steer", "samples_per_prompt"))
 def dashboard(
     settings: DashboardSettings,

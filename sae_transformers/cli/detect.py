@@ -12,13 +12,6 @@ from .options import HookPoint, Model, ModelDtype, Saes, parse_feature
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command()(detect)
-    app.command()(features)
-
-
 PRE_ACTIVATIONS = typer.Option("--pre-activations/--activations", help="Score before the activation function.")
 
 

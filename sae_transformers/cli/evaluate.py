@@ -16,25 +16,15 @@ if TYPE_CHECKING:
     from ..workflows.evaluate import SuiteResult
 
 RENAMED = {
-    "place": "hook_point",
-    "judge_model": "llm",
-    "judge_url": "llm_url",
-    "plain": "no_chat",
-    "generation_seeds": "samples_per_prompt",
-    "perplexity_limit": "perplexity_ratio",
-    "repetition_limit": "added_repetition",
-    "new_tokens": "max_new_tokens",
-    "rows_at_once": "generation_batch_size",
+    "place": "hook_point", "judge_model": "llm", "judge_url": "llm_url",
+    "plain": "no_chat", "generation_seeds": "samples_per_prompt", "perplexity_limit": "perplexity_ratio",
+    "repetition_limit": "added_repetition", "new_tokens": "max_new_tokens", "rows_at_once": "generation_batch_size",
     "tokens_at_once": "tokens_per_batch",
-}
+}  # fmt: skip
 QUIET = ("again", "out", "plots", "api_key_env", "cache")  # options that change no number
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line, with the options of the suites that are registered."""
-    app.command("evaluate")(verb(evaluate_options(), renamed=RENAMED)(evaluate))
-
-
+@verb(evaluate_options(), renamed=RENAMED)  # the options of the suites that are registered
 def evaluate(
     model: Model,
     settings: Any,

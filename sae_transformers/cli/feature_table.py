@@ -15,11 +15,6 @@ from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command("feature-table")(feature_table)
-
-
 @dataclass(frozen=True)
 class Options:
     """

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from ..workflows.settings.harvest import HarvestSettings
-from ..workflows.settings.texts import TextSettings
+from ..workflows.settings.harvest import HarvestOptions
 from .errors import fail
 from .options import Base, ModelDtype
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(harvest)
-
-
-@dataclass(frozen=True)
-class Options:
-    """
-    Args:
-        states: what is harvested.
-        rows: which texts are read.
-    """
-
-    states: HarvestSettings = field(default_factory=HarvestSettings)
-    rows: TextSettings = field(default_factory=TextSettings)
-
 
 RENAMED = {
     "place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch",
@@ -38,7 +19,7 @@ RENAMED = {
 }  # fmt: skip
 
 
-@verb(Options, renamed=RENAMED, leave_out=("hook_points",))
+@verb(HarvestOptions, renamed=RENAMED, leave_out=("hook_points",))
 def harvest(
     model: Base,
     text: Annotated[
@@ -52,7 +33,7 @@ def harvest(
         list[str], typer.Option(help="Where to read, e.g. layers.14.resid_post, or a module path. Repeatable.")
     ],
     out: Annotated[str, typer.Option(help="Folder or fsspec URL of the store. An interrupted harvest continues.")],
-    settings: Options,
+    settings: HarvestOptions,
     label: Annotated[
         list[str] | None, typer.Option(help="Column of a 0/1 label, carried to the tokens. Repeatable.")
     ] = None,

@@ -13,12 +13,6 @@ from .tables import notice_on, open_console
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command()(card)
-    app.command()(push)
-
-
 @verb(CardSettings)
 def card(
     folder: Annotated[Path, typer.Argument(help="Folder of a model, an SAE, a data set of this library or a metric.")],

@@ -11,11 +11,6 @@ from .errors import fail
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(quickstart)
-
-
 @verb()
 def quickstart(
     model: Annotated[

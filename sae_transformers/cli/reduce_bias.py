@@ -13,11 +13,6 @@ from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command("reduce-bias")(reduce_bias)
-
-
 @verb(BiasSettings, renamed={"place": "hook_point", "tokens_at_once": "tokens_per_batch"})
 def reduce_bias(
     model: Model,

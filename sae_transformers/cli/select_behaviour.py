@@ -21,11 +21,6 @@ RENAMED = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command("select-behaviour")(select_behaviour)
-
-
 @verb(SelectBehaviourSettings, renamed=RENAMED)
 def select_behaviour(
     model: Model,

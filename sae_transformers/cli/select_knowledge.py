@@ -20,11 +20,6 @@ RENAMED = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command("select-knowledge")(select_knowledge)
-
-
 @verb(SelectKnowledgeSettings, renamed=RENAMED)
 def select_knowledge(
     model: Model,

@@ -12,11 +12,6 @@ from .tables import notice_on, open_console
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(serve)
-
-
 @verb(ServeSettings, renamed={"max_tokens": "max_answer_tokens", "place": "hook_point", "dtype": "model_dtype"})
 def serve(
     model: Annotated[str, typer.Argument(help="A model with SAEs, or a base model: a folder or a Hub id.")],

@@ -11,12 +11,6 @@ from ..workflows.settings.space import SpaceSettings
 from .tables import open_console
 from .verb import verb
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(space)
-
-
 LICENCE = typer.Option("--license", help="Licence of the Space, as the Hub names it.")
 
 

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..workflows.settings.spans import SpanSettings
-from ..workflows.settings.texts import TextSettings
+from ..workflows.settings.spans import SpanOptions
 from .errors import fail
 from .options import HookPoint, Model, ModelDtype
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(spans)
-
-
-@dataclass(frozen=True)
-class Options:
-    """
-    Args:
-        spans: how they are found.
-        rows: which texts are read.
-    """
-
-    spans: SpanSettings = field(default_factory=SpanSettings)
-    rows: TextSettings = field(default_factory=TextSettings)
-
-
 PEAK = typer.Option("--include-peak/--exclude-peak", help="A span ends with the strongest token, or before it.")
 
 
 @verb(
-    Options,
+    SpanOptions,
     renamed={"place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch"},
     own={"include_peak": PEAK},
     leave_out=("template", "pre_acts_at_once", "blocks_per_save"),
@@ -45,7 +26,7 @@ PEAK = typer.Option("--include-peak/--exclude-peak", help="A span ends with the 
 def spans(
     model: Model,
     text: Annotated[str, typer.Argument(help="Text, as harvest takes it.")],
-    settings: Options,
+    settings: SpanOptions,
     out: Annotated[str, typer.Option(help="Folder or fsspec URL of the result. An interrupted run continues.")],
     sae: Annotated[str | None, typer.Option(help="The SAE for a base, as attach takes it.")] = None,
     number: Annotated[int, typer.Option(help="Which of a saved model's SAEs, from 0.")] = 0,

@@ -29,11 +29,6 @@ RENAMED = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command()(steer)
-
-
 @verb(SteerSettings, renamed=RENAMED, leave_out=("journal",))
 def steer(
     model: Model,

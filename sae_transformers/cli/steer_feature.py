@@ -13,11 +13,6 @@ from .tables import open_console
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command("steer-feature")(steer_feature)
-
-
 @verb(
     SteerFeatureSettings,
     renamed={"place": "hook_point", "coefficient": "strength", "samples": "samples_per_prompt"},

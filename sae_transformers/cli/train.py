@@ -10,11 +10,6 @@ from .tables import open_console, show_rows
 from .verb import verb
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-
-
 @verb()
 def train(
     context: typer.Context,

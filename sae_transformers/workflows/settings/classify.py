@@ -122,3 +122,16 @@ class ClassifySettings:
         check_integers(self, max_length=1, tokens_per_batch=1, top=1)
         if self.template.count(PLACEHOLDER) != 1:
             raise ValueError(f"`template` must have {PLACEHOLDER} once. Received: template={self.template!r}.")
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """Which columns are read, and how classifiers are compared: the options of the command line.
+
+    Args:
+        columns: which hold texts and labels.
+        settings: how classifiers are compared.
+    """
+
+    columns: LabelSettings = field(default_factory=LabelSettings)
+    settings: ClassifySettings = field(default_factory=ClassifySettings)
