@@ -33,7 +33,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SearchSettings, SparseAutoencoder, Steering, load
+from sae_transformers import (
+    FeatureEdit,
+    GenerationSettings,
+    SaeForCausalLM,
+    SearchSettings,
+    SparseAutoencoder,
+    Steering,
+    load,
+)
 from sae_transformers.create_training_data.concept_sets import (
     NEGATIVE,
     ConceptSet,
@@ -274,8 +282,8 @@ def steer(
         with tqdm(total=total, desc=f"answers, concept {number}") as bar:
             results = evaluate_concept_steering(
                 model, tokenizer, instructions, methods, judge,
-                new_tokens=args.new_tokens, temperature=args.temperature, seed=args.seed,
-                rows_at_once=args.rows_at_once, report=bar.update, journal=journal,
+                GenerationSettings(args.new_tokens, args.temperature, batch_size=args.rows_at_once, seed=args.seed),
+                report=bar.update, journal=journal,
             )  # fmt: skip
         for name, result in results.items():
             rows.setdefault(name, []).append({**result.numbers(), "setting": result.setting, "curve": result.curve})

@@ -23,6 +23,7 @@ from .method_ids import MethodId
 from .settings import GenerationSettings
 
 MOST = 2.0
+ANSWERS = GenerationSettings(max_new_tokens=64, temperature=0.0)
 
 
 class Ratings(NamedTuple):
@@ -193,11 +194,8 @@ def evaluate_concept_steering(
     instructions: Sequence[str],
     methods: Mapping[str, SteeringMethod],
     judge: Judge,
+    settings: GenerationSettings = ANSWERS,
     *,
-    new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
-    rows_at_once: int = 32,
     report: Callable[[int], object] | None = None,
     journal: Journal | None = None,
 ) -> dict[str, MethodResult]:
@@ -209,7 +207,8 @@ def evaluate_concept_steering(
         instructions: two or more.
         methods: name -> method.
         judge: who rates, called once a method.
-        new_tokens, temperature, seed, rows_at_once: of `continue_prompts`; the seed also draws the halves.
+        settings: how answers are generated, one to each instruction, always in the chat template if there is one; the
+            seed also draws the halves.
         report: called with the number of answers made after each batch.
         journal: has the answers of a run that was stopped, and gets the others.
 
@@ -228,7 +227,7 @@ def evaluate_concept_steering(
             raise ValueError(
                 f"Method {name!r} needs a text for each of {n} instructions. Received: {len(method.instructions)}."
             )
-    order = random.Random(seed).sample(range(n), n)
+    order = random.Random(settings.seed).sample(range(n), n)
     search, held = sorted(order[: n // 2]), sorted(order[n // 2 :])
     plain = chat_prompts(tokenizer, instructions)
     prompts, steerings = list(plain), [None] * n
@@ -247,7 +246,7 @@ def evaluate_concept_steering(
         tokenizer,
         prompts,
         steerings,
-        GenerationSettings(new_tokens, temperature, batch_size=rows_at_once, seed=seed),
+        settings,
         draws=list(range(n)) * (len(prompts) // n),
         report=report,
         journal=journal,
@@ -257,7 +256,7 @@ def evaluate_concept_steering(
     for name, method in methods.items():
         k, answers = len(method.settings), everything.take(places[name])
         if method.instructions is not None:  # how likely after the plain instruction, as for the other methods
-            answers = likelihood(model, tokenizer, plain * k, answers.texts, rows_at_once=rows_at_once)
+            answers = likelihood(model, tokenizer, plain * k, answers.texts, rows_at_once=settings.batch_size)
         ratings = _checked(judge(list(instructions) * k, answers, unsteered.perplexity), n * k)
         overall = ratings.overall.view(k, n)
         means = overall[:, search].mean(1)

@@ -171,6 +171,25 @@ def test_the_table_shows_value_interval_n_and_baseline(done: tuple[Path, Result]
     assert "w1 " not in text  # numbers, no texts
 
 
+def test_what_identifies_a_run_is_stored_as_before(tmp_path: Path) -> None:
+    """Under the names that options had when records began to be kept, so that a run begun then goes on."""
+    options = ("--labelled", "labelled.csv", "--prompts", "prompts.txt", "--new-tokens", 4, "--strengths", "0.2")
+    result = run(tmp_path, "--suite", "steering", *options, "--rows-at-once", 4, data=False)
+    assert result.exit_code == 0, result.output
+    assert "--new-tokens is now --max-new-tokens." in result.stderr
+    suite = read_results(tmp_path / "results.json").suites["steering"]
+    assert suite.settings["asked"] == {
+        "new_tokens": 4, "temperature": 0.7, "generation_seeds": 1, "perplexity_limit": 1.6, "repetition_limit": None,
+        "chat": False, "samples": 0, "rows_at_once": 4, "resamples": 20, "seed": 0, "scorer": "words",
+        "strengths": [0.2], "goals": ["raise", "lower"], "tokens_at_once": 1024, "feature": None, "more": "",
+        "less": "", "op": "direction", "max_length": 16, "max_labelled": 500, "text_column": "text",
+        "label_column": "label", "judge_model": None, "judge_url": None,
+    }  # fmt: skip
+    assert suite.settings["command"].endswith("--generation-batch-size 4")
+    named = {one.of.feature for one in suite.measurements if one.of is not None and one.method.startswith("latent")}
+    assert named == {9}
+
+
 def test_what_is_there_is_not_measured_again(done: tuple[Path, Result], tmp_path: Path) -> None:
     before = read_results(done[0] / "results.json")
     write_results(before, tmp_path / "results.json")

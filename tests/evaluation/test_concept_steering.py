@@ -78,8 +78,9 @@ def test_settings_are_chosen_on_one_half_and_reported_on_the_other(model: Any, t
         length = torch.tensor([(sum(map(ord, text)) % 20) / 10 for text in found.texts], dtype=DOUBLE)
         return Ratings(length, torch.full_like(length, 2.0), torch.full_like(length, 1.0))
 
-    results = evaluate_concept_steering(model, tokenizer, ASKED, methods, judge, new_tokens=6, seed=1, rows_at_once=5)
     greedy = GenerationSettings(6, temperature=0.0)
+    settings = GenerationSettings(6, temperature=0.0, seed=1, batch_size=5)
+    results = evaluate_concept_steering(model, tokenizer, ASKED, methods, judge, settings)
     plain = continue_prompts(model, tokenizer, ASKED, settings=greedy)
     steered = continue_prompts(
         model, tokenizer, ASKED * 3, [steering(v) for v in values.values() for _ in ASKED], greedy
@@ -120,7 +121,7 @@ def rate(value: float, n: int | None = None) -> Any:
 def test_what_is_refused(model: Any, tokenizer: Any, asked: Any, instructions: Any, judge: Any, told: str) -> None:
     methods = {"none": SteeringMethod(["none"], [None], instructions)}
     with pytest.raises(ValueError, match=told):
-        evaluate_concept_steering(model, tokenizer, asked, methods, judge, new_tokens=3)
+        evaluate_concept_steering(model, tokenizer, asked, methods, judge, GenerationSettings(3, temperature=0.0))
 
 
 def test_a_setting_needs_a_steering() -> None:

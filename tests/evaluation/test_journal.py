@@ -121,7 +121,7 @@ def test_concept_steering_goes_on(model: Any, tokenizer: Any, tmp_path: Path) ->
 
     def run(**options: Any) -> Any:
         return evaluate_concept_steering(
-            model, tokenizer, asked, methods, judge, new_tokens=5, rows_at_once=5, **options
+            model, tokenizer, asked, methods, judge, GenerationSettings(5, 0.0, batch_size=5), **options
         )
 
     with pytest.raises(Stop):
