@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from sae_transformers import SaeForCausalLM
-from sae_transformers.cli import evaluate as verb
+from sae_transformers.cli.evaluate import with_registered_suites
 from sae_transformers.evaluation.method_ids import MethodId
 from sae_transformers.evaluation.results import Measurement, SuiteResult, read_results, with_methods
 from sae_transformers.evaluation.steering import METHODS, MethodMaker, Prompting, register_steering_method
@@ -102,7 +102,7 @@ def registered() -> Iterator[None]:
 @pytest.fixture
 def app(registered: None, command_line: None) -> typer.Typer:
     made = typer.Typer()
-    verb.register(made)
+    made.command()(with_registered_suites())
     made.command("other")(lambda: None)
     return made
 
