@@ -6,6 +6,7 @@ the pages are read as files. The site carries a page of each such file and point
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -95,8 +96,26 @@ def file_page(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
         return relink(text, posixpath.dirname(path), page_of(path))
+    if path.endswith(".ipynb"):
+        return notebook_page(path, json.loads(text)["cells"])
     language = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}.get(Path(path).suffix, "text")
     return f"# `{path}`\n\n````{language}\n{text}````\n"
+
+
+def notebook_page(path: str, cells: list[dict[str, Any]]) -> str:
+    """A notebook's text, code and plain outputs."""
+    parts = []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(relink(source, posixpath.dirname(path), page_of(path)))
+            continue
+        parts.append(f"````python\n{source}\n````")
+        texts = [one.get("text") or one.get("data", {}).get("text/plain", []) for one in cell["outputs"]]
+        shown = "".join("".join(text).rstrip("\n") + "\n" for text in texts)
+        if shown.strip():
+            parts.append(f"````text\n{shown}````")
+    return "\n\n".join([*parts, f"The notebook is `{path}`."]) + "\n"
 
 
 # -- what is told elsewhere -------------------------------------------------------------------------------------------

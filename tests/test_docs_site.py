@@ -149,6 +149,11 @@ def test_links_out_of_the_docs_go_to_pages_of_the_site() -> None:
     shown = hooks.file_page("examples/pretrain_sae.py")
     assert shown.startswith("# `examples/pretrain_sae.py`\n\n````python\n") and "def main()" in shown
     assert hooks.file_page("CHANGELOG.md") == text_of(ROOT / "CHANGELOG.md")
+    notebook = hooks.file_page("notebooks/read.ipynb")
+    assert (
+        notebook.startswith("# Read features\n")
+        and "````python\nfound.quality()\n````\n\n````text\n{'auroc'" in notebook
+    )
 
 
 def test_the_readme_is_shown_in_parts() -> None:
@@ -160,9 +165,9 @@ def test_the_readme_is_shown_in_parts() -> None:
     with pytest.raises(ValueError, match="no section 'Nothing'"):
         hooks.readme("Nothing")
     page: Any = SimpleNamespace(file=SimpleNamespace(src_uri="steering.md"))
-    made = hooks.on_page_markdown("# S\n\nSee. <!-- README: Steering -->\n\nEnd [x](../LICENSE)", page)
+    made = hooks.on_page_markdown("# S\n\nSee. <!-- README: Limits -->\n\nEnd [x](../LICENSE)", page)
     assert made.startswith("# S\n\n") and made.endswith("End [x](source/LICENSE.md)")
-    assert "](results.md)" in made and "See." not in made and "<!--" not in made
+    assert "](bases.md)" in made and "See." not in made and "<!--" not in made
 
 
 def test_the_command_line_page_has_every_verb_and_option() -> None:
