@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
-from .agreement import check_width
 from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
 from .base_classes import base_from_config
 from .call_record import CallRecord, RecordSlot, StopForward
+from .compatibility import check_width
 from .configuration_sae import SaeConfig
 from .feature_reading import detect, top_features
 from .forward_pass import ForwardPassMixin

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .agreement import check_model
 from .base_classes import load_base
 from .base_fingerprint import base_fingerprint, differing
+from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
 from .hook_points import find_hook_point
 from .repository_files import (

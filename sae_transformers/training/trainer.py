@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import SparseAutoencoder
-from ..modeling.agreement import same_model
+from ..modeling.compatibility import same_model
 from ..modeling.repository_files import write_whole
 from .arguments import SaeTrainingArguments
 from .callbacks import SaeUpkeep

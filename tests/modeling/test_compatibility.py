@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae_transformers import SaeForCausalLM
-from sae_transformers.modeling.agreement import same_model
+from sae_transformers.modeling.compatibility import same_model
 from tests.tiny import prompt, tiny_base, tiny_sae
 
 
