@@ -21,6 +21,7 @@ from .forward_pass import ForwardPassMixin
 from .hook_points import HookPoint, find_hook_point, hook_tensor
 from .outputs import Detection, SaeModelOutput, TopFeatures
 from .repository import RepositoryMixin
+from .sae_steering import serve
 from .sparse_autoencoder import SparseAutoencoder
 from .steering_state import SteeringMixin
 from .tested_releases import warn_if_untested
@@ -39,8 +40,8 @@ class SaeBank(nn.Module):
         for number, sae in enumerate(saes):
             self.add_module(str(number), sae)
 
-    def forward(self, index: int, hidden: Tensor, task: Any, **options: Any) -> Any:
-        return getattr(self, str(index))(hidden, task, **options)
+    def forward(self, index: int, *args: Any, **options: Any) -> Any:
+        return getattr(self, str(index))(*args, **options)
 
     def __getitem__(self, number: int) -> SparseAutoencoder:
         return getattr(self, str(range(len(self))[number]))
@@ -224,7 +225,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         edited = hidden
         if record.works_at(number):
             target = here if number in record.read else None
-            result = self.saes(number, seen, record, number=number, target=target)
+            result = self.saes(number, seen, record, number, target, task=serve)
             if result.features is not None:
                 record.found_features[number] = result.features
             if result.losses is not None:

@@ -9,11 +9,11 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
@@ -47,13 +47,15 @@ model = SaeForCausalLM.from_base("{base}", saes=[sae])
 """
 
 
-class SaeFilesMixin:
-    """Saving and loading of `SparseAutoencoder` by itself."""
+Sae = TypeVar("Sae", bound="SaeFiles")
 
-    if TYPE_CHECKING:
-        config: Any
 
-        def __getattr__(self, name: str) -> Any: ...
+class SaeFiles(nn.Module):
+    """Saving and loading of an SAE by itself; what it computes is in `SparseAutoencoder`."""
+
+    def __init__(self, config: SparseAutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `model.safetensors` and `config.json` to a folder, each whole or not at all.
@@ -86,14 +88,14 @@ class SaeFilesMixin:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Sae],
         name: str | os.PathLike,
         *,
         sae_id: str | None = None,
         dtype: torch.dtype | None = None,
         check_values: bool = True,
         **options: Any,
-    ) -> Any:
+    ) -> Sae:
         """Read an SAE: what `save_pretrained` wrote, one of a model with SAEs, or a checkpoint of another library.
 
         Its tensors are mapped from the file where their layout allows, so that memory is taken as they are used. The
@@ -137,7 +139,7 @@ class SaeFilesMixin:
             values = {key: value for key, value in values.items() if key not in PLACE} | place
         config = SparseAutoencoderConfig.from_dict(values)
         with torch.device("meta"):  # nothing is allocated for sizes that a config merely claims
-            sae: Any = cls(config)  # pyright: ignore
+            sae = cls(config)
         _fill(sae, tensors, name, dtype, check_values)
         return sae
 
@@ -231,7 +233,9 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fill(sae: Any, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype | None, check: bool = True) -> None:
+def _fill(
+    sae: SaeFiles, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype | None, check: bool = True
+) -> None:
     """Make `tensors` the parameters of an SAE without memory of its own, after every check."""
     own = sae.state_dict()
     if missing := sorted(set(own) - set(tensors) - {"feature_max"}):
@@ -254,7 +258,7 @@ def _fill(sae: Any, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype
     sae.requires_grad_(True)
 
 
-def _facts(config: Any) -> dict[str, Any]:
+def _facts(config: SparseAutoencoderConfig) -> dict[str, Any]:
     """What a card says of an SAE."""
     base = config.metadata.get("base_model")
     named = base if base and not Path(base).is_absolute() else None

@@ -1,4 +1,4 @@
-"""One sparse autoencoder: encode, decode, and its share of a model's forward pass.
+"""One sparse autoencoder: encode, decode, losses.
 
     x      = normalise(hidden) - b_dec            (b_dec only where `apply_b_dec_to_input`)
     pre    = x @ W_enc + b_enc
@@ -10,27 +10,39 @@ Shapes: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc (d_sae,), b_dec (d_out,
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .activations import after_top_k, gated, jump_relu, select
-from .call_record import CallRecord
 from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .feature_maxima import measure_feature_max
 from .outputs import SparseAutoencoderOutput, SparseFeatures
-from .sae_files import SaeFilesMixin
-from .sae_in_model import Code, InModelMixin, Normalized
+from .sae_code import Code, Normalized
+from .sae_files import SaeFiles
+from .sae_losses import concept_losses, normalized_mse
 
-# Share of active latents below which gathering decoder rows beat the dense product on CPU at every size measured.
-SPARSE_DECODE_BELOW = 0.02
+P = ParamSpec("P")
+R = TypeVar("R")
+Sae = TypeVar("Sae", bound=nn.Module)
 
 
-class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
+def inside_forward(method: Callable[Concatenate[Sae, P], R]) -> Callable[Concatenate[Sae, P], R]:
+    """Make a method of an SAE run as a task of its `forward`: hooks of offloading and sharding, which bring the
+    weights, act where a module is called and nowhere else. Such a method calls none of its kind."""
+
+    @functools.wraps(method)
+    def call(sae: Sae, *args: P.args, **kwargs: P.kwargs) -> R:
+        return sae(*args, task=method, **kwargs)
+
+    return call
+
+
+class SparseAutoencoder(SaeFiles):
     """A sparse autoencoder (or transcoder). `config` says which one; see `SparseAutoencoderConfig`.
 
     Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, its `reconstruction` (..., d_out) and its
@@ -40,9 +52,22 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
     see every use of its parameters.
     """
 
+    W_enc: Tensor
+    W_dec: nn.Parameter
+    b_enc: nn.Parameter
+    b_dec: nn.Parameter
+    b_gate: nn.Parameter
+    b_mag: nn.Parameter
+    r_mag: nn.Parameter
+    W_skip: nn.Parameter
+    W_glu: nn.Parameter
+    b_glu: nn.Parameter
+    threshold: Tensor
+    selection_scale: Tensor
+    feature_max: Tensor
+
     def __init__(self, config: SparseAutoencoderConfig, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         c, d_out = config, config.d_out or config.d_in
 
         def new(*shape: int) -> nn.Parameter:
@@ -75,10 +100,12 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         self.register_buffer("feature_max", torch.zeros(c.d_sae, dtype=dtype))
         self.reset_parameters()
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "W_enc" and name not in self._parameters:  # tied: it is no parameter of its own
-            return self.W_dec.T
-        return super().__getattr__(name)
+    if not TYPE_CHECKING:  # for a type checker all attributes are those above
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "W_enc" and name not in self._parameters:  # tied: it is no parameter of its own
+                return self.W_dec.T
+            return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         """For `print`: what it is and where it stands."""
@@ -121,33 +148,40 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
 
     # -- public mathematics ------------------------------------------------------------------------------------------
 
-    def forward(self, hidden: Tensor, task: str | CallRecord = "reconstruct", **options: Any) -> Any:
-        """Reconstruct `hidden`, or do one of the tasks that the methods below name.
+    def forward(self, *args: Any, task: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Reconstruct hidden states (..., d_in), any float dtype: a `SparseAutoencoderOutput`.
 
         Args:
-            hidden: (..., d_in), any float dtype.
-            task: "reconstruct", the default, gives a `SparseAutoencoderOutput`.
+            task: what to do with this SAE and the arguments instead; see `inside_forward`.
         """
-        if isinstance(task, str):
-            return getattr(self, f"_{task}")(hidden, **options)
-        return self._serve(hidden, task, **options)
+        return self._reconstruct(*args, **options) if task is None else task(self, *args, **options)
 
+    def _reconstruct(self, hidden: Tensor) -> SparseAutoencoderOutput:
+        normalized = self.normalize(hidden.to(self.dtype))
+        code = self.code_of(normalized)
+        reconstruction = self.decode_code(code, normalized, hidden).to(hidden.dtype)
+        return SparseAutoencoderOutput(reconstruction=reconstruction, latents=code.dense())
+
+    @inside_forward
     def encode(self, hidden: Tensor) -> Tensor:
         """Latents (..., d_sae) of hidden states (..., d_in)."""
-        return self(hidden, "encode")
+        return self.code_of(self.normalize(hidden.to(self.dtype))).dense()
 
+    @inside_forward
     def encode_pre_acts(self, hidden: Tensor, features: Tensor | None = None) -> Tensor:
         """Pre-activations, (..., d_sae), or (..., m) of the latents `features` (m,). Gated SAEs: the gate's."""
-        return self(hidden, "pre_acts", features=features)
+        return self.pre_acts_of(self.normalize(hidden.to(self.dtype)), features)[0]
 
+    @inside_forward
     def encode_selected(self, hidden: Tensor, features: Tensor) -> Tensor:
         """Latents (..., m) of the indices `features` (m,): only their encoder columns are used, unless the activation
         selects among all latents (top-k)."""
-        return self(hidden, "selected", features=features)
+        return self.latents_of(self.normalize(hidden.to(self.dtype)), features)
 
+    @inside_forward
     def encode_sparse(self, hidden: Tensor) -> SparseFeatures:
         """The active latents of each token."""
-        return self(hidden, "sparse")
+        return self.code_of(self.normalize(hidden.to(self.dtype))).sparse()
 
     def measure_feature_max(self, hidden: Tensor | Iterable[Tensor], tokens_per_batch: int = 4096) -> Tensor:
         """Fill `feature_max`, the unit `max` of steering, with each latent's largest activation on hidden states.
@@ -161,6 +195,7 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         """
         return measure_feature_max(self, hidden, tokens_per_batch)
 
+    @inside_forward
     def decode(self, latents: Tensor, hidden: Tensor | None = None) -> Tensor:
         """`latents @ W_dec + b_dec`, denormalised, (..., d_out).
 
@@ -168,8 +203,13 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         `constant_norm`) or has a skip connection, give the `hidden` (..., d_in) that was encoded. Without it the
         result is in the SAE's normalised units.
         """
-        return self(latents, "decode", source=hidden)
+        output = latents.to(self.dtype) @ self.W_dec + self.b_dec
+        if hidden is None:
+            scale = (self.config.output_scale or self.config.input_scale) if self.config.normalize_output else 1.0
+            return output / scale
+        return self._skip(self.denormalize(output, self.normalize(hidden.to(self.dtype))), hidden)
 
+    @inside_forward
     def alignment(self, directions: Tensor, features: Tensor, by: str = "affine") -> Tensor:
         """How far directions of the hidden state, such as a classifier's weights, align with latents.
 
@@ -184,8 +224,12 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         Returns:
             (n, m).
         """
-        return self(directions, "alignment", features=features, by=by)
+        w = directions.to(self.dtype)
+        if by == "affine":
+            return self.pre_acts_of(Normalized(w, None, None), features)[0]
+        return w @ (self.W_enc[:, features] if by == "encoder" else self.W_dec[features].T)
 
+    @inside_forward
     def remove(
         self, hidden: Tensor, features: Tensor, activation: str = "relu", subtract_b_dec: bool = False
     ) -> Tensor:
@@ -199,8 +243,19 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
         Returns:
             `hidden - z_U @ W_dec[U]`, denormalised, (..., d_in).
         """
-        return self(hidden, "removed", features=features, activation=activation, subtract_b_dec=subtract_b_dec)
+        x = hidden.to(self.dtype)
+        normalized = self.normalize(x)
+        if activation == "own":
+            latents = self.latents_of(normalized, features)
+        else:
+            pre_acts, magnitudes = self.pre_acts_of(normalized, features)
+            latents = torch.relu(pre_acts if magnitudes is None else magnitudes)
+        share = latents @ self.W_dec[features]
+        if subtract_b_dec:
+            share = share + self.b_dec
+        return x - (share if normalized.scale is None else share * normalized.scale)
 
+    @inside_forward
     def losses(
         self,
         hidden: Tensor,
@@ -223,60 +278,40 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
                 adds 0.
         """
         names = ("reconstruction", "sparsity") + (("conditioning",) if concept_targets is not None else ())
-        terms = self(hidden, "token_losses", names=names, concept_targets=concept_targets, target=target)
+        terms = self.token_losses(hidden, names, concept_targets, target)
         return terms if reduction == "none" else {name: value.mean() for name, value in terms.items()}
 
-    # -- tasks, run inside forward -----------------------------------------------------------------------------------
+    # -- pieces, to be called inside `forward` -----------------------------------------------------------------------
 
-    def _reconstruct(self, hidden: Tensor) -> SparseAutoencoderOutput:
-        code, normalized = self._full_code(hidden)
-        return SparseAutoencoderOutput(
-            reconstruction=self._decode_code(code, normalized, hidden).to(hidden.dtype), latents=self._dense(code)
-        )
-
-    def _encode(self, hidden: Tensor) -> Tensor:
-        return self._dense(self._full_code(hidden)[0])
-
-    def _pre_acts(self, hidden: Tensor, features: Tensor | None = None) -> Tensor:
-        x = self._encoder_input(self.normalize(hidden.to(self.dtype)))
-        return self._linear(x, features)[0]
-
-    def _selected(self, hidden: Tensor, features: Tensor) -> Tensor:
-        if self.config.activation in TOPK_ACTIVATIONS:
-            return self._dense(self._full_code(hidden)[0])[..., features]
-        return self._columns(self.normalize(hidden.to(self.dtype)), features)
-
-    def _alignment(self, directions: Tensor, features: Tensor, by: str) -> Tensor:
-        w = directions.to(self.dtype)
-        if by == "affine":
-            return self._linear(self._encoder_input(Normalized(w, None, None)), features)[0]
-        return w @ (self.W_enc[:, features] if by == "encoder" else self.W_dec[features].T)
-
-    def _removed(self, hidden: Tensor, features: Tensor, activation: str, subtract_b_dec: bool) -> Tensor:
+    def token_losses(
+        self,
+        hidden: Tensor,
+        names: tuple[str, ...],
+        concept_targets: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Each loss term per token, (...); unknown concept labels count 0."""
         x = hidden.to(self.dtype)
+        target = x if target is None else target.to(self.dtype)
         normalized = self.normalize(x)
-        if activation == "own":
-            latents = self._selected(hidden, features)
-        else:
-            pre_acts, magnitudes = self._linear(self._encoder_input(normalized), features)
-            latents = torch.relu(pre_acts if magnitudes is None else magnitudes)
-        share = latents @ self.W_dec[features]
-        if subtract_b_dec:
-            share = share + self.b_dec
-        return x - (share if normalized.scale is None else share * normalized.scale)
-
-    def _sparse(self, hidden: Tensor) -> SparseFeatures:
-        return self._sparse_features(self._full_code(hidden)[0])
-
-    def _decode(self, latents: Tensor, source: Tensor | None) -> Tensor:
-        output = latents.to(self.dtype) @ self.W_dec + self.b_dec
-        if source is None:
-            scale = (self.config.output_scale or self.config.input_scale) if self.config.normalize_output else 1.0
-            return output / scale
-        output = self.denormalize(output, self.normalize(source.to(self.dtype)))
-        return self._skip(output, source)
-
-    # -- pieces ------------------------------------------------------------------------------------------------------
+        code = self.code_of(normalized)
+        terms: dict[str, Tensor] = {}
+        if "reconstruction" in names:
+            terms["reconstruction"] = normalized_mse(target, self.decode_code(code, normalized, x))
+        if "sparsity" in names:
+            norms = self.W_dec.norm(dim=-1)  # (d_sae,)
+            if isinstance(code.latents, Tensor):
+                mass = code.latents.abs() @ norms
+            else:
+                mass = (code.latents.values.abs() * norms[code.latents.indices]).sum(-1)
+            terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
+        if "conditioning" in names and (self.config.concepts or concept_targets is not None):
+            concepts = torch.tensor(list(self.config.concepts.values()), dtype=torch.long, device=x.device)
+            pre_acts = code.pre_acts[..., concepts]
+            known = concept_targets is not None
+            losses = concept_losses(pre_acts, concept_targets) if known else torch.zeros_like(pre_acts)
+            terms["conditioning"] = losses.sum(-1)
+        return terms
 
     def normalize(self, hidden: Tensor) -> Normalized:
         """The input as the encoder's mathematics sees it, before `b_dec`, and how to undo it."""
@@ -306,15 +341,13 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             output = output * normalized.scale
         return output if normalized.mean is None else output + normalized.mean
 
-    def _encoder_input(self, normalized: Normalized) -> Tensor:
-        return normalized.x - self.b_dec if self.config.apply_b_dec_to_input else normalized.x
-
-    def _linear(self, x: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def pre_acts_of(self, normalized: Normalized, features: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Pre-activations of all or some latents; for gated SAEs the gate's and the magnitude's."""
 
         def pick(vector: Tensor) -> Tensor:
             return vector if features is None else vector[features]
 
+        x = normalized.x - self.b_dec if self.config.apply_b_dec_to_input else normalized.x
         weight = self.W_enc if features is None else self.W_enc.index_select(1, features)
         if self.config.glu:
             gate = self.W_glu if features is None else self.W_glu.index_select(1, features)
@@ -334,10 +367,18 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             return jump_relu(pre_acts, threshold[features] if features is not None and threshold.ndim else threshold)
         return torch.relu(pre_acts) if kind == "relu" else pre_acts
 
-    def _columns(self, normalized: Normalized, features: Tensor) -> Tensor:
-        return self._activate(*self._linear(self._encoder_input(normalized), features), features)
+    def latents_of(self, normalized: Normalized, features: Tensor) -> Tensor:
+        """Latents (..., m) of the indices `features` (m,)."""
+        if self.config.activation in TOPK_ACTIVATIONS:
+            return self.code_of(normalized).dense()[..., features]
+        return self._activate(*self.pre_acts_of(normalized, features), features)
 
-    def _code_from(self, pre_acts: Tensor, magnitudes: Tensor | None) -> Code:
+    def code_of(self, normalized: Normalized) -> Code:
+        """All latents."""
+        return self.code_from(*self.pre_acts_of(normalized))
+
+    def code_from(self, pre_acts: Tensor, magnitudes: Tensor | None = None) -> Code:
+        """All latents, from their pre-activations (..., d_sae)."""
         kind, k = self.config.activation, self.config.k or 1
         if kind in TOPK_ACTIVATIONS:
             if self.config.scaled_selection:
@@ -348,41 +389,9 @@ class SparseAutoencoder(SaeFilesMixin, InModelMixin, nn.Module):
             return Code(pre_acts, SparseFeatures(indices, after_top_k(picked, kind), self.config.d_sae))
         return Code(pre_acts, self._activate(pre_acts, magnitudes))
 
-    def _full_code(self, hidden: Tensor) -> tuple[Code, Normalized]:
-        normalized = self.normalize(hidden.to(self.dtype))
-        return self._code_from(*self._linear(self._encoder_input(normalized))), normalized
-
-    def _dense(self, code: Code) -> Tensor:
-        return code.latents if isinstance(code.latents, Tensor) else code.latents.to_dense()
-
-    def _sparse_features(self, code: Code) -> SparseFeatures:
-        if not isinstance(code.latents, Tensor):
-            return code.latents
-        return SparseFeatures.from_dense(code.latents)
-
-    def _decoded(self, code: Code) -> Tensor:
-        """`z @ W_dec`, from the active latents alone where they are known."""
-        if isinstance(code.latents, Tensor):
-            return self._decoded_dense(code.latents)
-        indices, values, _ = code.latents
-        k = indices.shape[-1]
-        flat = F.embedding_bag(
-            indices.reshape(-1, k), self.W_dec, per_sample_weights=values.reshape(-1, k), mode="sum"
-        )
-        return flat.view(*indices.shape[:-1], flat.shape[-1])
-
-    def _decoded_dense(self, latents: Tensor) -> Tensor:
-        if latents.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            rows = latents.reshape(-1, latents.shape[-1])
-            row, column = rows.nonzero(as_tuple=True)
-            if len(row) < SPARSE_DECODE_BELOW * rows.numel():
-                starts = torch.searchsorted(row, torch.arange(len(rows)))
-                flat = F.embedding_bag(column, self.W_dec, starts, per_sample_weights=rows[row, column], mode="sum")
-                return flat.view(*latents.shape[:-1], flat.shape[-1])
-        return latents @ self.W_dec
-
-    def _decode_code(self, code: Code, normalized: Normalized, hidden: Tensor) -> Tensor:
-        return self._skip(self.denormalize(self._decoded(code) + self.b_dec, normalized), hidden)
+    def decode_code(self, code: Code, normalized: Normalized, hidden: Tensor) -> Tensor:
+        """The output (..., d_out), in the units of the hidden state."""
+        return self._skip(self.denormalize(code.decoded(self.W_dec) + self.b_dec, normalized), hidden)
 
     def _skip(self, output: Tensor, hidden: Tensor) -> Tensor:
         return output + hidden.to(self.dtype) @ self.W_skip.T if self.config.skip_connection else output

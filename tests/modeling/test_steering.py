@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Steering
+from sae_transformers.modeling import sae_steering
 from sae_transformers.modeling.steering import OPS
 from tests.tiny import prompt, tiny_model
 
@@ -154,10 +155,8 @@ def test_only_steered_tokens_are_encoded(activation, positions, monkeypatch):
     model = tiny_model(activation=activation)
     steering = Steering([FeatureEdit(0, i, "at_least", 1.0) for i in range(9)], positions=positions)
     seen = []
-    keep = type(model.saes[0])._steer
-    monkeypatch.setattr(
-        type(model.saes[0]), "_steer", lambda self, x, *rest: seen.append(x.shape[1]) or keep(self, x, *rest)
-    )
+    keep = sae_steering.steer
+    monkeypatch.setattr(sae_steering, "steer", lambda sae, x, *rest: seen.append(x.shape[1]) or keep(sae, x, *rest))
     ids = prompt(2, 12)
     with torch.no_grad():
         logits = model(ids, steering=steering).logits

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from sae_transformers import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from sae_transformers.modeling.call_record import CallRecord
+from sae_transformers.modeling.sae_steering import serve
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.training.arguments import SaeLossArguments
 from sae_transformers.training.objective import SaeObjective
@@ -300,7 +301,7 @@ def test_fact_19_jumprelu_legacy_scaling():
     record = CallRecord(1, 3)
     steering = Steering([FeatureEdit(0, 0, "scale_magnitude", 3.0)], keep_error=False)
     record.plan = SteeringPlan([steering], [sae.config], [x])
-    result = sae(x, record, number=0)
+    result = sae(x, record, 0, task=serve)
     assert record.edit(x, result)[0, :, 0].tolist() == [6.0, 6.0, 0.0]
 
 

@@ -20,6 +20,7 @@ from sae_transformers.evaluation.topic_alignment import (
 from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.modeling.call_record import CallRecord
+from sae_transformers.modeling.sae_steering import serve
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.training.arguments import SaeTrainingArguments
 from sae_transformers.training.shards import TensorTokens
@@ -42,7 +43,7 @@ SCORES = (0.9, 1.0, 0.2, 0.5)
 def steered(sae: SparseAutoencoder, steering: Steering, hidden: torch.Tensor = HIDDEN) -> list[float]:
     record = CallRecord(*hidden.shape[:2])
     record.plan = SteeringPlan([steering], [sae.config], [hidden])
-    return record.edit(hidden, sae(hidden, record, number=0))[0, -1].tolist()
+    return record.edit(hidden, sae(hidden, record, 0, task=serve))[0, -1].tolist()
 
 
 def identity_sae(width: int, pre_acts: list[float]) -> tuple[SparseAutoencoder, torch.Tensor]:
@@ -125,7 +126,7 @@ def test_swap_support_and_values():
     record = CallRecord(40, 1)
     steering = Steering([FeatureReweighting(0, scores, "swap")], keep_error=False)
     record.plan = SteeringPlan([steering], [sae.config], [hidden])
-    out = record.edit(hidden, sae(hidden, record, number=0))
+    out = record.edit(hidden, sae(hidden, record, 0, task=serve))
     p = (hidden - sae.b_dec) @ sae.W_enc + sae.b_enc
     values, indices = (p * torch.tensor(scores, dtype=F64)).topk(6, dim=-1)
     latents = torch.zeros_like(p).scatter(-1, indices, p.gather(-1, indices) * (values > 0))

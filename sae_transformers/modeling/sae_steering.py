@@ -1,0 +1,198 @@
+"""An SAE's share of a model's forward pass: what it reports, and how it changes the hidden state.
+
+Functions of the SAE, to be run inside its `forward` (`sae(hidden, record, number, task=serve)`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .call_record import CallRecord, SiteResult
+from .outputs import SparseFeatures
+from .sae_code import Code, Normalized
+from .sparse_autoencoder import SparseAutoencoder
+from .steering_plan import SaePlan
+
+
+def serve(
+    sae: SparseAutoencoder, hidden: Tensor, record: CallRecord, number: int, target: Tensor | None = None
+) -> SiteResult:
+    """What `record` asks of SAE `number`.
+
+    Args:
+        hidden: (batch, seq, d_in), where it reads.
+        target: (batch, seq, d_out), what it must reconstruct; `hidden` by default.
+    """
+    plan = record.plan.saes.get(number) if record.plan is not None else None
+    features = losses = delta = replacement = rows = None
+    x = hidden.to(sae.dtype)
+    if number in record.features:
+        features = _reported(sae, x, record.features[number], record.pre_activations)
+    if plan is not None:
+        delta, replacement = _steer_columns(sae, x, plan, record)
+        if plan.replace == "mixed":
+            rows = plan.replace_rows[record.rows]
+    if record.losses:
+        seen = x.detach() if record.detach else x
+        goal = seen if target is None else (target.detach() if record.detach else target)
+        losses = sae.token_losses(seen, record.losses, record.concept_targets.get(number), goal)
+    return SiteResult(delta, replacement, rows, features, losses)
+
+
+def _reported(
+    sae: SparseAutoencoder, x: Tensor, columns: Tensor | None, pre_activations: bool
+) -> SparseFeatures | Tensor:
+    normalized = sae.normalize(x)
+    if pre_activations:
+        return sae.pre_acts_of(normalized, columns)[0]
+    return sae.code_of(normalized).sparse() if columns is None else sae.latents_of(normalized, columns)
+
+
+def _steer_columns(
+    sae: SparseAutoencoder, x: Tensor, plan: SaePlan, record: CallRecord
+) -> tuple[Tensor | None, Tensor | None]:
+    """`steer` where tokens are steered; what it gives elsewhere is not used, so it is not computed either."""
+    columns = record.steered_columns()
+    if columns is None:
+        return steer(sae, x, plan, record.rows)
+    if not len(columns):
+        return None, None
+    columns = columns.to(x.device)
+    delta, replacement = steer(sae, x[:, columns], plan, record.rows)
+    return _spread(delta, columns, x), _spread(replacement, columns, x)
+
+
+def _spread(part: Tensor | None, columns: Tensor, x: Tensor) -> Tensor | None:
+    """(batch or 1, c or 1, d_out) of some columns as (batch, seq, d_out), 0 elsewhere."""
+    if part is None:
+        return None
+    whole = part.new_zeros(*x.shape[:2], part.shape[-1])
+    whole[:, columns] = part
+    return whole
+
+
+def steer(
+    sae: SparseAutoencoder, x: Tensor, plan: SaePlan, rows: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The change (batch, seq or 1, d_out) and the replacement, each None where there is none."""
+    rows = rows if plan.count > 1 else None
+    norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
+    needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects
+    needs_scale = needs_all or len(plan.read) or len(plan.blind)
+    normalized = sae.normalize(x) if needs_scale else Normalized(x, None, None)
+    code = sae.code_of(normalized) if needs_all else None
+    replacement, parts = None, []  # parts are in the SAE's normalised units
+    if code is not None and plan.reweight is not None:
+        code, normalized, swapped = _reweighted(sae, code, normalized, plan, plan.reweight, rows)
+        if swapped is not None:
+            parts.append(swapped)
+    if code is not None and plan.replace != "none":
+        replacement = sae.decode_code(code, normalized, x)
+    if len(plan.read):
+        parts.append(_change_of_read(sae, normalized, code, plan, rows, norms))
+    if len(plan.blind):
+        values = plan.blind_values.at(rows, _maxima(sae, plan, plan.blind), None)
+        parts.append(values @ sae.W_dec[plan.blind])
+    delta = sum(parts[1:], parts[0]) if parts else None
+    if delta is not None and normalized.scale is not None:
+        delta = delta * normalized.scale
+    if len(plan.direct):  # in the units of the hidden state
+        added = _directions(sae, plan, rows, norms)
+        delta = added if delta is None else delta + added
+    return delta, replacement
+
+
+def _maxima(sae: SparseAutoencoder, plan: SaePlan, latents: Tensor) -> Tensor | None:
+    return sae.feature_max[latents] if plan.uses_max else None
+
+
+def _directions(sae: SparseAutoencoder, plan: SaePlan, rows: Tensor | None, norms: Tensor | None) -> Tensor:
+    directions = sae.W_dec[plan.direct]  # (q, d_out)
+    per_norm = norms / directions.norm(dim=-1) if norms is not None else None  # (batch, seq, q)
+    return plan.direct_values.at(rows, _maxima(sae, plan, plan.direct), per_norm) @ directions
+
+
+def _change_of_read(
+    sae: SparseAutoencoder,
+    normalized: Normalized,
+    code: Code | None,
+    plan: SaePlan,
+    rows: Tensor | None,
+    norms: Tensor | None,
+) -> Tensor:
+    """`sum_i (z'_i - z_i) * W_dec[i]` over the latents that are read, (batch, seq, d_out)."""
+    read = plan.read
+    directions = sae.W_dec[read]  # (m, d_out)
+    latents = sae.latents_of(normalized, read) if code is None else _read_of(code, plan)
+    per_norm = None
+    if norms is not None:
+        per_norm = norms / directions.norm(dim=-1)
+        if isinstance(normalized.scale, Tensor):  # an input without scale has norm 0 too: 0, not 0/0
+            per_norm = per_norm / normalized.scale.clamp(min=torch.finfo(norms.dtype).tiny)
+        elif normalized.scale is not None:
+            per_norm = per_norm / normalized.scale
+    changed = latents
+    if plan.magnitude is not None:
+        factor = (plan.magnitude if rows is None else plan.magnitude[rows]).unsqueeze(1)
+        pre_acts = sae.pre_acts_of(normalized, read)[0] if code is None else code.pre_acts[..., read]
+        changed = torch.where(factor.isnan(), changed, factor * pre_acts.abs())
+    for stage in plan.stages:
+        changed = stage.apply(changed, rows, _maxima(sae, plan, read), per_norm)
+    change = changed - latents
+    delta = change @ directions
+    if plan.balance:
+        edited = plan.edited if rows is None else plan.edited[rows]  # (batch or 1, m)
+        rest = (sae.W_dec.sum(0) - edited @ directions) / (sae.config.d_sae - edited.sum(-1, keepdim=True))
+        delta = delta - change.sum(-1, keepdim=True) * rest.unsqueeze(1)
+    return delta
+
+
+def _read_of(code: Code, plan: SaePlan) -> Tensor:
+    """Activations of the latents in `plan.read`, (batch, seq, m)."""
+    if isinstance(code.latents, Tensor):
+        return code.latents[..., plan.read]
+    # Scatter the picked values to their place among the m that are read; all others go to a spare column.
+    indices, values, _ = code.latents
+    place = plan.lookup[indices]  # (batch, seq, k)
+    spare = values.new_zeros(*place.shape[:-1], len(plan.read) + 1)
+    return spare.scatter(-1, place, values)[..., :-1]
+
+
+def _reweighted(
+    sae: SparseAutoencoder, code: Code, normalized: Normalized, plan: SaePlan, weights: Tensor, rows: Tensor | None
+) -> tuple[Code, Normalized, Tensor | None]:
+    """The code after a re-weighting, what undoes its normalisation, and the change that makes of the output, (batch,
+    seq, d_out); None where all rows are replaced by the decoded code."""
+    scores = (weights if rows is None else weights[rows]).unsqueeze(1)
+    old, code = code, _selected_again(sae, code, scores, plan.reweight_mode)
+    if plan.reweight_rows is not None and rows is not None:
+        code = _chosen(plan.reweight_rows[rows][:, None, None], code, old)
+    if plan.reweight_mode == "weight_legacy":
+        mean = scores.mean(-1, keepdim=True)
+        normalized = Normalized(normalized.x, mean**2, mean)
+    if plan.replace == "all":
+        return code, normalized, None
+    swapped = code.decoded(sae.W_dec) - old.decoded(sae.W_dec)
+    if plan.replace == "mixed":  # in replaced rows the replacement holds the re-weighted code already
+        swapped = torch.where(plan.replace_rows[rows][:, None, None], 0.0, swapped)
+    return code, normalized, swapped
+
+
+def _selected_again(sae: SparseAutoencoder, code: Code, scores: Tensor, mode: str) -> Code:
+    weighted = sae.code_from(code.pre_acts * scores).latents
+    if mode != "swap":
+        return Code(code.pre_acts, weighted)
+    if isinstance(weighted, Tensor):
+        return Code(code.pre_acts, torch.where(weighted != 0, code.pre_acts, 0.0))
+    values = torch.where(weighted.values != 0, code.pre_acts.gather(-1, weighted.indices), 0.0)
+    return Code(code.pre_acts, weighted._replace(values=values))
+
+
+def _chosen(where: Tensor, yes: Code, no: Code) -> Code:
+    """`yes` in the rows that `where` (batch, 1, 1) names, `no` in the others; pre-activations are the same."""
+    if isinstance(yes.latents, Tensor) and isinstance(no.latents, Tensor):
+        return Code(yes.pre_acts, torch.where(where, yes.latents, no.latents))
+    pairs = zip(yes.latents[:2], no.latents[:2], strict=True)
+    indices, values = (torch.where(where, new, old) for new, old in pairs)
+    return Code(yes.pre_acts, SparseFeatures(indices, values, yes.pre_acts.shape[-1]))
