@@ -19,7 +19,7 @@ from .configuration_sae import SaeConfig
 from .feature_reading import detect, top_features
 from .forward_pass import ForwardPassMixin
 from .hook_points import HookPoint, find_hook_point, hook_tensor
-from .outputs import Detection, SaeModelOutput, TopFeatures
+from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes
 from .repository import RepositoryMixin
 from .sae_steering import serve
 from .sparse_autoencoder import SparseAutoencoder
@@ -98,6 +98,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
         super().__init__(config)
         self.lm = self._build_base(config, attention) if lm is None else lm
         inner = next(m for m in self.lm.modules() if isinstance(m, PreTrainedModel))
+        make_output_classes(inner)
         self.base_arguments = BaseArguments(getattr(self.lm, getattr(self.lm, "body_name", ""), self.lm))
         config._attn_implementation_internal = inner.config._attn_implementation
         # In single precision at least, whatever dtype the base is loaded in.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,6 +152,14 @@ def output_class(base: type, default: type) -> type:
         {"__doc__": f"`{base.__name__}` and `SaeOutputFields`.", "__module__": __name__, "__reduce__": _reduce},
     )
     return OUTPUT_CLASSES.setdefault(base, dataclass(made))
+
+
+def make_output_classes(base: object) -> None:
+    """Make the classes of all outputs that are known where a base's class is defined; `torch.compile` could not."""
+    module = sys.modules.get(type(base).__module__)
+    for value in list(vars(module).values()) if module else ():
+        if isinstance(value, type) and issubclass(value, ModelOutput) and value is not ModelOutput:
+            output_class(value, value)
 
 
 def _reduce(output: Any) -> tuple:
