@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.forward_pass import steering_rows_for
+from ..modeling.steered_tokens import steering_rows_for
 from .capability_tasks import require_lm_eval
 
 

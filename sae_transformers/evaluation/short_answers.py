@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..modeling.base_arguments import cache_argument, cache_of, continues
-from ..modeling.forward_pass import steering_rows_for
+from ..modeling.steered_tokens import steering_rows_for
 from ..modeling.steering_plan import BoundSteering
 from .likelihood import token_scores
 

@@ -16,11 +16,6 @@ from transformers.utils.generic import TransformersKwargs
 CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 # And in outputs; the last three are not `Cache` objects (RWKV, XLNet, Reformer).
 CACHE_FIELDS = (*CACHE_ARGUMENTS, "state", "mems", "past_buckets_states")
-# What every head takes besides.
-CALL_OPTIONS = (
-    "steering", "steering_mask", "output_features", "features", "pre_activations", "output_sae_inputs",
-    "stop_at_last_sae", "concept_targets", "labels",
-)  # fmt: skip
 # What attention kernels and continuous batching read, deep inside, and no signature names.
 ATTENTION_ARGUMENTS = (
     "attention_mask", "token_type_ids",  # what tokenizers give
@@ -109,6 +104,24 @@ class BaseArguments:
             elif name not in self.known:
                 raise TypeError(self._unknown(name, options))
             inputs[name] = value
+        return inputs
+
+    def with_positions(self, inputs: dict[str, Any], text_config: Any) -> dict[str, Any]:
+        """What a forward pass of our own gives the base: with padding, its mask and positions that begin at a text's
+        first real token, as `generate` gives them."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        pad, ends = getattr(text_config, "pad_token_id", None), getattr(text_config, "eos_token_id", None)
+        tells = pad is not None and pad not in (ends if isinstance(ends, (list, tuple)) else [ends])
+        if mask is None and ids is not None and tells and bool((ids == pad).any()):
+            mask = (ids != pad).long()
+            mask = None if not bool(mask.any(-1).all()) else mask
+        if mask is None:
+            return inputs
+        inputs = {**inputs, "attention_mask": mask}
+        padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all())
+        wanted = "position_ids" in self.named and not self.counts_positions
+        if padded and wanted and inputs.get("position_ids") is None:
+            inputs["position_ids"] = positions_of(mask)
         return inputs
 
     def of_new_tokens(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

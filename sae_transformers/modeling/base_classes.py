@@ -1,4 +1,5 @@
-"""Which class a base is: a config alone does not say where a family has a language model and a multimodal one."""
+"""Which class a base is: a config alone does not say where a family has a language model and a multimodal one; and
+how a base without a head is held."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 UNKNOWN = "Unrecognized configuration class"
@@ -55,3 +57,16 @@ def _first(auto_classes: Sequence[Any], method: str, what: Any, options: dict[st
                 raise
             unknown = unknown or error
     raise unknown or ValueError("No Auto class was given. Received: auto_classes=().")
+
+
+class BodyContainer(nn.Module):
+    """A base without a head, under the name it has inside its own heads: all heads share their weights' names."""
+
+    def __init__(self, body: PreTrainedModel) -> None:
+        super().__init__()
+        self.body_name = body.base_model_prefix
+        self.base_model_prefix = body.base_model_prefix
+        self.add_module(self.body_name, body)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.body_name)(*args, **kwargs)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .outputs import SparseFeatures
 from .steering_plan import SteeringPlan
 
 
@@ -27,7 +30,7 @@ class SiteResult(NamedTuple):
     delta: Tensor | None
     replacement: Tensor | None
     replace_rows: Tensor | None
-    features: Any
+    features: SparseFeatures | Tensor | None
     losses: dict[str, Tensor] | None
 
 
@@ -35,68 +38,52 @@ class StopForward(Exception):
     """Raised by the last needed hook to end the forward pass; always caught by the model that armed it."""
 
 
-class CallRecord:
-    """What hooks do in one forward pass, and what they collect.
+@dataclass(frozen=True, eq=False)
+class CallRequest:
+    """What the hooks of one forward pass are to do.
 
     batch_size, length: of the tokens at hand.
     plan, rows, mask: steering, (batch,) table rows or None for one row, (batch, length) bool or None for all tokens.
     features: SAE number -> None for all latents or (m,) indices; absent SAEs are not encoded.
     pre_activations: report pre-activations in place of activations.
-    inputs: whether the read hidden states are kept.
-    losses: names of the loss terms to compute.
-    token_weights: (batch, length), 0 or 1, tokens that count in the losses.
+    keep_inputs: whether the hidden states that SAEs read are kept.
+    losses: names of the loss terms to compute; `detach`: without a gradient for the base.
     concept_targets: SAE number -> (batch, length, n_concepts).
+    stop_after: the pass ends when these SAEs are done; empty: it does not.
     """
 
-    def __init__(self, batch_size: int, length: int) -> None:
-        self.batch_size = batch_size
-        self.length = length
-        self.plan: SteeringPlan | None = None
-        self.rows: Tensor | None = None
-        self.mask: Tensor | None = None
-        self._columns: Tensor | None = None
-        self.features: Mapping[int, Tensor | None] = {}
-        self.pre_activations = False
-        self.inputs = False
-        self.losses: tuple[str, ...] = ()
-        self.detach = True
-        self.token_weights: Tensor | None = None
-        self.concept_targets: dict[int, Tensor] = {}
-        self.stop_after: frozenset[int] = frozenset()
-        self.recomputing = False
-        # collected
-        self.read: dict[int, Tensor] = {}
-        self.found_features: dict[int, Any] = {}
-        self.found_inputs: dict[int, Tensor] = {}
-        self.found_losses: dict[int, dict[str, Tensor]] = {}
-        self.finished: set[int] = set()
+    batch_size: int
+    length: int
+    plan: SteeringPlan | None = None
+    rows: Tensor | None = None
+    mask: Tensor | None = None
+    features: Mapping[int, Tensor | None] = field(default_factory=dict)
+    pre_activations: bool = False
+    keep_inputs: bool = False
+    losses: tuple[str, ...] = ()
+    detach: bool = True
+    concept_targets: Mapping[int, Tensor] = field(default_factory=dict)
+    stop_after: frozenset[int] = frozenset()
 
     def concerns(self, number: int) -> bool:
         """Whether SAE `number` has anything to do in this pass."""
-        return (
-            bool(self.losses)
-            or self.inputs
-            or number in self.features
-            or (self.plan is not None and number in self.plan.saes)
-            or bool(self.stop_after)
-        )
+        return self.keep_inputs or bool(self.stop_after) or self.works_at(number)
 
     def works_at(self, number: int) -> bool:
         """Whether SAE `number` has to run, and not only to be seen."""
         steered = self.plan is not None and number in self.plan.saes
         return steered or number in self.features or bool(self.losses)
 
-    def missed(self, numbers: Iterable[int]) -> list[int]:
-        """Those SAEs that had something to do and were not reached."""
-        return [n for n in numbers if (self.inputs or self.works_at(n)) and n not in self.finished]
-
     def steered_columns(self) -> Tensor | None:
         """The columns with a steered token, (c,) int64, where they are less than half of all; None for all columns."""
         if self.mask is None or self.length == 1 or torch.compiler.is_compiling():
             return None
-        if self._columns is None:
-            self._columns = self.mask.any(0).nonzero()[:, 0]
         return self._columns if 2 * len(self._columns) < self.length else None
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        mask: Any = self.mask
+        return mask.any(0).nonzero()[:, 0]
 
     def shaped(self, hidden: Tensor) -> Tensor:
         """(batch, length, d), whatever the module made of it (OPT flattens tokens before its MLP)."""
@@ -116,6 +103,37 @@ class CallRecord:
             edited = edited.to(result.delta.dtype) + result.delta
         edited = edited.to(device=hidden.device, dtype=hidden.dtype)
         return edited if self.mask is None else torch.where(self.mask.unsqueeze(-1).to(hidden.device), edited, hidden)
+
+
+class CallRecord:
+    """What hooks have done and collected in one forward pass, by SAE number.
+
+    request: what they are to do.
+    read: hidden state where the SAE reads, if it writes elsewhere.
+    features, inputs, losses: what was reported.
+    finished: SAEs that are done.
+    recomputing: whether gradient checkpointing runs a part of the pass again.
+    """
+
+    def __init__(self, request: CallRequest) -> None:
+        self.request = request
+        self.read: dict[int, Tensor] = {}
+        self.features: dict[int, SparseFeatures | Tensor] = {}
+        self.inputs: dict[int, Tensor] = {}
+        self.losses: dict[int, dict[str, Tensor]] = {}
+        self.finished: set[int] = set()
+        self.recomputing = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the pass may end here."""
+        stop_after = self.request.stop_after
+        return bool(stop_after) and not self.recomputing and stop_after <= self.finished
+
+    def missed(self, numbers: Iterable[int]) -> list[int]:
+        """SAEs that were needed but whose hook never ran."""
+        request = self.request
+        return [n for n in numbers if (request.keep_inputs or request.works_at(n)) and n not in self.finished]
 
 
 class RecordSlot:

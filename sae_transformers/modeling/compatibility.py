@@ -6,7 +6,7 @@ import re
 from pathlib import PurePath
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .hook_points import HookPoint
 
@@ -59,6 +59,30 @@ def check_width(
                 f"({type(point.module).__name__}, {point.path}). Received: {field}={given!r}. It was made for another "
                 f"base or another place: give that base, or its place here with `layer`, `site`, `hook` or `hook_out`."
             )
+
+
+def check_states(number: int, seen: Tensor, here: Tensor, widths: tuple[int, int | None], mask: Tensor | None) -> None:
+    """Raises ValueError where hidden states are not of an SAE's widths, or not of the tokens that are steered.
+
+    Args:
+        seen: (batch, seq, d_in), where it reads. here: (batch, seq, d_out), where it writes.
+        mask: (batch, length), the tokens that are steered.
+    """
+    if seen.shape[-1] != widths[0]:
+        raise ValueError(
+            f"SAE {number} reads {widths[0]} values and the module it is hooked to gives {seen.shape[-1]}. "
+            f"Place it elsewhere with `layer`, `site` or `hook`."
+        )
+    if here.shape[-1] != widths[1]:
+        raise ValueError(
+            f"SAE {number} writes {widths[1]} values where the module gives {here.shape[-1]}. "
+            f"Place its output elsewhere with `hook_out`."
+        )
+    if mask is not None and mask.shape[1] != here.shape[1]:
+        raise ValueError(
+            f"SAE {number} stands where there are {here.shape[1]} positions, which are not the text's tokens (an "
+            f"image may be put before them). Expected {mask.shape[1]}. Steer all positions there."
+        )
 
 
 def _width_at(place: str, point: HookPoint, hidden_size: int | None) -> int | None:

@@ -13,9 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationMixin
 
-from .base_arguments import cached_tokens
-from .forward_pass import steering_rows_for
-from .steering_plan import BoundSteering
+from .steered_tokens import GenerationState
 
 STEERING_INPUTS = ("steering", "steering_rows", "steering_mask", "steering_past")
 
@@ -103,57 +101,3 @@ def generation_view(model: Any, state: GenerationState) -> Any:
     kind._model.__set__(view, model)  # pyright: ignore[reportAttributeAccessIssue]
     kind._state.__set__(view, state)  # pyright: ignore[reportAttributeAccessIssue]
     return view
-
-
-class GenerationState:
-    """The steering of one `generate`, from the call to its forward passes.
-
-    Passes of the unconditional branch of classifier-free guidance do not carry it and find it here; that branch has a
-    prompt of its own, whose length its first pass shows.
-    """
-
-    def __init__(self, plan: Any, mask: Tensor | None = None, given_length: int = 0) -> None:
-        """
-        Args:
-            plan: of `prepare_steering`, or None.
-            mask: `steering_mask`, (batch, prompt length) bool.
-            given_length: columns of the attention mask that the caller gave, which may reach over a cache.
-        """
-        self.plan = plan
-        self.mask = mask
-        self.given_length = given_length
-        self.bound: BoundSteering | None = None
-        self.rows: Tensor | None = None
-        self.own_prompt_length: int | None = None
-        self._ids_at_start = 0
-
-    @property
-    def masked(self) -> bool:
-        return self.mask is not None  # names tokens of the prompt, so none of the unconditional branch's prompt
-
-    def place(self, input_ids: Any, model_kwargs: dict[str, Any]) -> None:
-        """Bind the steering to the prompt that the base has settled on: its length, and each row's first real
-        token."""
-        if self.plan is None:
-            return
-        source = model_kwargs.get("inputs_embeds")
-        if source is None or (input_ids is not None and input_ids.shape[1]):
-            source = input_ids
-        attention = model_kwargs.get("attention_mask")
-        length = max(source.shape[1], self.given_length)
-        if isinstance(attention, Tensor) and attention.ndim == 2:
-            length = max(length, attention.shape[1])
-        self.bound = BoundSteering(self.plan, length)
-        self.rows = steering_rows_for(source, attention, 0, length, count=self.plan.count)
-        self._ids_at_start = 0 if input_ids is None else input_ids.shape[1]
-        model_kwargs.update(steering=self.bound, steering_rows=self.rows)
-        if self.mask is not None:
-            model_kwargs["steering_mask"] = self.mask
-
-    def seen_before(self, input_ids: Tensor, prepared: dict[str, Any], cache: str) -> int | None:
-        """How many columns came before those of a pass, where the cache cannot tell; None where it can."""
-        if self.bound is None or cached_tokens(prepared.get(cache)) is not None and "state" not in prepared:
-            return None
-        step = prepared.get("input_ids")
-        step = prepared["inputs_embeds"] if step is None else step
-        return self.bound.prompt_length + input_ids.shape[1] - self._ids_at_start - step.shape[1]

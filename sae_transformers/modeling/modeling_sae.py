@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,18 +11,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
-from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS, BaseArguments
-from .base_classes import base_from_config
-from .call_record import CallRecord, RecordSlot, StopForward
-from .compatibility import check_width
+from .base_arguments import CACHE_ARGUMENTS, BaseArguments
+from .base_classes import BodyContainer, base_from_config
+from .call_options import CALL_OPTIONS, SaeCallOptions, feature_columns, source_of
+from .call_record import CallRecord, CallRequest, RecordSlot, StopForward
+from .compatibility import check_states, check_width
 from .configuration_sae import SaeConfig
+from .configuration_sparse_autoencoder import LossWeights
 from .feature_reading import detect, top_features
-from .forward_pass import ForwardPassMixin
-from .hook_points import HookPoint, find_hook_point, hook_tensor
-from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes
+from .hook_points import find_hook_point, hook_tensor
+from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes, output_class
 from .repository import RepositoryMixin
-from .sae_steering import serve
+from .sae_bank import SaeBank
+from .sae_losses import loss_names, split_labels, weighted_loss
 from .sparse_autoencoder import SparseAutoencoder
+from .steered_tokens import steered_tokens
 from .steering_state import SteeringMixin
 from .tested_releases import warn_if_untested
 
@@ -31,42 +34,7 @@ if TYPE_CHECKING:  # these two lines make every head travel with every other whe
     from .modeling_sae_sequence_classification import SaeForSequenceClassification as SaeForSequenceClassification
 
 
-class SaeBank(nn.Module):
-    """The SAEs of a model under numbered names. Hooks call it by number, so that whatever replaces a child (PEFT's
-    `modules_to_save`) is what runs. Not a ModuleList: PEFT refuses those."""
-
-    def __init__(self, saes: Sequence[SparseAutoencoder]) -> None:
-        super().__init__()
-        for number, sae in enumerate(saes):
-            self.add_module(str(number), sae)
-
-    def forward(self, index: int, *args: Any, **options: Any) -> Any:
-        return getattr(self, str(index))(*args, **options)
-
-    def __getitem__(self, number: int) -> SparseAutoencoder:
-        return getattr(self, str(range(len(self))[number]))
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self):
-        return iter(self._modules.values())
-
-
-class BodyContainer(nn.Module):
-    """A base without a head, under the name it has inside its own heads: all heads share their weights' names."""
-
-    def __init__(self, body: PreTrainedModel) -> None:
-        super().__init__()
-        self.body_name = body.base_model_prefix
-        self.base_model_prefix = body.base_model_prefix
-        self.add_module(self.body_name, body)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, self.body_name)(*args, **kwargs)
-
-
-class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTrainedModel):  # pyright: ignore[reportIncompatibleVariableOverride]
+class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A base model with SAEs in its forward pass.
 
     `lm` is the base, untouched; `saes` the SAEs, by number. Without steering, features to report or losses to compute
@@ -165,20 +133,16 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
     def _install_hooks(self) -> None:
         self._handles = []
         self._entries = self.config.sae_configs
-        self._widths = [entry.d_in for entry in self._entries]
-        self._write_widths = [entry.d_out for entry in self._entries]
+        self._widths = [(entry.d_in, entry.d_out) for entry in self._entries]
         base_config = self.config.get_text_config().get_text_config()  # of a multimodal base its text part
         width = getattr(base_config, "hidden_size", None)
-        for number, entry in enumerate(self.config.sae_configs):
+        for number, entry in enumerate(self._entries):
             read = find_hook_point(self.lm, base_config, entry.read_at)
             write = find_hook_point(self.lm, base_config, entry.write_at)
             check_width(entry, number, read, width, write)
             if entry.hook_out is not None:
-                self._hook(read, functools.partial(self._note, number))
-            self._hook(write, functools.partial(self._visit, number))
-
-    def _hook(self, point: HookPoint, action: Callable[[Tensor], Tensor]) -> None:
-        self._handles.append(hook_tensor(point, action))
+                self._handles.append(hook_tensor(read, functools.partial(self._note, number)))
+            self._handles.append(hook_tensor(write, functools.partial(self._visit, number)))
 
     def unwrap(self) -> nn.Module:
         """Remove every hook and give the base model back, as it was before. Until `rewrap` this model gives the base's
@@ -195,47 +159,86 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
 
     def _note(self, number: int, hidden: Tensor) -> Tensor:
         record = self._slot.get()
-        if record is not None and record.concerns(number):
-            record.read[number] = record.shaped(hidden)
+        if record is not None and record.request.concerns(number):
+            record.read[number] = record.request.shaped(hidden)
         return hidden
 
     def _visit(self, number: int, hidden: Tensor) -> Tensor:
         record = self._slot.get()
-        if record is None or not record.concerns(number):
+        if record is None or not record.request.concerns(number):
             return hidden
-        here = record.shaped(hidden)
+        request = record.request
+        here = request.shaped(hidden)
         seen = record.read.get(number, here)
-        expected = self._widths[number]
-        if seen.shape[-1] != expected:
-            raise ValueError(
-                f"SAE {number} reads {expected} values and the module it is hooked to gives {seen.shape[-1]}. "
-                f"Place it elsewhere with `layer`, `site` or `hook`."
-            )
-        if here.shape[-1] != self._write_widths[number]:
-            raise ValueError(
-                f"SAE {number} writes {self._write_widths[number]} values where the module gives {here.shape[-1]}. "
-                f"Place its output elsewhere with `hook_out`."
-            )
-        if record.mask is not None and record.mask.shape[1] != here.shape[1]:
-            raise ValueError(
-                f"SAE {number} stands where there are {here.shape[1]} positions, which are not the text's tokens (an "
-                f"image may be put before them). Expected {record.length}. Steer all positions there."
-            )
-        if record.inputs:
-            record.found_inputs[number] = seen
+        check_states(number, seen, here, self._widths[number], request.mask)
+        if request.keep_inputs:
+            record.inputs[number] = seen
         edited = hidden
-        if record.works_at(number):
-            target = here if number in record.read else None
-            result = self.saes(number, seen, record, number, target, task=serve)
+        if request.works_at(number):
+            result = self.saes.serve(number, seen, request, here if number in record.read else None)
             if result.features is not None:
-                record.found_features[number] = result.features
+                record.features[number] = result.features
             if result.losses is not None:
-                record.found_losses[number] = result.losses
-            edited = record.edit(here, result).view_as(hidden)
+                record.losses[number] = result.losses
+            edited = request.edit(here, result).view_as(hidden)
         record.finished.add(number)
-        if record.stop_after and not record.recomputing and record.stop_after <= record.finished:
+        if record.is_complete:
             raise StopForward
         return edited
+
+    # -- a forward pass ----------------------------------------------------------------------------------------------
+
+    def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What a forward pass of our own gives the base; see `BaseArguments.with_positions`."""
+        return self.base_arguments.with_positions(inputs, self.config.get_text_config())
+
+    def _open_record(
+        self,
+        options: SaeCallOptions,
+        inputs: Mapping[str, Any],
+        concept_targets: Tensor | None = None,
+        *,
+        with_losses: bool = False,
+    ) -> CallRecord | None:
+        """The record of a pass over `inputs`, or None when there is nothing for the SAEs to do."""
+        generation = self._scope.generation
+        given = options.steering
+        if given is None and generation is not None:
+            given = generation.bound if generation.bound is not None else False
+        steering = self._steering_of_call(given)
+        losses: tuple[str, ...] = ()
+        if with_losses:
+            weights = LossWeights(**self.config.loss_weights)
+            losses = loss_names(weights, with_concepts=concept_targets is not None)
+        if steering is None and not losses and not options.reports:
+            return None
+        source = source_of(inputs)
+        every = range(len(self.config.saes))
+        features: Mapping[int, Tensor | None] = dict.fromkeys(every) if options.output_features else {}
+        if options.features is not None:
+            # dynamo cannot trace the reading of a config.
+            configs = self._entries if torch.compiler.is_compiling() else self.config.sae_configs
+            features = feature_columns(options.features, configs, source.device)
+        targets: dict[int, Tensor] = {}
+        if losses and concept_targets is not None:
+            targets = split_labels(concept_targets, self.config.sae_configs, source.shape[0], source.shape[1])
+        steered = steered_tokens(steering, options, inputs, self.base_arguments.cache, generation)
+        return CallRecord(
+            CallRequest(
+                batch_size=source.shape[0],
+                length=source.shape[1],
+                plan=steered.plan,
+                rows=steered.rows,
+                mask=steered.mask,
+                features=features,
+                pre_activations=options.pre_activations,
+                keep_inputs=bool(options.output_sae_inputs),
+                losses=losses,
+                detach=self.config.detach_hidden,
+                concept_targets=targets,
+                stop_after=options.last_needed(features, every, with_losses=bool(losses)),
+            )
+        )
 
     def _run(self, record: CallRecord | None, inputs: Mapping[str, Any]) -> Any:
         """Run the base with a record in place; None if a hook stopped it.
@@ -263,6 +266,39 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, ForwardPassMixin, PreTr
                 f"{self._entries[missed[0]].write_at!r}, to run with this model's hook. Either the base was taken "
                 f"out by `unwrap` (`rewrap` puts the SAEs back), or compiled by itself (compile the whole model)."
             )
+
+    def _output(
+        self,
+        kind: type,
+        out: Any,
+        record: CallRecord | None,
+        options: SaeCallOptions,
+        *,
+        terms: Mapping[str, Tensor] | None = None,
+        lm_loss: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """A head's output: all that the base returned, what the record holds, and the losses.
+
+        Args:
+            kind: the class where the base returned nothing, for the pass was stopped.
+            out: the base's output, fields by name, or None.
+            lm_loss: the base's loss, if it is another than its output says.
+        """
+        values = {} if out is None else dict(out.items())
+        kind = output_class(type(out), kind)
+        lm_loss = values.pop("loss", None) if lm_loss is None else lm_loss
+        loss = weighted_loss(LossWeights(**self.config.loss_weights), lm_loss, terms or {})
+        if loss is not None:
+            values["loss"] = loss
+        every = range(len(self.config.saes))
+        if record is not None and record.request.features:
+            values["sae_features"] = tuple(record.features.get(n) for n in every)
+        if record is not None and options.output_sae_inputs:
+            values["sae_inputs"] = tuple(record.inputs.get(n) for n in every)
+        output = kind(**values, sae_losses=terms or None, lm_loss=lm_loss)
+        wants_dict = self.config.return_dict is not False if return_dict is None else return_dict
+        return output if wants_dict else output.to_tuple()
 
     # -- reading features --------------------------------------------------------------------------------------------
 
@@ -343,37 +379,20 @@ class SaeModel(SaePreTrainedModel):
         inputs_embeds: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        steering: Any = None,
-        steering_rows: Tensor | None = None,
-        steering_mask: Tensor | None = None,
-        output_features: bool | None = None,
-        features: Any = None,
-        pre_activations: bool = False,
-        output_sae_inputs: bool | None = None,
-        stop_at_last_sae: bool = False,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SaeModelOutput | tuple:
-        """As the base, with the SAE options of `SaeForCausalLM.forward`."""
+        """As the base, with `SaeCallOptions` besides."""
+        options = SaeCallOptions.take(kwargs)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "inputs_embeds": inputs_embeds,
             "past_key_values": past_key_values,
-            "use_cache": False if stop_at_last_sae else use_cache,
+            "use_cache": False if options.stop_at_last_sae else use_cache,
             **kwargs,
         }
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
-        record = self._open_record(
-            inputs,
-            steering=steering,
-            steering_rows=steering_rows,
-            steering_mask=steering_mask,
-            output_features=output_features,
-            features=features,
-            pre_activations=pre_activations,
-            output_sae_inputs=output_sae_inputs,
-            stop_at_last_sae=stop_at_last_sae,
-        )
+        record = self._open_record(options, inputs)
         out = self._run(record, {**inputs, "return_dict": True})
-        return self._output(SaeModelOutput, out, record, return_dict=return_dict)
+        return self._output(SaeModelOutput, out, record, options, return_dict=return_dict)

@@ -7,11 +7,14 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 
-from .base_arguments import CACHE_ARGUMENTS, CALL_OPTIONS
-from .generation import STEERING_INPUTS, GenerationState, generation_view
+from .base_arguments import CACHE_ARGUMENTS
+from .call_options import CALL_OPTIONS, SaeCallOptions, source_of
+from .generation import STEERING_INPUTS, generation_view
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeCausalLMOutput
+from .sae_losses import counted_tokens, mean_losses
 from .self_check import CheckReport, check_model
+from .steered_tokens import GenerationState
 
 # Options of `forward` that report or end a pass, which a loop over passes cannot hand back.
 FORWARD_ONLY = ("output_features", "features", "pre_activations", "output_sae_inputs", "stop_at_last_sae")
@@ -46,66 +49,34 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        steering: Any = None,
-        steering_rows: Tensor | None = None,
-        steering_mask: Tensor | None = None,
-        steering_past: int | None = None,
-        output_features: bool | None = None,
-        features: Any = None,
-        pre_activations: bool = False,
-        output_sae_inputs: bool | None = None,
-        stop_at_last_sae: bool = False,
         concept_targets: Tensor | None = None,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SaeCausalLMOutput | tuple:
-        """As the base's forward; what is added:
+        """As the base's forward, with `SaeCallOptions` besides.
 
         Args:
-            steering: a `Steering`, a list with one (or None) for each row, or a plan of `prepare_steering`. False:
-                none, whatever the default.
-            steering_rows: (batch, 3), set by `generate`; see `steering_rows_for`.
-            steering_past: set by `generate` where the cache does not say how many tokens it holds.
-            steering_mask: (batch, length) bool, absolute columns that may be steered; those beyond its length are not.
-            output_features: report the active latents of every SAE, as `SparseFeatures`.
-            features: report only these latents: indices or concept names of SAE 0, or a dict by SAE number, in which
-                None stands for all active ones, as `SparseFeatures`.
-            pre_activations: report pre-activations.
-            output_sae_inputs: report the hidden states that the SAEs read.
-            stop_at_last_sae: end the pass after the last SAE that is needed; `logits` is None.
             labels: (batch, seq) as for the base. The loss is the weighted sum of `config.loss_weights`.
             concept_targets: (batch, n_concepts) per text or (batch, seq, n_concepts) per token, 0 to 1, -100 where
                 unknown; an unknown label adds nothing. All SAE terms are means over the tokens that carry an LM label
                 (all real tokens without `labels`), so accumulated micro-batches add up to the large batch's loss.
             num_items_in_batch: set by `Trainer`: LM labels in the whole accumulated batch.
         """
+        options = SaeCallOptions.take(kwargs)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
-            "use_cache": False if stop_at_last_sae else use_cache,
+            "use_cache": False if options.stop_at_last_sae else use_cache,
             **kwargs,
         }
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
-        record = self._open_record(
-            inputs,
-            steering=steering,
-            steering_rows=steering_rows,
-            steering_mask=steering_mask,
-            steering_past=steering_past,
-            output_features=output_features,
-            features=features,
-            pre_activations=pre_activations,
-            output_sae_inputs=output_sae_inputs,
-            stop_at_last_sae=stop_at_last_sae,
-            concept_targets=concept_targets,
-            token_labels=labels,
-            with_losses=labels is not None or concept_targets is not None or self.training,
-        )
-        if labels is not None and not stop_at_last_sae:
+        with_losses = labels is not None or concept_targets is not None or self.training
+        record = self._open_record(options, inputs, concept_targets, with_losses=with_losses)
+        if labels is not None and not options.stop_at_last_sae:
             inputs["labels"] = labels
             if num_items_in_batch is not None and self.base_arguments.open:
                 inputs["num_items_in_batch"] = num_items_in_batch
@@ -113,8 +84,12 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             inputs["logits_to_keep"] = logits_to_keep
         inputs["return_dict"] = True
         out = self._run(record, inputs)
-        terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
-        return self._output(SaeCausalLMOutput, out, record, terms, return_dict=return_dict)
+        terms = {}
+        if record is not None and record.request.losses:
+            weights = counted_tokens(source_of(inputs), inputs.get("attention_mask"), labels)
+            count = num_items_in_batch if labels is not None else None
+            terms = mean_losses(record.request.losses, record.losses, weights, count)
+        return self._output(SaeCausalLMOutput, out, record, options, terms=terms, return_dict=return_dict)
 
     def check(self, *, tolerance: float | None = None, seed: int = 0) -> CheckReport:
         """Whether what must hold for any base holds for this one and this release of transformers, in seconds: idle

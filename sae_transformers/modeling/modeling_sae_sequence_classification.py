@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from .base_arguments import CALL_OPTIONS
+from .call_options import CALL_OPTIONS, SaeCallOptions, source_of
+from .call_record import CallRecord
 from .configuration_sae import SaeConfig
 from .feature_head import FeatureHead, FeatureHeadConfig, task_loss
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
+from .sae_losses import counted_tokens, mean_losses
 
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 
@@ -105,21 +108,13 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        steering: Any = None,
-        steering_rows: Tensor | None = None,
-        steering_mask: Tensor | None = None,
-        output_features: bool | None = None,
-        features: Any = None,
-        pre_activations: bool = False,
-        output_sae_inputs: bool | None = None,
-        stop_at_last_sae: bool = False,
         concept_targets: Tensor | None = None,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         pooled_states: Tensor | None = None,
         **kwargs: Any,
     ) -> SaeSequenceClassifierOutput | tuple:
-        """As the base's forward, with the SAE options of `SaeForCausalLM.forward`.
+        """As the base's forward, with `SaeCallOptions` besides.
 
         With a feature head, `pooled_states` (batch, d_in) of an earlier output are scored in place of texts.
 
@@ -128,45 +123,39 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         """
         if pooled_states is not None:
             return self._score(pooled_states, labels, num_items_in_batch, return_dict=return_dict)
+        options, head = SaeCallOptions.take(kwargs), self.feature_head
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
-        if self.feature_head is not None:  # its pass is ours; without it the base's own, as the base does it
+        asked = options
+        if head is not None:  # its pass is ours; without it the base's own, as the base does it
             inputs = self.with_positions(inputs)
-        record = self._open_record(
-            inputs,
-            steering=steering,
-            steering_rows=steering_rows,
-            steering_mask=steering_mask,
-            output_features=output_features,
-            features=features,
-            pre_activations=pre_activations,
-            output_sae_inputs=output_sae_inputs or self.feature_head is not None,
-            stop_at_last_sae=stop_at_last_sae or self.feature_head is not None,
-            concept_targets=concept_targets,
-            with_losses=labels is not None or concept_targets is not None or self.training,
-        )
-        if record is not None and record.token_weights is not None:
-            record.token_weights = _by_text(record.token_weights, labels)
-        if labels is not None and not stop_at_last_sae and self.feature_head is None:
+            asked = replace(options, output_sae_inputs=True, stop_at_last_sae=True)
+        with_losses = labels is not None or concept_targets is not None or self.training
+        record = self._open_record(asked, inputs, concept_targets, with_losses=with_losses)
+        if labels is not None and not asked.stop_at_last_sae:
             inputs["labels"] = labels
-        if stop_at_last_sae or self.feature_head is not None:
+        if asked.stop_at_last_sae:
             inputs["use_cache"] = False
         out = self._run(record, {**inputs, "return_dict": True})
-        terms = self._sae_losses(record, num_items_in_batch if labels is not None else None)
-        if self.feature_head is not None and record is not None:
-            place = self.feature_head.config.sae
-            hidden, sae = record.found_inputs[place], self.saes[place]
+        terms = {}
+        if record is not None and record.request.losses:
+            weights = _by_text(counted_tokens(source_of(inputs), inputs.get("attention_mask"), None), labels)
+            count = num_items_in_batch if labels is not None else None
+            terms = mean_losses(record.request.losses, record.losses, weights, count)
+        if head is not None and record is not None:
+            hidden, sae = record.inputs[head.config.sae], self.saes[head.config.sae]
             mask = self._real_tokens(input_ids, attention_mask)
             if labels is not None and self.config.loss_weights["unintended_state"]:
                 share = 1.0 if num_items_in_batch is None else len(hidden) / num_items_in_batch
-                terms["unintended_state"] = self.feature_head.activity(hidden, mask, sae) * share
-            pooled = self.feature_head.read(hidden, mask, sae)
-            record.inputs = bool(output_sae_inputs)
-            return self._score(pooled, labels, num_items_in_batch, terms, record, return_dict=return_dict)
+                terms["unintended_state"] = head.activity(hidden, mask, sae) * share
+            pooled = head.read(hidden, mask, sae)
+            return self._score(pooled, labels, num_items_in_batch, terms, record, options, return_dict=return_dict)
         lm_loss = None if out is None else out.get("loss")
         if lm_loss is not None and labels is not None and num_items_in_batch is not None:
             lm_loss = lm_loss * (labels.ne(-100).sum() / num_items_in_batch)  # the base gives its micro-batch's mean
-        return self._output(SaeSequenceClassifierOutput, out, record, terms, lm_loss, return_dict=return_dict)
+        return self._output(
+            SaeSequenceClassifierOutput, out, record, options, terms=terms, lm_loss=lm_loss, return_dict=return_dict
+        )
 
     def _real_tokens(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
         """(batch, seq) mask of tokens that are no padding, None where all are taken to be."""
@@ -181,7 +170,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         labels: Tensor | None,
         count: Any,
         terms: dict[str, Tensor] | None = None,
-        record: Any = None,
+        record: CallRecord | None = None,
+        options: SaeCallOptions | None = None,
         *,
         return_dict: bool | None = None,
     ) -> SaeSequenceClassifierOutput | tuple:
@@ -198,7 +188,10 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             if self.config.loss_weights["unintended"]:
                 terms["unintended"] = self.feature_head.penalty(sae) * share
         out = {"logits": logits, "pooled_states": pooled}
-        return self._output(SaeSequenceClassifierOutput, out, record, terms, task, return_dict=return_dict)
+        options = options or SaeCallOptions()
+        return self._output(
+            SaeSequenceClassifierOutput, out, record, options, terms=terms, lm_loss=task, return_dict=return_dict
+        )
 
 
 def _by_text(token_weights: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,10 +1,15 @@
-"""Losses of an SAE, one function per equation, for each token; training, models and evaluation use these same ones."""
+"""Losses of SAEs, one function per equation and a number for each token, and how a model adds them up."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .configuration_sparse_autoencoder import LossWeights, SparseAutoencoderConfig
 
 
 def normalized_mse(target: Tensor, output: Tensor) -> Tensor:
@@ -38,3 +43,70 @@ def concept_losses(pre_acts: Tensor, labels: Tensor) -> Tensor:
     goal = torch.where(known, labels, 0.0).to(pre_acts)
     loss = F.binary_cross_entropy_with_logits(pre_acts, goal, reduction="none")
     return torch.where(known, loss, 0.0)
+
+
+# -- of a model ------------------------------------------------------------------------------------------------------
+
+
+def loss_names(weights: LossWeights, *, with_concepts: bool) -> tuple[str, ...]:
+    """The terms that are computed: those with a weight."""
+    names = ("reconstruction", "sparsity") + (("conditioning",) if with_concepts else ())
+    return tuple(name for name in names if getattr(weights, name))
+
+
+def split_labels(
+    labels: Tensor, configs: Sequence[SparseAutoencoderConfig], batch_size: int, length: int
+) -> dict[int, Tensor]:
+    """`concept_targets` by SAE, (batch, length, n_concepts); labels per text hold for all its tokens."""
+    counts = [len(config.concepts) for config in configs]
+    if labels.ndim == 1:
+        labels = labels[:, None]
+    if labels.ndim == 2:
+        labels = labels[:, None, :].expand(-1, length, -1)
+    expected = (batch_size, length, sum(counts))
+    if tuple(labels.shape) != expected:
+        raise ValueError(
+            f"`concept_targets` must be (batch, {expected[2]}) per text or {expected} per token, one column for each "
+            f"concept of each SAE in order. Received: shape {tuple(labels.shape)}."
+        )
+    return {n: part for n, part in enumerate(labels.split(counts, dim=-1)) if counts[n]}
+
+
+def counted_tokens(source: Tensor, attention_mask: Any, labels: Tensor | None) -> Tensor:
+    """(batch, seq) float: the tokens over which SAE losses are averaged."""
+    if labels is not None:
+        counted = torch.zeros(labels.shape, device=labels.device)
+        counted[:, :-1] = (labels[:, 1:] != -100).float()
+        return counted
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        return attention_mask[:, -source.shape[1] :].float()
+    return torch.ones(source.shape[:2], device=source.device)
+
+
+def mean_losses(
+    names: Iterable[str], by_sae: Mapping[int, Mapping[str, Tensor]], weights: Tensor, count: Any = None
+) -> dict[str, Tensor]:
+    """Each loss term as the mean over counted tokens and over the SAEs that have it (those without concepts have no
+    conditioning).
+
+    Args:
+        by_sae: terms of each SAE, (batch, seq).
+        weights: (batch, seq), of `counted_tokens`.
+        count: number of counted tokens in the whole accumulated batch, so that micro-batches add up to its mean.
+    """
+    total = weights.sum().clamp(min=1) if count is None else count
+    terms = {}
+    for name in names:
+        per_sae = [terms_of_one[name] for terms_of_one in by_sae.values() if name in terms_of_one]
+        if per_sae:
+            terms[name] = sum((loss * weights.to(loss)).sum() for loss in per_sae) / (total * len(per_sae))
+    return terms
+
+
+def weighted_loss(weights: LossWeights, lm_loss: Tensor | None, terms: Mapping[str, Tensor]) -> Tensor | None:
+    """The sum of the base's loss and the SAEs' terms, (); None where there is none."""
+    loss = None if lm_loss is None else (lm_loss if weights.lm == 1 else weights.lm * lm_loss)
+    for name, value in terms.items():
+        value = getattr(weights, name) * value
+        loss = value if loss is None else loss + value.to(loss.device)
+    return loss

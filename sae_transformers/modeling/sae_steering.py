@@ -1,6 +1,6 @@
 """An SAE's share of a model's forward pass: what it reports, and how it changes the hidden state.
 
-Functions of the SAE, to be run inside its `forward` (`sae(hidden, record, number, task=serve)`).
+Functions of the SAE, to be run inside its `forward` (`sae(hidden, request, number, task=serve)`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call_record import CallRecord, SiteResult
+from .call_record import CallRequest, SiteResult
 from .outputs import SparseFeatures
 from .sae_code import Code, Normalized
 from .sparse_autoencoder import SparseAutoencoder
@@ -16,27 +16,27 @@ from .steering_plan import SaePlan
 
 
 def serve(
-    sae: SparseAutoencoder, hidden: Tensor, record: CallRecord, number: int, target: Tensor | None = None
+    sae: SparseAutoencoder, hidden: Tensor, request: CallRequest, number: int, target: Tensor | None = None
 ) -> SiteResult:
-    """What `record` asks of SAE `number`.
+    """What `request` asks of SAE `number`.
 
     Args:
         hidden: (batch, seq, d_in), where it reads.
         target: (batch, seq, d_out), what it must reconstruct; `hidden` by default.
     """
-    plan = record.plan.saes.get(number) if record.plan is not None else None
+    plan = request.plan.saes.get(number) if request.plan is not None else None
     features = losses = delta = replacement = rows = None
     x = hidden.to(sae.dtype)
-    if number in record.features:
-        features = _reported(sae, x, record.features[number], record.pre_activations)
+    if number in request.features:
+        features = _reported(sae, x, request.features[number], request.pre_activations)
     if plan is not None:
-        delta, replacement = _steer_columns(sae, x, plan, record)
+        delta, replacement = _steer_columns(sae, x, plan, request)
         if plan.replace == "mixed":
-            rows = plan.replace_rows[record.rows]
-    if record.losses:
-        seen = x.detach() if record.detach else x
-        goal = seen if target is None else (target.detach() if record.detach else target)
-        losses = sae.token_losses(seen, record.losses, record.concept_targets.get(number), goal)
+            rows = plan.replace_rows[request.rows]
+    if request.losses:
+        seen = x.detach() if request.detach else x
+        goal = seen if target is None else (target.detach() if request.detach else target)
+        losses = sae.token_losses(seen, request.losses, request.concept_targets.get(number), goal)
     return SiteResult(delta, replacement, rows, features, losses)
 
 
@@ -50,16 +50,16 @@ def _reported(
 
 
 def _steer_columns(
-    sae: SparseAutoencoder, x: Tensor, plan: SaePlan, record: CallRecord
+    sae: SparseAutoencoder, x: Tensor, plan: SaePlan, request: CallRequest
 ) -> tuple[Tensor | None, Tensor | None]:
     """`steer` where tokens are steered; what it gives elsewhere is not used, so it is not computed either."""
-    columns = record.steered_columns()
+    columns = request.steered_columns()
     if columns is None:
-        return steer(sae, x, plan, record.rows)
+        return steer(sae, x, plan, request.rows)
     if not len(columns):
         return None, None
     columns = columns.to(x.device)
-    delta, replacement = steer(sae, x[:, columns], plan, record.rows)
+    delta, replacement = steer(sae, x[:, columns], plan, request.rows)
     return _spread(delta, columns, x), _spread(replacement, columns, x)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -225,6 +225,7 @@ class SteeringPlan:
     """
 
     is_plan = True
+    is_bound: Literal[False] = False
 
     def __init__(
         self, plans: Sequence[Steering], configs: Sequence[SparseAutoencoderConfig], likes: Sequence[Tensor]
@@ -294,7 +295,7 @@ class SteeringPlan:
 class BoundSteering:
     """A plan inside one `generate` call, where the number of prompt columns is known."""
 
-    is_bound = True
+    is_bound: Literal[True] = True
 
     def __init__(self, plan: SteeringPlan, prompt_length: int) -> None:
         self.plan = plan

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .steered_tokens import GenerationState
+
 # Blocks of this context (a thread, or a task of an event loop), (scope, block), in the order of entering.
 _OPEN: ContextVar[tuple[tuple[Any, Block], ...]] = ContextVar("sae_steering_blocks", default=())
 _GENERATOR = 0x20 | 0x200  # CO_GENERATOR, CO_ASYNC_GENERATOR
@@ -97,12 +99,12 @@ class SteeringScope:
                 self.latest = self.blocks[-1].plan if self.blocks else None
 
     @property
-    def generation(self) -> Any:
+    def generation(self) -> GenerationState | None:
         """The `GenerationState` of the `generate` that this thread is in."""
         return None if torch.compiler.is_compiling() else getattr(self.local, "generation", None)
 
     @contextmanager
-    def generating(self, state: Any) -> Iterator[None]:
+    def generating(self, state: GenerationState) -> Iterator[None]:
         previous = getattr(self.local, "generation", None)
         self.local.generation = state
         try:

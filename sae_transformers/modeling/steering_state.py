@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .configuration_sae import SaeConfig
+from .sae_bank import SaeBank
 from .scar_hook import ScarHook
 from .steering import Steering
-from .steering_plan import SteeringPlan
+from .steering_plan import BoundSteering, SteeringPlan
 from .steering_scope import SteeringScope
 
 PLANS_KEPT = 16
@@ -21,9 +23,9 @@ PLANS_KEPT = 16
 class SteeringMixin:
     """The steering half of a model's public interface."""
 
-    config: Any
+    config: SaeConfig
     generation_config: Any
-    saes: Any
+    saes: SaeBank
 
     def _init_steering(self) -> None:
         self._scope = SteeringScope()
@@ -115,7 +117,7 @@ class SteeringMixin:
         with self._scope.block(plan if plan.saes else False):
             yield self
 
-    def _steering_of_call(self, steering: Any) -> Any:
+    def _steering_of_call(self, steering: Any) -> SteeringPlan | BoundSteering | None:
         """What applies to a call that was given `steering`: it, or the innermost block, or the default. None:
         nothing."""
         if steering is None:
@@ -126,7 +128,9 @@ class SteeringMixin:
             return None
         return steering if getattr(steering, "is_bound", False) else self.prepare_steering(steering)
 
-    def _steering_of_generation(self, steering: Any, in_call: Any, generation_config: Any) -> Any:
+    def _steering_of_generation(
+        self, steering: Any, in_call: Any, generation_config: Any
+    ) -> SteeringPlan | BoundSteering | None:
         """What applies to a `generate`: the argument, a generation config's `sae_steering` that is passed in this
         call, the innermost block, that of the model's own generation config, the default."""
         own = getattr(self.generation_config, "sae_steering", None)

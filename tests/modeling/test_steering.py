@@ -161,7 +161,7 @@ def test_only_steered_tokens_are_encoded(activation, positions, monkeypatch):
     with torch.no_grad():
         logits = model(ids, steering=steering).logits
         assert seen == {"last_prompt": [1], ((2, 4),): [2], ((50, 60),): []}[steering.positions]
-        monkeypatch.setattr("sae_transformers.modeling.call_record.CallRecord.steered_columns", lambda self: None)
+        monkeypatch.setattr("sae_transformers.modeling.call_record.CallRequest.steered_columns", lambda self: None)
         torch.testing.assert_close(model(ids, steering=steering).logits, logits, rtol=1e-6, atol=1e-6)
         plain = model(ids, steering=False).logits
     assert torch.equal(plain, logits) == (positions == [(50, 60)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
-from sae_transformers.modeling.forward_pass import steering_rows_for
+from sae_transformers.modeling.steered_tokens import steering_rows_for
 from tests.invariants.naive import steered_columns
 from tests.tiny import prompt, tiny_model
 

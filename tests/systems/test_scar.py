@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sae_transformers import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from sae_transformers.modeling.call_record import CallRecord
+from sae_transformers.modeling.call_record import CallRequest
 from sae_transformers.modeling.sae_steering import serve
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.training.arguments import SaeLossArguments
@@ -298,11 +298,10 @@ def test_fact_19_jumprelu_legacy_scaling():
         sae.threshold.fill_(1.001)
     x = torch.zeros(1, 3, 4, dtype=F64)
     x[0, :, 0] = torch.tensor([2.0, -2.0, 0.0])
-    record = CallRecord(1, 3)
     steering = Steering([FeatureEdit(0, 0, "scale_magnitude", 3.0)], keep_error=False)
-    record.plan = SteeringPlan([steering], [sae.config], [x])
-    result = sae(x, record, 0, task=serve)
-    assert record.edit(x, result)[0, :, 0].tolist() == [6.0, 6.0, 0.0]
+    request = CallRequest(1, 3, SteeringPlan([steering], [sae.config], [x]))
+    result = sae(x, request, 0, task=serve)
+    assert request.edit(x, result)[0, :, 0].tolist() == [6.0, 6.0, 0.0]
 
 
 def test_fact_20_balance_keeps_the_sum(scar):

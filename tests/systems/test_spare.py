@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from sae_transformers.modeling.call_record import CallRecord
+from sae_transformers.modeling.call_record import CallRequest
 from sae_transformers.modeling.sae_steering import serve
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from tests.tiny import prompt, tiny_model, tiny_sae
@@ -44,9 +44,8 @@ def swap(remove, add, removed, added, alpha: float) -> Steering:
 
 
 def edited(sae: SparseAutoencoder, steering: Steering, hidden=HIDDEN) -> list[float]:
-    record = CallRecord(*hidden.shape[:2])
-    record.plan = SteeringPlan([steering], [sae.config], [hidden])
-    return record.edit(hidden, sae(hidden, record, 0, task=serve))[0, -1].tolist()
+    request = CallRequest(1, 1, SteeringPlan([steering], [sae.config], [hidden]))
+    return request.edit(hidden, sae(hidden, request, 0, task=serve))[0, -1].tolist()
 
 
 def by_formula(sae: SparseAutoencoder, remove, add, removed, added, alpha: float) -> list[float]:
@@ -108,9 +107,9 @@ def test_nothing_selected_changes_nothing(toy):
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
 def test_removal_never_exceeds_the_activation(toy, alpha):
     hidden = torch.randn(50, 1, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
-    record = CallRecord(50, 1)
-    record.plan = SteeringPlan([Steering([FeatureEdit(0, 0, "shrink", alpha)])], [toy.config], [hidden])
-    change = record.edit(hidden, toy(hidden, record, 0, task=serve)) - hidden
+    plan = SteeringPlan([Steering([FeatureEdit(0, 0, "shrink", alpha)])], [toy.config], [hidden])
+    request = CallRequest(50, 1, plan)
+    change = request.edit(hidden, toy(hidden, request, 0, task=serve)) - hidden
     removed = -change @ torch.tensor([1.0, 0.0, 0.0], dtype=F64)  # along the decoder row of latent 0
     assert bool((removed <= toy.encode(hidden)[..., 0] + 1e-12).all())
     assert bool((removed >= 0).all())

@@ -19,7 +19,7 @@ from sae_transformers.evaluation.topic_alignment import (
 )
 from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.latents.sparse_codes import SparseCodes
-from sae_transformers.modeling.call_record import CallRecord
+from sae_transformers.modeling.call_record import CallRequest
 from sae_transformers.modeling.sae_steering import serve
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.training.arguments import SaeTrainingArguments
@@ -41,9 +41,8 @@ SCORES = (0.9, 1.0, 0.2, 0.5)
 
 
 def steered(sae: SparseAutoencoder, steering: Steering, hidden: torch.Tensor = HIDDEN) -> list[float]:
-    record = CallRecord(*hidden.shape[:2])
-    record.plan = SteeringPlan([steering], [sae.config], [hidden])
-    return record.edit(hidden, sae(hidden, record, 0, task=serve))[0, -1].tolist()
+    request = CallRequest(1, 1, SteeringPlan([steering], [sae.config], [hidden]))
+    return request.edit(hidden, sae(hidden, request, 0, task=serve))[0, -1].tolist()
 
 
 def identity_sae(width: int, pre_acts: list[float]) -> tuple[SparseAutoencoder, torch.Tensor]:
@@ -123,10 +122,9 @@ def test_swap_support_and_values():
     sae = tiny_sae(dtype=F64, k=6, layer=1)
     hidden = torch.randn(40, 1, 32, dtype=F64, generator=torch.Generator().manual_seed(0))
     scores = torch.rand(64, generator=torch.Generator().manual_seed(1)).tolist()
-    record = CallRecord(40, 1)
     steering = Steering([FeatureReweighting(0, scores, "swap")], keep_error=False)
-    record.plan = SteeringPlan([steering], [sae.config], [hidden])
-    out = record.edit(hidden, sae(hidden, record, 0, task=serve))
+    request = CallRequest(40, 1, SteeringPlan([steering], [sae.config], [hidden]))
+    out = request.edit(hidden, sae(hidden, request, 0, task=serve))
     p = (hidden - sae.b_dec) @ sae.W_enc + sae.b_enc
     values, indices = (p * torch.tensor(scores, dtype=F64)).topk(6, dim=-1)
     latents = torch.zeros_like(p).scatter(-1, indices, p.gather(-1, indices) * (values > 0))
