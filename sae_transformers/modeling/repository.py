@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +40,9 @@ from .repository_files import (
     whole_path,
     write_whole,
 )
+from .sae_bank import SaeBank
 from .sparse_autoencoder import SparseAutoencoder
-from .uploading import UPLOAD_OPTIONS, UploadMixin
+from .uploading import UPLOAD_OPTIONS, upload
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 
@@ -51,12 +53,12 @@ else:
     Base = object
 
 
-class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleVariableOverride]
+class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Making, loading, saving and publishing of models with SAEs."""
 
     config: Any
     lm: Any
-    saes: Any
+    saes: SaeBank
     auto_model: Any
     other_auto_models: tuple[Any, ...]
     config_class: Any
@@ -119,9 +121,6 @@ class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleV
             )
         text_config: Any = base.config
         text_config.architectures = text_config.architectures or [type(base).__name__]  # which class to make again
-        steering_dict = None
-        if steering is not None:
-            steering_dict = steering if isinstance(steering, dict) else steering.to_dict()
         config = cls.config_class(
             text_config=text_config,
             saes=[sae.config for sae in saes],
@@ -130,7 +129,7 @@ class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleV
             # For a model that was loaded elsewhere: older releases note the commit in its config.
             base_model_revision=revision or getattr(text_config, "_commit_hash", None),
             base_fingerprint=base_fingerprint(base),
-            steering=steering_dict,
+            steering=steering if steering is None or isinstance(steering, dict) else steering.to_dict(),
             loss_weights=loss_weights,
             detach_hidden=detach_hidden,
             feature_head=feature_head,
@@ -215,11 +214,7 @@ class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleV
             with_info = kwargs.pop("output_loading_info", False)
             own_saes = any("saes." in key for key in stored_names(weight_files(name, hub)))
             any_size = kwargs.pop("ignore_mismatched_sizes", False)
-            options: dict[str, Any] = {
-                "use_safetensors": True,
-                "output_loading_info": True,
-                "ignore_mismatched_sizes": True,
-            }
+            options = dict.fromkeys(("use_safetensors", "output_loading_info", "ignore_mismatched_sizes"), True)
             with plain_errors(name):
                 loaded: Any = super().from_pretrained(name, *model_args, **kwargs, **options)
             model, info = loaded
@@ -326,14 +321,14 @@ class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleV
             raise TypeError(f"Set `config.weights_scope`, then save. Received: weights_scope={given!r}.")
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-            upload = {k: kwargs.pop(k) for k in UPLOAD_OPTIONS if k in kwargs}
+            options = {k: kwargs.pop(k) for k in UPLOAD_OPTIONS if k in kwargs}
             card = Path(save_directory) / "README.md"
             new_card = not card.exists()
             self.save_pretrained(save_directory, *args, **kwargs)
             if kwargs.get("is_main_process", True):
                 if new_card:
                     write_whole(card, model_card(self, repo_id))
-                self._upload(str(save_directory), repo_id, **upload)
+                upload(str(save_directory), repo_id, type(self).__name__, **options)
             return
         main = kwargs.get("is_main_process", True)
         if main:
@@ -359,6 +354,21 @@ class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleV
         if main and not card.exists():
             write_whole(card, model_card(self, Path(save_directory).name))
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Save as `save_pretrained` does and upload it in one commit; returns the commit's information.
+
+        Args:
+            repo_id: `user/name` on the Hub.
+            kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`,
+                `max_shard_size`.
+        """
+        options = {k: kwargs.pop(k) for k in UPLOAD_OPTIONS if k in kwargs}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / repo_id.rsplit("/", 1)[-1]
+            self.save_pretrained(path, **kwargs)
+            write_whole(path / "README.md", model_card(self, repo_id))
+            return upload(str(path), repo_id, type(self).__name__, **options)
+
     def _check_base_unchanged(self) -> None:
         if self.config.base_model_name_or_path is None:
             warnings.warn(
@@ -372,8 +382,7 @@ class RepositoryMixin(UploadMixin, Base):  # pyright: ignore[reportIncompatibleV
         if trained:
             warnings.warn(
                 f"{len(trained)} base parameters are trainable ({trained[0]}, ...) and will not be saved, since "
-                f"weights_scope is 'sae'. "
-                f"Set `config.weights_scope = 'full'` to save them.",
+                f"weights_scope is 'sae'. Set `config.weights_scope = 'full'` to save them.",
                 stacklevel=3,
             )
         if getattr(self, "_resized", False):

@@ -37,6 +37,12 @@ class ValueTable:
         self.uses_max |= unit == "max"
         self.uses_norm |= unit == "norm"
 
+    def add(self, row: int, column: int, value: float, unit: str) -> None:
+        """As `put`, on top of what is there."""
+        self.values[UNITS.index(unit), row, column] += value
+        self.uses_max |= unit == "max"
+        self.uses_norm |= unit == "norm"
+
     def at(self, rows: Tensor | None, maxima: Tensor | None, norms: Tensor | None) -> Tensor:
         """The values in absolute units, (batch or 1, T or 1, m).
 
@@ -87,13 +93,41 @@ class Stage:
         return torch.minimum(torch.maximum(moved, self.low.at(rows, maxima, norms)), self.high.at(rows, maxima, norms))
 
 
+Edits = list[tuple[int, FeatureEdit]]  # of one row, with the latent of each
+
+
+class Places:
+    """Latents of one SAE by what their edits need, each with its place in its table.
+
+    read: they must be encoded. blind: they only receive an `add`: the change is known without encoding. direct: their
+    decoder row is added as it is, without denormalisation.
+    """
+
+    def __init__(self, edits: Sequence[Edits], *, balance: bool) -> None:
+        everything = [pair for row in edits for pair in row]
+        added = {f for f, e in everything if e.op == "add"}
+        self.only_added = added - {f for f, e in everything if e.op not in ("add", "direction")}
+        if balance:  # the sum of the code must be known
+            self.only_added = set()
+        found: dict[str, set[int]] = {"read": set(), "blind": set(), "direct": set()}
+        for feature, edit in everything:
+            found[self.kind(feature, edit)].add(feature)
+        self.read, self.blind, self.direct = (
+            {f: place for place, f in enumerate(sorted(found[kind]))} for kind in ("read", "blind", "direct")
+        )
+
+    def kind(self, feature: int, edit: FeatureEdit) -> str:
+        """`read`, `blind` or `direct`."""
+        if edit.op == "direction" or (feature in self.only_added and edit.unit == "norm"):
+            return "direct"
+        return "blind" if feature in self.only_added else "read"
+
+
 class SaePlan:
     """What is done at one SAE.
 
-    read: (m,) latents that must be encoded, with their `stages`.
+    read, blind, direct: (m,), (n,), (q,) latents, see `Places`; those that are read have `stages`.
     lookup: (d_sae,) each latent's place in `read`, or m.
-    blind: (n,) latents that only receive an `add`: the change is known without encoding.
-    direct: (q,) latents whose decoder row is added as it is, without denormalisation.
     edited: (R, m), 1 where the row edits the latent and 0 where only another row does.
     reweight: (R, d_sae) scores, or None; `reweight_rows` (R,) bool, or None where all rows are re-weighted.
     replace: `none`, `all` or `mixed` rows lose what the SAE does not reconstruct; `replace_rows` (R,) bool.
@@ -104,85 +138,63 @@ class SaePlan:
         where = {"dtype": like.dtype, "device": like.device}
         self.made_for = (like.dtype, like.device)
         edits = [[(config.resolve_feature(e.feature), e) for e in s.feature_edits if e.sae == number] for s in plans]
-        everything = [pair for row in edits for pair in row]
         balances = {s.balance for s in plans if any(e.sae == number for e in s.edits)}
         if len(balances) > 1:
             raise ValueError("`balance` must be the same for all rows of a batch. Received: balance=True and False.")
         self.balance = balances == {True}
-        magnitude = {f for f, e in everything if e.op == "scale_magnitude"}
-        only_added = {f for f, e in everything if e.op == "add"} - {
-            f for f, e in everything if e.op not in ("add", "direction")
-        }
-        if self.balance:
-            only_added = set()
-        direct = sorted({f for f, e in everything if e.op == "direction" or (f in only_added and e.unit == "norm")})
-        blind = sorted({f for f, e in everything if f in only_added and e.op == "add" and e.unit != "norm"})
-        read = sorted({f for f, e in everything if e.op != "direction" and f not in only_added})
-        self._check_magnitude(edits, config)
-
-        def index(features: list[int]) -> Tensor:
-            return torch.tensor(features, dtype=torch.long, device=like.device)
-
-        self.read, self.blind, self.direct = index(read), index(blind), index(direct)
-        place = {f: i for latents in (read, blind) for i, f in enumerate(latents)}  # no latent is in both
-        direct_place = {f: i for i, f in enumerate(direct)}
-        self.stages: list[Stage] = []
-        self.magnitude = torch.full((len(plans), len(read)), math.nan, **where) if magnitude else None
-        self.edited = torch.zeros(len(plans), len(read), **where)
-        self.blind_values = ValueTable(len(plans), len(blind), 0.0, **where)
-        self.direct_values = ValueTable(len(plans), len(direct), 0.0, **where)
-        for row, row_edits in enumerate(edits):
-            done: dict[int, int] = {}
-            for feature, edit in row_edits:
-                if edit.op != "direction" and feature not in only_added:
-                    self.edited[row, place[feature]] = 1.0
-                if edit.op == "direction" or (feature in only_added and edit.unit == "norm"):
-                    self._accumulate(self.direct_values, row, direct_place[feature], edit)
-                elif feature in only_added:
-                    self._accumulate(self.blind_values, row, place[feature], edit)
-                elif edit.op == "scale_magnitude" and self.magnitude is not None:
-                    self.magnitude[row, place[feature]] = edit.value or 0.0
-                else:
-                    depth = done.get(feature, 0)
-                    if depth == len(self.stages):
-                        self.stages.append(Stage(len(plans), len(read), **where))
-                    self.stages[depth].put(row, place[feature], edit)
-                    done[feature] = depth + 1
+        _check_magnitude(edits, config)
+        places = Places(edits, balance=self.balance)
+        self.read, self.blind, self.direct = (
+            torch.tensor(list(latents), dtype=torch.long, device=like.device)
+            for latents in (places.read, places.blind, places.direct)
+        )
+        self._fill_tables(edits, places, where)
         if self.balance and bool((self.edited.sum(-1) == config.d_sae).any()):
             raise ValueError(
                 f"`balance` spreads a change over latents that are not edited. Received: edits of all {config.d_sae}."
             )
-        self.selects = bool(read) and config.activation in TOPK_ACTIVATIONS
-        self.lookup = index([])
+        self.selects = bool(len(self.read)) and config.activation in TOPK_ACTIVATIONS
+        self.lookup = self.read.new_empty(0)
         if self.selects:
-            self.lookup = torch.full((config.d_sae,), len(read), dtype=torch.long, device=like.device)
-            self.lookup[self.read] = torch.arange(len(read), device=like.device)
+            self.lookup = torch.full((config.d_sae,), len(self.read), dtype=torch.long, device=like.device)
+            self.lookup[self.read] = torch.arange(len(self.read), device=like.device)
         self._compile_reweighting(number, config, plans, where)
         replaced = [
             number in s.reconstruct or (not s.keep_error and any(e.sae == number for e in s.edits)) for s in plans
         ]
         self.replace = "all" if all(replaced) else "mixed" if any(replaced) else "none"
         self.replace_rows = torch.tensor(replaced, device=like.device)
-        self.uses_max = any(e.unit == "max" for _, e in everything)
-        self.uses_norm = any(e.unit == "norm" for _, e in everything)
+        units = {edit.unit for row in edits for _, edit in row}
+        self.uses_max, self.uses_norm = "max" in units, "norm" in units
 
-    @staticmethod
-    def _accumulate(table: ValueTable, row: int, column: int, edit: FeatureEdit) -> None:
-        table.values[UNITS.index(edit.unit), row, column] += edit.value or 0.0
-        table.uses_max |= edit.unit == "max"
-        table.uses_norm |= edit.unit == "norm"
-
-    @staticmethod
-    def _check_magnitude(edits: list, config: SparseAutoencoderConfig) -> None:
-        if config.activation == "gated" and any(e.op == "scale_magnitude" for row in edits for _, e in row):
-            raise ValueError("`scale_magnitude` needs one pre-activation per latent. Received: activation='gated'.")
-        for row in edits:
-            for feature in {f for f, e in row if e.op == "scale_magnitude"}:
-                if sum(1 for f, e in row if f == feature and e.op != "direction") > 1:
-                    raise ValueError(
-                        f"`scale_magnitude` must be the only edit of its latent. Received: several of feature "
-                        f"{feature}."
-                    )
+    def _fill_tables(self, edits: Sequence[Edits], places: Places, where: dict[str, Any]) -> None:
+        """The values of all edits; several of one latent, one after the other, are several `stages`."""
+        rows, width = len(edits), len(places.read)
+        scaled = any(edit.op == "scale_magnitude" for row in edits for _, edit in row)
+        self.magnitude = torch.full((rows, width), math.nan, **where) if scaled else None
+        self.stages: list[Stage] = []
+        self.edited = torch.zeros(rows, width, **where)
+        self.blind_values = ValueTable(rows, len(places.blind), 0.0, **where)
+        self.direct_values = ValueTable(rows, len(places.direct), 0.0, **where)
+        for row, row_edits in enumerate(edits):
+            depths: dict[int, int] = {}
+            for feature, edit in row_edits:
+                kind = places.kind(feature, edit)
+                if kind == "direct":
+                    self.direct_values.add(row, places.direct[feature], edit.value or 0.0, edit.unit)
+                    continue
+                if kind == "blind":
+                    self.blind_values.add(row, places.blind[feature], edit.value or 0.0, edit.unit)
+                    continue
+                place = places.read[feature]
+                self.edited[row, place] = 1.0
+                if edit.op == "scale_magnitude" and self.magnitude is not None:
+                    self.magnitude[row, place] = edit.value or 0.0
+                    continue
+                depths[place] = depth = depths.get(place, 0) + 1
+                if depth > len(self.stages):
+                    self.stages.append(Stage(rows, width, **where))
+                self.stages[depth - 1].put(row, place, edit)
 
     def _compile_reweighting(
         self, number: int, config: SparseAutoencoderConfig, plans: Sequence[Steering], where: dict[str, Any]
@@ -210,6 +222,17 @@ class SaePlan:
         if legacy and len(found) < len(plans):
             raise ValueError("Legacy re-weighting changes the decoder's statistics and must hold for all rows.")
         self.reweight_mode = "weight_legacy" if legacy else mode
+
+
+def _check_magnitude(edits: Sequence[Edits], config: SparseAutoencoderConfig) -> None:
+    if config.activation == "gated" and any(e.op == "scale_magnitude" for row in edits for _, e in row):
+        raise ValueError("`scale_magnitude` needs one pre-activation per latent. Received: activation='gated'.")
+    for row in edits:
+        for feature in {f for f, e in row if e.op == "scale_magnitude"}:
+            if sum(1 for f, e in row if f == feature and e.op != "direction") > 1:
+                raise ValueError(
+                    f"`scale_magnitude` must be the only edit of its latent. Received: several of feature {feature}."
+                )
 
 
 class SteeringPlan:
