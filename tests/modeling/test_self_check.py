@@ -24,7 +24,7 @@ def test_a_sound_model_passes(architecture):
 
 def test_a_forward_pass_that_loses_the_cache_is_found(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr(type(model), "_past_of", lambda *_: 0)
+    monkeypatch.setattr("sae_transformers.modeling.steered_tokens._past_of", lambda *_: 0)
     failed = [result.name for result in model.check().failed]
     assert {"cached = uncached, positions='prompt'", "cached = uncached, positions=[(1, 3), (-2, None)]"} <= set(
         failed
