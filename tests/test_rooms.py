@@ -119,6 +119,11 @@ def text_problems(path: str, source: str) -> list[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
             problems.append(f"{path}:{node.lineno}: nothing here prints; return the value")
     if path.startswith("modeling/"):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for one in ast.walk(node):
+                    if isinstance(one, ast.FunctionDef) and one.name == "__getattr__":
+                        problems.append(f"{path}:{one.lineno}: a `__getattr__` for type checkers hides misspelt names")
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             # The copier searches the text for lines that start with `from .`, in docstrings and other strings too.
             is_string = token.type == tokenize.STRING or tokenize.tok_name[token.type] == "FSTRING_MIDDLE"
@@ -237,6 +242,11 @@ def test_a_good_import_passes(path: str, source: str) -> None:
         ("modeling/a.py", '"""Text.\n\nfrom .nowhere import g\n"""', "modeling/a.py:3"),
         ("modeling/a.py", 'def f():\n    """\n    from .nowhere import g\n    """', "modeling/a.py:3"),
         ("modeling/a.py", '"""from .nowhere import g"""', "modeling/a.py:1"),
+        (
+            "modeling/a.py",
+            "class A:\n    if TYPE_CHECKING:\n        def __getattr__(self, name): ...",
+            "a.py:3: a `__get",
+        ),
     ],
 )
 def test_a_broken_text_is_found(path: str, source: str, expected: str) -> None:
