@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sae_transformers.evaluation.feature_table import logit_weights
+from sae_transformers.evaluation.features.table import logit_weights
 
 K = 10
 

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sae_transformers.create_training_data.harvest.store import HarvestSettings, harvest_to_store
 from sae_transformers.create_training_data.packages import cache_folder
-from sae_transformers.create_training_data.shards import HarvestSettings, harvest_to_store
 from sae_transformers.latents.hidden_states import HiddenStateReader, _batches, _padded, kept_positions
 from sae_transformers.latents.texts import rows_of_list
 

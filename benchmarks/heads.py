@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
-from sae_transformers.training.heads import METHODS, HeadSettings, train_heads
+from sae_transformers.training.heads.train import METHODS, HeadSettings, train_heads
 
 
 def loop_seconds_an_epoch(states, labels, sae, features, epochs: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.feature_selection import mutual_info_classif
 
-from sae_transformers.training.mutual_information import mutual_information
+from sae_transformers.training.steering.mutual_information import mutual_information
 
 
 def columns(kind: str, n_rows: int, n_columns: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,9 +26,9 @@ from transformers import AutoTokenizer
 
 from sae_transformers import SaeForCausalLM, SparseAutoencoder
 from sae_transformers.create_training_data.base_model import find_base_model
-from sae_transformers.evaluation.k_sparse_probing import fit_sparse_probe, rank_latents
-from sae_transformers.evaluation.likelihood import start_token
-from sae_transformers.evaluation.reconstruction import ReconstructionMeter, replaced_losses, site_means
+from sae_transformers.evaluation.detection.sparse_probing import fit_sparse_probe, rank_latents
+from sae_transformers.evaluation.generation.log_likelihood import start_token
+from sae_transformers.evaluation.reconstruction.metrics import ReconstructionMeter, replaced_losses, site_means
 from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.latents.texts import open_text
 

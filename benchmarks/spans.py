@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
-from sae_transformers.create_training_data.span_heap import SpanHeap, add_hidden
+from sae_transformers.create_training_data.spans.top_examples import SpanHeap, add_hidden
 
 TEXTS_OF_BLOCK = 256
 

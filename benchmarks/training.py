@@ -39,13 +39,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
 from sae_transformers.create_training_data.base_model import find_base_model
-from sae_transformers.create_training_data.blocks import HarvestSettings
+from sae_transformers.create_training_data.harvest.blocks import HarvestSettings
+from sae_transformers.create_training_data.harvest.stream import HiddenStateStream
 from sae_transformers.create_training_data.labelled_text import load_labelled_text
-from sae_transformers.create_training_data.stream import HiddenStateStream
 from sae_transformers.latents.texts import TextSource
-from sae_transformers.training.arguments import SaeLossArguments, SaeTrainingArguments
-from sae_transformers.training.objective import SaeObjective
-from sae_transformers.training.trainer import SaeTrainer
+from sae_transformers.training.sae.arguments import SaeLossArguments, SaeTrainingArguments
+from sae_transformers.training.sae.objective import SaeObjective
+from sae_transformers.training.sae.trainer import SaeTrainer
 
 PEERS = ("sparsify", "sparsify adam", "dictionary-learning", "sae-lens", "sae-lens sparse")
 Results = dict[str, list[dict[str, Any]]]

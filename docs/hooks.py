@@ -179,7 +179,7 @@ def told(option: Any) -> tuple[str, str]:
 
 def settings_table() -> str:
     """The settings of `train` that are not transformers' own."""
-    from sae_transformers.training.recipe import own_options
+    from sae_transformers.training.sae.recipe import own_options
 
     rows = [f"| `--{name}` | {cell(meaning)} | `{default}` |" for name, default, meaning in own_options()]
     return "\n".join(["| setting | | default |", "|---|---|---|", *rows])

@@ -49,21 +49,21 @@ from sae_transformers.create_training_data.concept_sets import (
     read_concept_sets,
 )
 from sae_transformers.evaluation.classification import summary
-from sae_transformers.evaluation.concept_steering import (
+from sae_transformers.evaluation.detection.metrics import auroc, code_aurocs, fit_linear_probe, mean_by_text
+from sae_transformers.evaluation.generation.continuations import chat_prompts
+from sae_transformers.evaluation.journal import Journal
+from sae_transformers.evaluation.steering.axbench import (
     OfflineJudge,
     SteeringMethod,
     evaluate_concept_steering,
     word_scorer,
 )
-from sae_transformers.evaluation.continuations import chat_prompts
-from sae_transformers.evaluation.detection import auroc, code_aurocs, fit_linear_probe, mean_by_text
-from sae_transformers.evaluation.journal import Journal
 from sae_transformers.latents.diffmean import fit_diffmean
 from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts
 from sae_transformers.latents.vector_saes import direction_sae
-from sae_transformers.training.feature_search import FeatureSearch, input_scores, search_features
-from sae_transformers.training.steering_settings import STATISTICS
+from sae_transformers.training.steering.feature_search import FeatureSearch, input_scores, search_features
+from sae_transformers.training.steering.settings import STATISTICS
 
 METHODS = {
     "none": "none",

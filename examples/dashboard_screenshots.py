@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from sae_transformers.create_training_data.annotation_tables import FeatureAnnotation
-from sae_transformers.evaluation.activation_histograms import ActivationHistograms
-from sae_transformers.evaluation.feature_table import FeatureTable, LogitWeights
+from sae_transformers.create_training_data.annotation.tables import FeatureAnnotation
+from sae_transformers.evaluation.features.histograms import ActivationHistograms
+from sae_transformers.evaluation.features.table import FeatureTable, LogitWeights
 from sae_transformers.evaluation.results import Measurement, Results, SuiteResult
 from sae_transformers.hub_cards.dashboard import write_dashboard
 from sae_transformers.hub_cards.dashboard_data import (

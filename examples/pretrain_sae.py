@@ -33,8 +33,8 @@ from sae_transformers import (
     open_text,
 )
 from sae_transformers.create_training_data.packing import tokenize
-from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
-from sae_transformers.training.initialization import usual_norm
+from sae_transformers.evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
+from sae_transformers.training.sae.initialization import usual_norm
 
 
 def measure(sae: SparseAutoencoder, states: HiddenStateShards, base: Any, sequences: torch.Tensor) -> dict[str, float]:

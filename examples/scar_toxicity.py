@@ -40,16 +40,16 @@ from sae_transformers import (
     TensorTokens,
     load,
 )
-from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts, toxic_chat
-from sae_transformers.evaluation.detection import auroc, fit_linear_probe, latent_aurocs, mean_by_text
-from sae_transformers.evaluation.divergence import mean_first_divergent_token
-from sae_transformers.evaluation.generation import continuation_mask, continuation_perplexity, repetition
-from sae_transformers.evaluation.reconstruction import ce_loss_recovered, measure_reconstruction
-from sae_transformers.evaluation.scar_protocol import FACTORS
-from sae_transformers.evaluation.toxicity import toxicity_scorer
+from sae_transformers.create_training_data.scar_sources import read_rows, real_toxicity_prompts, toxic_chat
+from sae_transformers.evaluation.detection.metrics import auroc, fit_linear_probe, latent_aurocs, mean_by_text
+from sae_transformers.evaluation.generation.first_divergent_token import mean_first_divergent_token
+from sae_transformers.evaluation.generation.fluency import continuation_mask, continuation_perplexity, repetition
+from sae_transformers.evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
+from sae_transformers.evaluation.scorers.toxicity import toxicity_scorer
+from sae_transformers.evaluation.steering.scar import FACTORS
 from sae_transformers.latents.diffmean import fit_diffmean
 from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
-from sae_transformers.training.initialization import usual_norm_limit
+from sae_transformers.training.sae.initialization import usual_norm_limit
 
 CONCEPT, LATENT = "toxicity", 0
 STRENGTHS = (0.05, 0.1, 0.14, 0.2, 0.28, 0.4, 0.8, 1.6, 3.2)  # in hidden norms, until the text gets too unlikely

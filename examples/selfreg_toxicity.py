@@ -31,14 +31,14 @@ from torch import Tensor
 from transformers import PrinterCallback
 
 from sae_transformers import SaeTrainer, SaeTrainingArguments, SparseAutoencoder, TensorTokens, load
-from sae_transformers.create_training_data.annotation_tables import read_unintended
-from sae_transformers.create_training_data.concepts import read_rows, toxic_chat
+from sae_transformers.create_training_data.annotation.tables import read_unintended
+from sae_transformers.create_training_data.scar_sources import read_rows, toxic_chat
 from sae_transformers.evaluation.classification import classification_metrics, paired_t_test, summary
-from sae_transformers.evaluation.reliance import swap_sensitivity
+from sae_transformers.evaluation.fairness.counterfactuals import swap_sensitivity
 from sae_transformers.latents.hidden_states import HiddenStateReader
-from sae_transformers.training.head_settings import ALIGNMENTS, METHODS, HeadSettings
-from sae_transformers.training.heads import TrainedHead, train_heads
-from sae_transformers.training.unintended import counterfactual_features
+from sae_transformers.training.heads.settings import ALIGNMENTS, METHODS, HeadSettings
+from sae_transformers.training.heads.train import TrainedHead, train_heads
+from sae_transformers.training.heads.unintended import counterfactual_features
 
 SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # the paper's
 BASELINES = [name for name in METHODS if name != "selfreg"]

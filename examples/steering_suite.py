@@ -26,18 +26,18 @@ from rich.table import Table
 from tqdm import tqdm
 
 from sae_transformers import FluencyBudget, GenerationSettings, SearchSettings, load
-from sae_transformers.create_training_data.concepts import read_rows, real_toxicity_prompts
+from sae_transformers.create_training_data.scar_sources import read_rows, real_toxicity_prompts
 from sae_transformers.evaluation.journal import Journal, Watch
 from sae_transformers.evaluation.results import Results, SuiteResult, data_file, versions, write_results
-from sae_transformers.evaluation.scorers import get_scorer
+from sae_transformers.evaluation.scorers.registry import get_scorer
 from sae_transformers.evaluation.settings import BootstrapSettings
-from sae_transformers.evaluation.steering import DiffMean, Latents, Prompting, prepare_methods
-from sae_transformers.evaluation.steering_plot import plot_steering
-from sae_transformers.evaluation.suite_settings import SteeringSuiteSettings
-from sae_transformers.evaluation.suite_steering import steering_suite
+from sae_transformers.evaluation.steering.plot import plot_steering
+from sae_transformers.evaluation.steering.suite import steering_suite
+from sae_transformers.evaluation.steering_methods import DiffMean, Latents, Prompting, prepare_methods
+from sae_transformers.evaluation.suites.settings import SteeringSuiteSettings
 from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
 from sae_transformers.latents.sparse_codes import encode_texts
-from sae_transformers.training.feature_search import search_features
+from sae_transformers.training.steering.feature_search import search_features
 
 MORE = "Go on in an insulting and vulgar way."
 LESS = "Go on in a polite and friendly way."

@@ -7,8 +7,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .create_training_data.concept_recipe import ConceptRecipe as ConceptRecipe
-    from .create_training_data.harvest_settings import HarvestSettings as HarvestSettings
-    from .evaluation.bias_data import read_bias_data as read_bias_data
+    from .create_training_data.harvest.settings import HarvestSettings as HarvestSettings
+    from .evaluation.fairness.data import read_bias_data as read_bias_data
     from .evaluation.settings import FluencyBudget as FluencyBudget
     from .evaluation.settings import GenerationSettings as GenerationSettings
     from .evaluation.suites import CapabilitySuite as CapabilitySuite
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .evaluation.suites import SpeedSuite as SpeedSuite
     from .evaluation.suites import SteeringSuite as SteeringSuite
     from .evaluation.suites import register_suite as register_suite
-    from .evaluation.topic_settings import TopicGenerationSettings as TopicGenerationSettings
+    from .evaluation.topics.settings import TopicGenerationSettings as TopicGenerationSettings
     from .latents.settings import ReadingSettings as ReadingSettings
     from .latents.texts import open_text as open_text
     from .modeling import Detection as Detection
@@ -38,36 +38,32 @@ if TYPE_CHECKING:
     from .modeling import SteeringPlan as SteeringPlan
     from .modeling import TopFeatures as TopFeatures
     from .modeling.conversion.attach import attach as attach
-    from .training.arguments import SaeTrainingArguments as SaeTrainingArguments
-    from .training.end_to_end import EndToEndTrainer as EndToEndTrainer
-    from .training.shards import HiddenStateShards as HiddenStateShards
-    from .training.shards import TensorTokens as TensorTokens
-    from .training.steering_settings import SearchSettings as SearchSettings
-    from .training.steering_settings import StrengthSettings as StrengthSettings
-    from .training.trainer import SaeTrainer as SaeTrainer
-    from .workflows.align_topic import TopicTexts as TopicTexts
-    from .workflows.align_topic import align_topic as align_topic
-    from .workflows.ask_features import ask_features as ask_features
+    from .training.sae.arguments import SaeTrainingArguments as SaeTrainingArguments
+    from .training.sae.dataset import HiddenStateShards as HiddenStateShards
+    from .training.sae.dataset import TensorTokens as TensorTokens
+    from .training.sae.end_to_end import EndToEndTrainer as EndToEndTrainer
+    from .training.sae.trainer import SaeTrainer as SaeTrainer
+    from .training.steering.settings import SearchSettings as SearchSettings
+    from .training.steering.settings import StrengthSettings as StrengthSettings
     from .workflows.classify import classify as classify
     from .workflows.classify import load_classifier_base as load_classifier_base
     from .workflows.classify import read_labelled as read_labelled
-    from .workflows.concept_set import concept_set as concept_set
     from .workflows.convert import convert as convert
-    from .workflows.dashboard import dashboard as dashboard
-    from .workflows.dashboard_sources import DashboardSources as DashboardSources
-    from .workflows.detect import detect as detect
     from .workflows.evaluate import evaluate as evaluate
-    from .workflows.explain import explain as explain
-    from .workflows.feature_table import feature_table as feature_table
     from .workflows.harvest import harvest as harvest
-    from .workflows.judge import judge as judge
     from .workflows.loading import load as load
     from .workflows.loading import load_base as load_base
     from .workflows.publish import card as card
     from .workflows.publish import push as push
-    from .workflows.reduce_bias import reduce_bias as reduce_bias
-    from .workflows.select_behaviour import select_behaviour as select_behaviour
-    from .workflows.select_knowledge import select_knowledge as select_knowledge
+    from .workflows.reading.ask_features import ask_features as ask_features
+    from .workflows.reading.dashboard import dashboard as dashboard
+    from .workflows.reading.dashboard_sources import DashboardSources as DashboardSources
+    from .workflows.reading.detect import detect as detect
+    from .workflows.reading.explain import explain as explain
+    from .workflows.reading.feature_table import feature_table as feature_table
+    from .workflows.reading.judge import judge as judge
+    from .workflows.reading.spans import spans as spans
+    from .workflows.reading.top_features import top_features as top_features
     from .workflows.serve import serve as serve
     from .workflows.settings.align_topic import TopicEmbeddingSettings as TopicEmbeddingSettings
     from .workflows.settings.align_topic import TopicMeasuringSettings as TopicMeasuringSettings
@@ -89,23 +85,27 @@ if TYPE_CHECKING:
     from .workflows.settings.llm import SendSettings as SendSettings
     from .workflows.settings.publish import CardSettings as CardSettings
     from .workflows.settings.publish import PushSettings as PushSettings
+    from .workflows.settings.publish import ServeSettings as ServeSettings
+    from .workflows.settings.publish import SpaceSettings as SpaceSettings
     from .workflows.settings.reduce_bias import BiasSettings as BiasSettings
     from .workflows.settings.select_behaviour import SelectBehaviourSettings as SelectBehaviourSettings
     from .workflows.settings.select_knowledge import FeatureSelectionSettings as FeatureSelectionSettings
     from .workflows.settings.select_knowledge import QuestionSplitSettings as QuestionSplitSettings
     from .workflows.settings.select_knowledge import SelectKnowledgeSettings as SelectKnowledgeSettings
-    from .workflows.settings.serve import ServeSettings as ServeSettings
-    from .workflows.settings.space import SpaceSettings as SpaceSettings
     from .workflows.settings.spans import SpanSettings as SpanSettings
     from .workflows.settings.steer import ScoringSettings as ScoringSettings
     from .workflows.settings.steer import SteerSettings as SteerSettings
     from .workflows.settings.steer_feature import SteerFeatureSettings as SteerFeatureSettings
     from .workflows.settings.texts import TextSettings as TextSettings
     from .workflows.space import space as space
-    from .workflows.spans import spans as spans
-    from .workflows.steer import steer as steer
-    from .workflows.steer_feature import steer_feature as steer_feature
-    from .workflows.top_features import top_features as top_features
+    from .workflows.steering.align_topic import TopicTexts as TopicTexts
+    from .workflows.steering.align_topic import align_topic as align_topic
+    from .workflows.steering.concept_set import concept_set as concept_set
+    from .workflows.steering.reduce_bias import reduce_bias as reduce_bias
+    from .workflows.steering.select_behaviour import select_behaviour as select_behaviour
+    from .workflows.steering.select_knowledge import select_knowledge as select_knowledge
+    from .workflows.steering.steer import steer as steer
+    from .workflows.steering.steer_feature import steer_feature as steer_feature
     from .workflows.train import train as train
     from .workflows.train import train_concept as train_concept
     from .workflows.train import train_recipe as train_recipe
@@ -218,8 +218,8 @@ __all__ = [
 ]
 # Where a name is that `modeling` does not have, `module` or `module:name there`.
 ELSEWHERE = {
-    "dashboard": ".workflows.dashboard",
-    "DashboardSources": ".workflows.dashboard_sources",
+    "dashboard": ".workflows.reading.dashboard",
+    "DashboardSources": ".workflows.reading.dashboard_sources",
     "DashboardSettings": ".workflows.settings.dashboard",
     "CapabilitySuite": ".evaluation.suites",
     "DetectionSuite": ".evaluation.suites",
@@ -234,41 +234,41 @@ ELSEWHERE = {
     "AskFeaturesSettings": ".workflows.settings.ask_features",
     "FeatureTableSettings": ".workflows.settings.feature_table",
     "SteerFeatureSettings": ".workflows.settings.steer_feature",
-    "ask_features": ".workflows.ask_features",
-    "feature_table": ".workflows.feature_table",
-    "steer_feature": ".workflows.steer_feature",
+    "ask_features": ".workflows.reading.ask_features",
+    "feature_table": ".workflows.reading.feature_table",
+    "steer_feature": ".workflows.steering.steer_feature",
     "ConceptRecipe": ".create_training_data.concept_recipe",
     "ConceptSetSettings": ".workflows.settings.concept_set",
-    "concept_set": ".workflows.concept_set",
+    "concept_set": ".workflows.steering.concept_set",
     "FluencyBudget": ".evaluation.settings",
     "GenerationSettings": ".evaluation.settings",
     "ReadingSettings": ".latents.settings",
-    "SearchSettings": ".training.steering_settings",
-    "StrengthSettings": ".training.steering_settings",
+    "SearchSettings": ".training.steering.settings",
+    "StrengthSettings": ".training.steering.settings",
     "ScoringSettings": ".workflows.settings.steer",
     "SteerSettings": ".workflows.settings.steer",
-    "steer": ".workflows.steer",
+    "steer": ".workflows.steering.steer",
     "FeatureSelectionSettings": ".workflows.settings.select_knowledge",
     "QuestionSplitSettings": ".workflows.settings.select_knowledge",
     "SelectBehaviourSettings": ".workflows.settings.select_behaviour",
     "SelectKnowledgeSettings": ".workflows.settings.select_knowledge",
-    "select_behaviour": ".workflows.select_behaviour",
-    "select_knowledge": ".workflows.select_knowledge",
-    "EndToEndTrainer": ".training.end_to_end",
-    "HiddenStateShards": ".training.shards",
-    "SaeTrainer": ".training.trainer",
-    "SaeTrainingArguments": ".training.arguments",
-    "TensorTokens": ".training.shards",
+    "select_behaviour": ".workflows.steering.select_behaviour",
+    "select_knowledge": ".workflows.steering.select_knowledge",
+    "EndToEndTrainer": ".training.sae.end_to_end",
+    "HiddenStateShards": ".training.sae.dataset",
+    "SaeTrainer": ".training.sae.trainer",
+    "SaeTrainingArguments": ".training.sae.arguments",
+    "TensorTokens": ".training.sae.dataset",
     "DetectSettings": ".workflows.settings.detect",
-    "HarvestSettings": ".create_training_data.harvest_settings",
+    "HarvestSettings": ".create_training_data.harvest.settings",
     "attach": ".modeling.conversion.attach",
     "convert": ".workflows.convert",
-    "detect": ".workflows.detect",
+    "detect": ".workflows.reading.detect",
     "harvest": ".workflows.harvest",
     "open_text": ".latents.texts",
     "SpanSettings": ".workflows.settings.spans",
     "TextSettings": ".workflows.settings.texts",
-    "spans": ".workflows.spans",
+    "spans": ".workflows.reading.spans",
     "ClassifySettings": ".workflows.settings.classify",
     "ComparisonSettings": ".workflows.settings.classify",
     "LabelSettings": ".workflows.settings.classify",
@@ -276,34 +276,34 @@ ELSEWHERE = {
     "load_classifier_base": ".workflows.classify",
     "read_labelled": ".workflows.classify",
     "load": ".workflows.loading",
-    "top_features": ".workflows.top_features",
+    "top_features": ".workflows.reading.top_features",
     "train": ".workflows.train",
     "train_concept": ".workflows.train",
-    "explain": ".workflows.explain",
-    "judge": ".workflows.judge",
+    "explain": ".workflows.reading.explain",
+    "judge": ".workflows.reading.judge",
     "ExplainSettings": ".workflows.settings.annotation",
     "JudgeSettings": ".workflows.settings.annotation",
     "AnswerSettings": ".workflows.settings.annotation",
     "LLMSettings": ".workflows.settings.llm",
     "SendSettings": ".workflows.settings.llm",
-    "align_topic": ".workflows.align_topic",
-    "TopicTexts": ".workflows.align_topic",
+    "align_topic": ".workflows.steering.align_topic",
+    "TopicTexts": ".workflows.steering.align_topic",
     "TopicSettings": ".workflows.settings.align_topic",
     "TopicScoringSettings": ".workflows.settings.align_topic",
     "TopicEmbeddingSettings": ".workflows.settings.align_topic",
     "TopicMeasuringSettings": ".workflows.settings.align_topic",
-    "TopicGenerationSettings": ".evaluation.topic_settings",
+    "TopicGenerationSettings": ".evaluation.topics.settings",
     "card": ".workflows.publish",
     "push": ".workflows.publish",
     "space": ".workflows.space",
     "serve": ".workflows.serve",
     "CardSettings": ".workflows.settings.publish",
     "PushSettings": ".workflows.settings.publish",
-    "SpaceSettings": ".workflows.settings.space",
-    "ServeSettings": ".workflows.settings.serve",
-    "reduce_bias": ".workflows.reduce_bias",
+    "SpaceSettings": ".workflows.settings.publish",
+    "ServeSettings": ".workflows.settings.publish",
+    "reduce_bias": ".workflows.steering.reduce_bias",
     "BiasSettings": ".workflows.settings.reduce_bias",
-    "read_bias_data": ".evaluation.bias_data",
+    "read_bias_data": ".evaluation.fairness.data",
     "load_base": ".workflows.loading",
     "train_recipe": ".workflows.train",
 }

@@ -14,7 +14,7 @@ from sae_transformers.create_training_data.knowledge_conflict import (
     demonstrations,
     split_pool,
 )
-from sae_transformers.evaluation.short_answers import short_answers
+from sae_transformers.evaluation.generation.short_answers import short_answers
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 

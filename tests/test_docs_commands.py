@@ -63,7 +63,7 @@ def train_settings() -> set[str]:
     from dataclasses import fields
 
     from sae_transformers import SaeTrainingArguments, SparseAutoencoderConfig
-    from sae_transformers.training.recipe import SECTIONS
+    from sae_transformers.training.sae.recipe import SECTIONS
 
     return {*SECTIONS, *(field.name for of in (SaeTrainingArguments, SparseAutoencoderConfig) for field in fields(of))}
 

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 
 from sae_transformers import attach
-from sae_transformers.create_training_data.annotation_tables import AnnotationRow, write_annotations
+from sae_transformers.create_training_data.annotation.tables import AnnotationRow, write_annotations
 from tests.create_training_data.fake_openai import FakeOpenAI
 from tests.create_training_data.tiny_embedder import save_tiny_embedder
 from tests.create_training_data.words import WORDS, word_tokenizer

@@ -294,7 +294,7 @@ def test_the_site_has_every_page_and_fetches_nothing(site: Path) -> None:
     for page in (site / "api").glob("*.html"):  # a lone * of a formula would open an emphasis
         assert not re.search(r"<em>[^/]*<code", page.read_text(encoding="utf-8")), page.name
     training = (site / "api" / "training.html").read_text(encoding="utf-8")
-    assert 'id="sae_transformers.training.strength.calibrate"' in training and "Raises:" in training
+    assert 'id="sae_transformers.training.steering.calibration.calibrate"' in training and "Raises:" in training
     assert (site / "source" / "examples" / "pretrain_sae.py.html").is_file()
 
 
@@ -313,7 +313,7 @@ def test_the_search_finds_and_asks_nobody_else(site: Path) -> None:
         page.keyboard.type("ladder rung")
         page.wait_for_selector(".md-search-result__item a[href*='steering.html']", state="attached", timeout=60_000)
         page.goto(f"{own}api/training.html")
-        page.wait_for_selector("text=sae_transformers.training.strength")
+        page.wait_for_selector("text=sae_transformers.training.steering.calibration")
         server.shutdown()
         assert not problems
 

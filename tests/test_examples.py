@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import sae_transformers
-from sae_transformers.training.head_settings import METHODS
+from sae_transformers.training.heads.settings import METHODS
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 

@@ -261,3 +261,95 @@ def test_a_good_text_passes() -> None:
 def test_a_broken_tree_is_found() -> None:
     assert len(tree_problems(["modeling/core/a.py", "utils/a.py"])) == 2
     assert tree_problems(["cli/a.py", "modeling/a.py", "modeling/conversion/a.py", "training/plans/a.py"]) == []
+
+
+# -- the shape of the whole -------------------------------------------------------------------------------------------
+
+MAX_FILES = 20  # in a folder; `modeling` is flat by force, `cli` has a file for each verb
+FULL_FOLDERS = {"modeling", "cli"}
+MAX_PARAMETERS = 8
+# transformers' own signatures; kernels, whose sizes are constants of the compiler.
+MANY_PARAMETERS = {
+    "modeling/configuration_sae.py: __init__",
+    "modeling/modeling_sae.py: forward",
+    "modeling/modeling_sae_causal_lm.py: forward",
+    "modeling/modeling_sae_sequence_classification.py: forward",
+    "training/sae/triton_ops.py: _bag_sums",
+}
+
+
+def module_imports() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports anywhere, but for types."""
+    files = {}
+    for file in source_files():
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        files[parts[:-1] if parts[-1] == "__init__" else parts] = file
+    graph: dict[str, set[str]] = {}
+    for module, file in files.items():
+        folder = module if file.name == "__init__.py" else module[:-1]
+        graph[".".join(module)] = reached = set()
+        for node, _ in imports(without_types(ast.parse(file.read_text(encoding="utf-8")))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = (*folder[: len(folder) - node.level + 1], *(node.module.split(".") if node.module else ()))
+                for alias in node.names:
+                    target = (*base, alias.name) if (*base, alias.name) in files else base
+                    if target in files and target != module:
+                        reached.add(".".join(target))
+    return graph
+
+
+class _WithoutTypes(ast.NodeTransformer):
+    def visit_If(self, node: ast.If) -> ast.AST | None:  # noqa: N802 (ast's name)
+        return None if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
+
+
+def without_types(tree: ast.Module) -> ast.Module:
+    """A module without what is imported for a type checker alone."""
+    return _WithoutTypes().visit(tree)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import one another, directly or by others."""
+    reach = {module: set(targets) for module, targets in graph.items()}
+    for middle in graph:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    found = {frozenset(b for b in reach[a] if a in reach[b]) for a in graph if a in reach[a]}
+    return sorted(sorted(one) for one in found)
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_no_module_imports_itself_by_others() -> None:
+    assert circles(module_imports()) == []
+
+
+def test_no_folder_is_a_heap() -> None:
+    counts = {
+        folder.relative_to(PACKAGE).as_posix(): len(list(folder.glob("*.py"))) - 1  # __init__
+        for folder in {file.parent for file in source_files()}
+    }
+    assert not {name: n for name, n in counts.items() if n > MAX_FILES and name not in FULL_FOLDERS}
+
+
+def test_options_do_not_travel_as_a_bag() -> None:
+    for file in source_files():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("locals", "vars", "globals"):
+                allowed = file == PACKAGE / "__init__.py" and ast.unparse(node.func) == "globals"
+                assert allowed, f"{file.name}:{node.lineno}: name the values; a dataclass if they are many"
+
+
+def test_long_parameter_lists_are_settings() -> None:
+    found = set()
+    for file in source_files():
+        path = file.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not path.startswith("cli/"):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                if len([one for one in arguments if one.arg not in ("self", "cls")]) > MAX_PARAMETERS:
+                    found.add(f"{path}: {node.name}")
+    assert found == MANY_PARAMETERS

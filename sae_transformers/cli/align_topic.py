@@ -49,9 +49,9 @@ def align_topic(
     model_dtype: ModelDtype = "auto",
 ) -> None:
     """Steer towards the topic of some texts, and say how far to trust it."""
-    from ..workflows.align_topic import TopicTexts, read_column, read_topic_scores
-    from ..workflows.align_topic import align_topic as align
     from ..workflows.loading import load
+    from ..workflows.steering.align_topic import TopicTexts, read_column, read_topic_scores
+    from ..workflows.steering.align_topic import align_topic as align
 
     columns = {
         "reference_column": reference_column, "topic_column": topic_column,

@@ -16,7 +16,7 @@ from .verb import verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..workflows.annotation import AnnotationResult
+    from ..workflows.reading.annotation import AnnotationResult
 
 Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
 RENAMED = {**LLM_RENAMED, "max_tokens": "max_answer_tokens", "first": "max_rows", "plain": "no_structured"}
@@ -25,7 +25,7 @@ RENAMED = {**LLM_RENAMED, "max_tokens": "max_answer_tokens", "first": "max_rows"
 @verb(ExplainSettings, renamed=RENAMED)
 def explain(features: Table, out: Out, settings: ExplainSettings) -> None:
     """Say what each feature stands for, from its spans, with a language model; and have that verified."""
-    from ..workflows.explain import explain as explain_features
+    from ..workflows.reading.explain import explain as explain_features
 
     console = open_console()
     with progress_bar("answers") as progress:
@@ -41,7 +41,7 @@ def judge(
     settings: JudgeSettings,
 ) -> None:
     """Say of each explained feature whether a task intends it. The others are what a classifier should not use."""
-    from ..workflows.judge import judge as judge_features
+    from ..workflows.reading.judge import judge as judge_features
 
     console = open_console()
     with progress_bar("answers") as progress:

@@ -22,7 +22,7 @@ def ask_features(
     settings: AskFeaturesSettings,
 ) -> None:
     """Ask a language model one question about each feature of a table, many features to a request."""
-    from ..workflows.ask_features import ask_features as ask_about
+    from ..workflows.reading.ask_features import ask_features as ask_about
 
     console = open_console()
     with progress_bar("requests") as progress:

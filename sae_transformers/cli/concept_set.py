@@ -23,7 +23,7 @@ def concept_set(
     ] = None,
 ) -> None:
     """Have a chat model write texts with and without concepts, to find features and to measure detectors by."""
-    from ..workflows.concept_set import concept_set as write_concepts
+    from ..workflows.steering.concept_set import concept_set as write_concepts
 
     console = open_console()
     with progress_bar("answers") as progress:

@@ -77,9 +77,9 @@ def dashboard(
         raise ValueError("--steer needs --prompts, a file with one a line. Received: no --prompts.")
     wanted = replace(settings.samples, steer=() if steer is None else feature_list(steer))
     settings = replace(settings, features=None if features is None else feature_list(features), samples=wanted)
-    from ..workflows.dashboard import dashboard as make_dashboard
-    from ..workflows.dashboard_sources import open_text_of_spans, read_prompts, read_sources
     from ..workflows.loading import load, load_base, load_sae
+    from ..workflows.reading.dashboard import dashboard as make_dashboard
+    from ..workflows.reading.dashboard_sources import open_text_of_spans, read_prompts, read_sources
 
     sources = read_sources(
         table=table, spans=spans, with_texts=texts is not None, annotations=annotations, results=results or (),

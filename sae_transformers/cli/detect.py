@@ -30,9 +30,9 @@ def detect(
 ) -> None:
     """Score texts by one feature; with labels, say how well it tells them apart."""
     number, name = parse_feature(feature)
-    from ..workflows.detect import detect as detect_texts
-    from ..workflows.detect import read_rows
     from ..workflows.loading import load
+    from ..workflows.reading.detect import detect as detect_texts
+    from ..workflows.reading.detect import read_rows
 
     rows, labels = read_rows(texts, text_column, label_column)
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
@@ -61,7 +61,7 @@ def features(
 ) -> None:
     """Show which features a text has: the strongest of each token, with names where they are known."""
     from ..workflows.loading import load
-    from ..workflows.top_features import top_features
+    from ..workflows.reading.top_features import top_features
 
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     found = top_features(loaded, tokenizer, text, k, sae=number, skip_first=skip_first)

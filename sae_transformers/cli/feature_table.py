@@ -56,9 +56,9 @@ def feature_table(
     if save_sae is not None and text is None:
         raise ValueError("--save-sae needs --text, on which the activations are measured. Received: no --text.")
     texts = None if text is None else settings.rows.open(text)
-    from ..workflows.feature_table import feature_table as make_table
-    from ..workflows.feature_table import read_spans
     from ..workflows.loading import load, load_sae
+    from ..workflows.reading.feature_table import feature_table as make_table
+    from ..workflows.reading.feature_table import read_spans
 
     examples = None if spans is None else read_spans(spans)
     one = None if sae is None else load_sae(sae, hook_point)

@@ -33,8 +33,8 @@ def reduce_bias(
 ) -> None:
     """Find features that go with gender, take them out in growing number, and measure bias and what it costs."""
     from ..workflows.loading import load
-    from ..workflows.reduce_bias import open_text, read_bias_data, read_column
-    from ..workflows.reduce_bias import reduce_bias as reduce
+    from ..workflows.steering.reduce_bias import open_text, read_bias_data, read_column
+    from ..workflows.steering.reduce_bias import reduce_bias as reduce
 
     words = read_column(lambada, "text", keep_empty=True) if lambada else ()
     data = read_bias_data(winobias, crows_pairs, words)

@@ -39,8 +39,8 @@ def select_behaviour(
     """Find what tells two groups of prompts apart, and steer a model to behave as after one of them."""
     check_side(save_model, SIDES)
     from ..workflows.loading import load
-    from ..workflows.select_behaviour import read_prompts
-    from ..workflows.select_behaviour import select_behaviour as select
+    from ..workflows.steering.select_behaviour import read_prompts
+    from ..workflows.steering.select_behaviour import select_behaviour as select
 
     a, b = read_prompts(prompts_a, text_column), read_prompts(prompts_b, text_column)
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)

@@ -38,8 +38,8 @@ def select_knowledge(
     """Make a model answer from its context, or from what it remembers, where the two differ (SpARE)."""
     check_side(save_model, SIDES)
     from ..workflows.loading import load
-    from ..workflows.select_knowledge import read_conflicts
-    from ..workflows.select_knowledge import select_knowledge as select
+    from ..workflows.steering.select_knowledge import read_conflicts
+    from ..workflows.steering.select_knowledge import select_knowledge as select
 
     rows = read_conflicts(questions)
     loaded, tokenizer, name = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)

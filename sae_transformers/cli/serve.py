@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..workflows.settings.serve import ServeSettings
+from ..workflows.settings.publish import ServeSettings
 from .options import HookPoint, ModelDtype, Saes
 from .tables import notice_on, open_console
 from .verb import verb

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..workflows.settings.space import SpaceSettings
+from ..workflows.settings.publish import SpaceSettings
 from .tables import open_console
 from .verb import verb
 

@@ -58,7 +58,7 @@ def spans(
     import torch
 
     from ..workflows.loading import load, load_base, load_sae
-    from ..workflows.spans import spans as find_spans
+    from ..workflows.reading.spans import spans as find_spans
 
     one = None if sae is None else load_sae(sae, hook_point)
     read = load if one is None else load_base

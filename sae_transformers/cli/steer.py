@@ -14,7 +14,7 @@ from .tables import notice_on, open_console, progress_bar, show_rows
 from .verb import verb
 
 if TYPE_CHECKING:
-    from ..workflows.steer import SteerResult
+    from ..workflows.steering.steer import SteerResult
 
 RENAMED = {
     "place": "hook_point",
@@ -50,8 +50,8 @@ def steer(
     """Find features by labelled texts, choose operation and strength by generating, and save the steered model."""
     lines = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     from ..workflows.loading import load
-    from ..workflows.steer import read_labelled
-    from ..workflows.steer import steer as search_steering
+    from ..workflows.steering.steer import read_labelled
+    from ..workflows.steering.steer import steer as search_steering
 
     texts, labels, name = read_labelled(labelled, text_column, label_column, concept)
     scoring = replace(settings.scoring, judge_concept=settings.scoring.judge_concept or name)

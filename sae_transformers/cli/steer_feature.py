@@ -34,7 +34,7 @@ def steer_feature(
     from rich.table import Table
 
     from ..workflows.loading import load
-    from ..workflows.steer_feature import steer_feature as continue_both
+    from ..workflows.steering.steer_feature import steer_feature as continue_both
 
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     found = continue_both(loaded, tokenizer, prompt, name, strength, settings, sae=number)

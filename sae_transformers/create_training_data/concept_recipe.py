@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..latents.settings import check_integers, check_numbers
-from .llm_requests import ChatRequest
+from .llm.requests import ChatRequest
 
 
 @dataclass(frozen=True)

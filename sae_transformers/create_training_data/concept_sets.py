@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .harvest.store import Store
 from .labelled_text import load_labelled_text
-from .shards import Store
 
 POSITIVE, NEGATIVE, HARD = "positive", "negative", "hard negative"
 COLUMNS = ("input", "output", "output_concept", "concept_genre", "category", "dataset_category", "concept_id")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .span_settings import PLACEHOLDER
+from .spans.settings import PLACEHOLDER
 
 
 def templated_ids(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .detection import auroc
+from .detection.metrics import auroc
 
 OBJECTIVES = ("binary", "multi_class", "multi_label", "pairwise")
 ALTERNATIVES = ("two-sided", "greater", "less")

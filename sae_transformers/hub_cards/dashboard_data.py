@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..create_training_data.annotation_tables import FeatureAnnotation
-from ..evaluation.activation_histograms import ActivationHistograms
-from ..evaluation.feature_table import FeatureTable
+from ..create_training_data.annotation.tables import FeatureAnnotation
+from ..evaluation.features.histograms import ActivationHistograms
+from ..evaluation.features.table import FeatureTable
 from ..evaluation.method_ids import FEATURE, PRE_ACTIVATION, MethodId, names_a_latent, old_steered_latent
 from ..evaluation.results import Results, method_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from ..create_training_data.annotation_tables import read_feature_annotations
+from ..create_training_data.annotation.tables import read_feature_annotations
 from .card_file import marked
 from .citations import bibtex
 from .facts import AuthorFacts, public_id, read_json

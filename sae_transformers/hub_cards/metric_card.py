@@ -94,7 +94,8 @@ def _own_class(tree: ast.Module) -> str | None:
 
 
 def _own_facts(name: str, folder: Path, own: str) -> MetricFacts:
-    from ..evaluation import metric_space, metrics
+    from ..evaluation import metrics
+    from ..evaluation.metrics import space as metric_space
 
     kind = next((one for one in metrics.METRICS.values() if one.__name__ == own), None)
     if kind is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..create_training_data.annotation_tables import FeatureAnnotation
+from ..create_training_data.annotation.tables import FeatureAnnotation
 from ..evaluation.method_ids import PRE_ACTIVATION
 from ..evaluation.results import Measurement, Results, SuiteResult, is_baseline, method_of
 from ..evaluation.suites import card_facts, expected_suites

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..create_training_data.labelled_text import LabelledTexts
-from ..evaluation.detection import auroc, mean_by_text
-from ..evaluation.generation import continuation_mask, continuation_perplexity, repetition
+from ..evaluation.detection.metrics import auroc, mean_by_text
+from ..evaluation.generation.fluency import continuation_mask, continuation_perplexity, repetition
 from ..latents.diffmean import fit_diffmean
 from ..latents.hidden_states import HiddenStates, read_hidden_states
 from ..modeling import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from ..training.conditioned_latent import fit_conditioned_sae
-from ..training.initialization import usual_norm
+from ..training.sae.in_memory import fit_conditioned_sae
+from ..training.sae.initialization import usual_norm
 from .settings import CONCEPT, Prepared, Settings
 
 Report = Callable[[int, int], None]

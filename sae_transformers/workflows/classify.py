@@ -19,8 +19,8 @@ from ..create_training_data.templates import templated_ids
 from ..latents.context import reading_length
 from ..modeling import SaeForSequenceClassification, SparseAutoencoder
 from ..modeling.feature_head import FeatureHead, FeatureHeadConfig
-from ..training.classifier import Comparison, Rows, put_head, read_texts, score_texts, tune_base
-from ..training.heads import TrainedHead
+from ..training.heads.comparison import Comparison, Rows, put_head, read_texts, score_texts, tune_base
+from ..training.heads.train import TrainedHead
 from .classify_result import ClassifyResult
 from .loading import DTYPES, load_sae, this_device
 from .results import Progress

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..create_training_data.shards import Store
+from ..create_training_data.harvest.store import Store
 from ..evaluation.classification import paired_t_test, summary
 from ..evaluation.plots import plot_methods
 from ..modeling import SaeForSequenceClassification
-from ..training.classifier import Rows
+from ..training.heads.comparison import Rows
 from .results import html_table, to_frame
 from .settings.classify import ClassifySettings
 

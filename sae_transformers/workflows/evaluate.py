@@ -23,7 +23,7 @@ from .settings.evaluate import EvaluateSettings
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from ..evaluation.scorers import Ask
+    from ..evaluation.scorers.registry import Ask
     from .settings.llm import LLMSettings
 
 RECORD = "results.json"
@@ -289,7 +289,7 @@ def _given(options: Any) -> set[str]:
 
 def _ask(llm: LLMSettings) -> Ask:
     """What sends a scorer's questions to a language model."""
-    from ..create_training_data.llm_requests import ChatRequest
+    from ..create_training_data.llm.requests import ChatRequest
 
     client = llm.client()
 

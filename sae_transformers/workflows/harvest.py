@@ -12,8 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from ..create_training_data.blocks import HarvestSettings, KeepTokens
-from ..create_training_data.shards import harvest_to_store, rank_and_world
+from ..create_training_data.harvest.blocks import HarvestSettings, KeepTokens
+from ..create_training_data.harvest.store import harvest_to_store, rank_and_world
 from ..latents.text_input import text_source
 from .results import Progress, html_table
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..create_training_data.annotation_tables import read_feature_annotations
+from ..create_training_data.annotation.tables import read_feature_annotations
 from ..evaluation.results import Results, read_results
 from ..hub_cards.card_file import write_card
 from ..hub_cards.dataset_card import dataset_card, is_dataset, read_dataset

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..create_training_data.shards import Store
+from ..create_training_data.harvest.store import Store
 
 if TYPE_CHECKING:
     from pandas import DataFrame

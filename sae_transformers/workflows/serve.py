@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling import SaeForCausalLM, Steering
-from .settings.serve import ServeSettings
+from .settings.publish import ServeSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hub_cards.space import write_space
-from .settings.space import SpaceSettings
+from .settings.publish import SpaceSettings
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
-from ..create_training_data.blocks import Harvester, HarvestSettings
-from ..create_training_data.stream import HiddenStateStream
+from ..create_training_data.harvest.blocks import Harvester, HarvestSettings
+from ..create_training_data.harvest.stream import HiddenStateStream
 from ..latents.context import context_length, reading_length
 from ..latents.hidden_states import HiddenStateReader, kept_positions
 from ..latents.text_input import text_source, tokenized
 from ..latents.texts import TextSource
 from ..modeling import SparseAutoencoder, SparseAutoencoderConfig
 from ..modeling.repository_files import write_whole
-from ..training.conditioned_latent import fit_conditioned_sae
-from ..training.recipe import Recipe, own_options, read_recipe
-from ..training.run import run_recipe
-from ..training.shards import HiddenStateShards, TensorTokens
+from ..training.sae.dataset import HiddenStateShards, TensorTokens
+from ..training.sae.in_memory import fit_conditioned_sae
+from ..training.sae.recipe import Recipe, own_options, read_recipe
+from ..training.sae.run import run_recipe
 from .loading import parse_place
 from .results import Progress, html_table
 

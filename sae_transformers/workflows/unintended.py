@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from ..create_training_data.annotation_tables import read_unintended as read_judged
+from ..create_training_data.annotation.tables import read_unintended as read_judged
 from ..create_training_data.swaps import read_word_pairs, swapped_pairs
 from ..latents.hidden_states import HiddenStateReader
 from ..latents.texts import read_column
 from ..modeling import SparseAutoencoder
-from ..training.unintended import counterfactual_features, read_feature_table
+from ..training.heads.unintended import counterfactual_features, read_feature_table
 
 
 def read_unintended(path: str | Path, sae: SparseAutoencoder, judgements: Sequence[int] = (0,)) -> list[int]:

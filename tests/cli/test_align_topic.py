@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import Steering
 from sae_transformers.cli import app
-from sae_transformers.training.topic_scores import read_topic_scores
+from sae_transformers.training.steering.topic_scores import read_topic_scores
 from tests.create_training_data.tiny_embedder import save_tiny_classifier, save_tiny_embedder
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae

@@ -14,14 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.annotation_tables import (
+from sae_transformers.create_training_data.annotation.tables import (
     read_annotations,
     read_unintended,
     write_annotations,
 )
-from sae_transformers.create_training_data.local_chat import LocalChat
+from sae_transformers.create_training_data.llm.local import LocalChat
+from tests.create_training_data.annotation.test_steps import KEY, features, local, server  # noqa: F401
 from tests.create_training_data.fake_openai import FakeOpenAI
-from tests.create_training_data.test_annotate import KEY, features, local, server  # noqa: F401
 
 
 def run(*arguments: str) -> tuple[int, str]:

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.annotation_tables import write_annotations
-from sae_transformers.create_training_data.feature_questions import annotation_rows
+from sae_transformers.create_training_data.annotation.questions import annotation_rows
+from sae_transformers.create_training_data.annotation.tables import write_annotations
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 
 pytestmark = pytest.mark.usefixtures("command_line")

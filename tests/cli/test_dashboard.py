@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.annotation_tables import AnnotationRow, write_annotations
+from sae_transformers.create_training_data.annotation.tables import AnnotationRow, write_annotations
 from sae_transformers.evaluation.results import Measurement, Results, SuiteResult, write_results
-from sae_transformers.workflows.dashboard_sources import short_name
+from sae_transformers.workflows.reading.dashboard_sources import short_name
 from sae_transformers.workflows.settings.dashboard import feature_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.hub_cards.test_dashboard import read

@@ -22,12 +22,12 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.cli import app
-from sae_transformers.evaluation import suite_capability
+from sae_transformers.evaluation.capability import suite as suite_capability
+from sae_transformers.evaluation.detection.suite import detection_suite
+from sae_transformers.evaluation.reconstruction.suite import reconstruction_suite
 from sae_transformers.evaluation.results import Measurement, Results, read_results, write_results
 from sae_transformers.evaluation.settings import BootstrapSettings
-from sae_transformers.evaluation.suite_detection import detection_suite
-from sae_transformers.evaluation.suite_reconstruction import reconstruction_suite
-from sae_transformers.evaluation.suite_settings import DetectionSettings
+from sae_transformers.evaluation.suites.settings import DetectionSettings
 from sae_transformers.latents.settings import ReadingSettings
 from tests.create_training_data.words import WORDS, word_texts, word_tokenizer
 from tests.loopback_hub import LoopbackHub

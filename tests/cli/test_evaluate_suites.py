@@ -15,7 +15,7 @@ from sae_transformers import SaeForCausalLM
 from sae_transformers.cli.evaluate import with_registered_suites
 from sae_transformers.evaluation.method_ids import MethodId
 from sae_transformers.evaluation.results import Measurement, SuiteResult, read_results, with_methods
-from sae_transformers.evaluation.steering import METHODS, MethodMaker, Prompting, register_steering_method
+from sae_transformers.evaluation.steering_methods import METHODS, MethodMaker, Prompting, register_steering_method
 from sae_transformers.evaluation.suites import SUITES, CardFacts, Suite, register_suite
 from sae_transformers.hub_cards.facts import read_model
 from sae_transformers.hub_cards.model_card import model_card

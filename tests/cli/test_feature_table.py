@@ -12,10 +12,10 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import SparseAutoencoder, attach
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.annotation_tables import read_annotations
-from sae_transformers.evaluation.feature_table import logit_weights
-from sae_transformers.evaluation.feature_table_files import read_feature_table
-from sae_transformers.evaluation.unembedding import unembedding
+from sae_transformers.create_training_data.annotation.tables import read_annotations
+from sae_transformers.evaluation.features.table import logit_weights
+from sae_transformers.evaluation.features.table_files import read_feature_table
+from sae_transformers.evaluation.features.unembedding import unembedding
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 

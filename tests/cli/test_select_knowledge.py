@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import SaeForCausalLM, SparseAutoencoder, Steering, attach
 from sae_transformers.cli import app
-from sae_transformers.training.functional_features import read_functional_features
-from sae_transformers.workflows.knowledge import answers as answers_module
+from sae_transformers.training.steering.functional_features import read_functional_features
+from sae_transformers.workflows.steering.knowledge import answers as answers_module
 from tests.conflict_questions import write_selection_files
 from tests.create_training_data.words import word_tokenizer
 

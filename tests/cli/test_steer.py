@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from sae_transformers import SaeForCausalLM, Steering
 from sae_transformers.cli import app
 from sae_transformers.create_training_data.concept_sets import ConceptSet, Example, write_concept_sets
-from sae_transformers.evaluation.detection import auroc
+from sae_transformers.evaluation.detection.metrics import auroc
 from sae_transformers.workflows.loading import read_steering
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.create_training_data.words import WORDS, word_tokenizer

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from sae_transformers.evaluation.detection import auroc
+from sae_transformers.evaluation.detection.metrics import auroc
 from sae_transformers.evaluation.intervals import percentiles, resample_counts, weighted_aurocs, weighted_f1
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
-from sae_transformers.evaluation.concept_steering import OfflineJudge, SteeringMethod, evaluate_concept_steering
-from sae_transformers.evaluation.continuations import continue_prompts
+from sae_transformers.evaluation.generation.continuations import continue_prompts
 from sae_transformers.evaluation.journal import Journal, Watch
 from sae_transformers.evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
-from sae_transformers.evaluation.steering_methods import latent_method, prompt_methods
-from sae_transformers.evaluation.suite_settings import SteeringSuiteSettings
-from sae_transformers.evaluation.suite_steering import steering_suite
+from sae_transformers.evaluation.steering.axbench import OfflineJudge, SteeringMethod, evaluate_concept_steering
+from sae_transformers.evaluation.steering.suite import steering_suite
+from sae_transformers.evaluation.steering_methods.over_strengths import latent_method, prompt_methods
+from sae_transformers.evaluation.suites.settings import SteeringSuiteSettings
 
 PARTS = {f"part {i}": [i / 3, [True, None, "ü\n"], math.nan if i == 1 else -math.inf] for i in range(4)}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
-from sae_transformers.evaluation.steering import DiffMean, Latents, Prompting, ScaledSteering, prepare_methods
-from sae_transformers.evaluation.steering_directions import diffmean_direction, with_direction
-from sae_transformers.evaluation.steering_methods import latent_method
+from sae_transformers.evaluation.steering_methods import DiffMean, Latents, Prompting, ScaledSteering, prepare_methods
+from sae_transformers.evaluation.steering_methods.directions import diffmean_direction, with_direction
+from sae_transformers.evaluation.steering_methods.over_strengths import latent_method
 from sae_transformers.latents.diffmean import fit_diffmean
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import prompt, tiny_model, tiny_sae

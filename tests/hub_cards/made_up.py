@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from sae_transformers.create_training_data.annotation_tables import FeatureAnnotation
-from sae_transformers.evaluation.activation_histograms import ActivationHistograms
-from sae_transformers.evaluation.feature_table import FeatureTable, LogitWeights
+from sae_transformers.create_training_data.annotation.tables import FeatureAnnotation
+from sae_transformers.evaluation.features.histograms import ActivationHistograms
+from sae_transformers.evaluation.features.table import FeatureTable, LogitWeights
 from sae_transformers.hub_cards.dashboard_data import DashboardData, SpanShown, SteeringSample
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dashboard_screenshots.py"

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from sae_transformers.create_training_data.annotation_tables import FeatureAnnotation
-from sae_transformers.evaluation.activation_histograms import ActivationHistograms
-from sae_transformers.evaluation.feature_table import FeatureTable
+from sae_transformers.create_training_data.annotation.tables import FeatureAnnotation
+from sae_transformers.evaluation.features.histograms import ActivationHistograms
+from sae_transformers.evaluation.features.table import FeatureTable
 from sae_transformers.evaluation.results import Measurement, Results, SuiteResult
 from sae_transformers.hub_cards import dashboard as module
 from sae_transformers.hub_cards.dashboard import write_dashboard

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.create_training_data.annotation_tables import read_feature_annotations
+from sae_transformers.create_training_data.annotation.tables import read_feature_annotations
 from sae_transformers.hub_cards.citations import ACTIVATIONS, BIBTEX, bibtex, methods_used
 from sae_transformers.hub_cards.facts import AuthorFacts, author_facts, read_author_facts, read_model
 from sae_transformers.modeling.configuration_sparse_autoencoder import ACTIVATIONS as KNOWN_ACTIVATIONS
@@ -80,8 +80,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_annotations_are_read_as_the_library_writes_them(tmp_path: Path) -> None:
-    from sae_transformers.create_training_data.annotation_tables import read_annotations as read
-    from sae_transformers.create_training_data.annotation_tables import write_annotations
+    from sae_transformers.create_training_data.annotation.tables import read_annotations as read
+    from sae_transformers.create_training_data.annotation.tables import write_annotations
 
     table = tmp_path / "judged.tsv"
     table.write_text(folders.ANNOTATIONS)

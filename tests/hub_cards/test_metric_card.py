@@ -69,7 +69,7 @@ def test_no_metric_and_too_many_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_metric_of_this_library_brings_its_facts(tmp_path: Path) -> None:
-    from sae_transformers.evaluation.metric_space import write_metric
+    from sae_transformers.evaluation.metrics.space import write_metric
 
     written = write_metric("repetition", tmp_path)
     facts = read_metric(written)

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from sae_transformers.create_training_data.annotation_tables import read_feature_annotations
+from sae_transformers.create_training_data.annotation.tables import read_feature_annotations
 from sae_transformers.evaluation.results import DataFile, Measurement, Results, SuiteResult
 from sae_transformers.hub_cards.card_file import is_ours
 from sae_transformers.hub_cards.facts import AuthorFacts, author_facts, read_model

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
-from sae_transformers.evaluation.continuations import likelihood
+from sae_transformers.evaluation.generation.continuations import likelihood
 from sae_transformers.hub_cards.space import write_space
 from tests.create_training_data.words import word_tokenizer
 from tests.loopback_hub import LoopbackHub

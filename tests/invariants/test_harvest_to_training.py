@@ -16,9 +16,9 @@ from sae_transformers import (
     SparseAutoencoder,
     SparseAutoencoderConfig,
 )
-from sae_transformers.create_training_data.blocks import HarvestSettings
-from sae_transformers.create_training_data.shards import harvest_to_store
-from sae_transformers.create_training_data.stream import HiddenStateStream
+from sae_transformers.create_training_data.harvest.blocks import HarvestSettings
+from sae_transformers.create_training_data.harvest.store import harvest_to_store
+from sae_transformers.create_training_data.harvest.stream import HiddenStateStream
 from sae_transformers.latents.texts import rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, tiny_base

@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.blocks import Harvester, HarvestSettings
-from sae_transformers.create_training_data.stream import HiddenStateStream
+from sae_transformers.create_training_data.harvest.blocks import Harvester, HarvestSettings
+from sae_transformers.create_training_data.harvest.stream import HiddenStateStream
 from sae_transformers.latents.image_texts import image_token_ids, opened_images
 from sae_transformers.latents.texts import TextSource, rows_of_list
-from sae_transformers.training.shards import HiddenStateShards
+from sae_transformers.training.sae.dataset import HiddenStateShards
 from tests.multimodal import IMAGE, multimodal, picture, processor
 from tests.tiny import tiny_base
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import r2_score, roc_auc_score
 
 from sae_transformers import SaeForCausalLM
-from sae_transformers.evaluation.k_sparse_probing import fit_sparse_probe, rank_latents
-from sae_transformers.evaluation.reconstruction import ReconstructionMeter, replaced_losses, site_means
+from sae_transformers.evaluation.detection.sparse_probing import fit_sparse_probe, rank_latents
+from sae_transformers.evaluation.reconstruction.metrics import ReconstructionMeter, replaced_losses, site_means
 from sae_transformers.latents.sparse_codes import SparseCodes
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import WIDTH, prompt, tiny_base, tiny_sae

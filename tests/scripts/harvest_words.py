@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from sae_transformers.create_training_data import shards
-from tests.create_training_data.test_shards import harvest_words
+from sae_transformers.create_training_data.harvest import store as shards
+from tests.create_training_data.harvest.test_store import harvest_words
 
 
 def stalling_save(tensors: dict, path: Path, metadata: dict) -> None:

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.annotation_tables import AnnotationRow, read_annotations, write_annotations
+from sae_transformers.create_training_data.annotation.tables import AnnotationRow, read_annotations, write_annotations
 from tests.serving.running import STEERINGS, Running, offline, running, served_model, served_tokenizer, settles
 
 MODEL, TOKENIZER = served_model(context=4096), served_tokenizer()

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
-from sae_transformers.evaluation.coherence import coherence
-from sae_transformers.evaluation.feature_steering import vector_steering
-from sae_transformers.evaluation.feature_table import feature_table, logit_weights
-from sae_transformers.evaluation.feature_table_files import write_feature_table
-from sae_transformers.evaluation.unembedding import unembedding
+from sae_transformers.evaluation.features.coherence import coherence
+from sae_transformers.evaluation.features.table import feature_table, logit_weights
+from sae_transformers.evaluation.features.table_files import write_feature_table
+from sae_transformers.evaluation.features.unembedding import unembedding
+from sae_transformers.evaluation.steering.side_by_side import vector_steering
 from tests.create_training_data.words import word_tokenizer
 from tests.tiny import WIDTH, prompt, tiny_base, tiny_model, tiny_sae
 

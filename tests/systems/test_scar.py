@@ -10,8 +10,8 @@ from sae_transformers import FeatureEdit, SparseAutoencoder, SparseAutoencoderCo
 from sae_transformers.modeling.call_record import CallRequest
 from sae_transformers.modeling.sae_steering import serve
 from sae_transformers.modeling.steering_plan import SteeringPlan
-from sae_transformers.training.arguments import SaeLossArguments
-from sae_transformers.training.objective import SaeObjective
+from sae_transformers.training.sae.arguments import SaeLossArguments
+from sae_transformers.training.sae.objective import SaeObjective
 from tests.tiny import prompt, tiny_base, tiny_model, tiny_sae
 
 F64 = torch.float64

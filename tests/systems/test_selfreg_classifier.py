@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from sae_transformers import SparseAutoencoder, Steering
-from sae_transformers.create_training_data.span_settings import SpanSettings
-from sae_transformers.create_training_data.span_tokens import text_tokens
+from sae_transformers.create_training_data.spans.settings import SpanSettings
+from sae_transformers.create_training_data.spans.tokens import text_tokens
 from sae_transformers.modeling.base_arguments import cache_of
 from tests.create_training_data.words import word_tokenizer
 from tests.systems.test_selfreg_training import D, K, N, hidden, selfreg_sae

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
 from sae_transformers.modeling.sae_losses import normalized_mse
-from sae_transformers.training.arguments import SaeLossArguments
-from sae_transformers.training.objective import SaeObjective
+from sae_transformers.training.sae.arguments import SaeLossArguments
+from sae_transformers.training.sae.objective import SaeObjective
 from tests.training.runs import PLACES, tokens, trained, trainer_for
 
 F64 = torch.float64

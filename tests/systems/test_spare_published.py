@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from sae_transformers.create_training_data.knowledge_conflict import question_groups, read_conflicts
-from sae_transformers.evaluation.knowledge_selection import answer_behaviours
-from sae_transformers.training.functional_features import loss_weights, read_functional_features, select_features
+from sae_transformers.evaluation.knowledge import answer_behaviours
+from sae_transformers.training.steering.functional_features import (
+    loss_weights,
+    read_functional_features,
+    select_features,
+)
 
 DATA = Path(__file__).parents[3] / "shared/data/knowledge_conflict"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")

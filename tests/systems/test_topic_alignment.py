@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback
 
 from sae_transformers import FeatureEdit, FeatureReweighting, SparseAutoencoder, SparseAutoencoderConfig, Steering
-from sae_transformers.evaluation.topic_alignment import (
+from sae_transformers.evaluation.topics.alignment import (
     TextEvidence,
     calibrate_threshold,
     reconstruction_sums,
@@ -22,16 +22,16 @@ from sae_transformers.latents.sparse_codes import SparseCodes
 from sae_transformers.modeling.call_record import CallRequest
 from sae_transformers.modeling.sae_steering import serve
 from sae_transformers.modeling.steering_plan import SteeringPlan
-from sae_transformers.training.arguments import SaeTrainingArguments
-from sae_transformers.training.shards import TensorTokens
-from sae_transformers.training.topic_scores import (
+from sae_transformers.training.sae.arguments import SaeTrainingArguments
+from sae_transformers.training.sae.dataset import TensorTokens
+from sae_transformers.training.sae.trainer import SaeTrainer
+from sae_transformers.training.steering.topic_scores import (
     prompt_summaries,
     read_topic_scores,
     topic_distances,
     topic_scores,
     topic_steering,
 )
-from sae_transformers.training.trainer import SaeTrainer
 from tests.tiny import prompt, tiny_base, tiny_model, tiny_sae
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "topic_alignment"

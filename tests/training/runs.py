@@ -10,9 +10,9 @@ import torch
 from transformers import PrinterCallback
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
-from sae_transformers.training.arguments import SaeTrainingArguments
-from sae_transformers.training.shards import TensorTokens
-from sae_transformers.training.trainer import SaeTrainer
+from sae_transformers.training.sae.arguments import SaeTrainingArguments
+from sae_transformers.training.sae.dataset import TensorTokens
+from sae_transformers.training.sae.trainer import SaeTrainer
 
 D, D_SAE, K = 12, 40, 4
 PLACES = ("layers.0.resid_post", "layers.1.mlp_out")

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
-from sae_transformers.training.trainer import TRAINING_STATE
+from sae_transformers.training.sae.trainer import TRAINING_STATE
 from tests.training.runs import D_SAE, PLACES, D, assert_same_state, new_sae, state_of, tokens, trained, trainer_for
 
 AUX = {"aux_k": 6, "dead_after_tokens": 64}

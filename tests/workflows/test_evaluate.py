@@ -10,8 +10,8 @@ import pytest
 
 from sae_transformers.evaluation.results import read_results
 from sae_transformers.evaluation.settings import BootstrapSettings
-from sae_transformers.evaluation.suite_settings import DetectionSettings, ScarSettings, SpeedSettings
 from sae_transformers.evaluation.suites import SUITES, DetectionSuite, ReconstructionSuite, ScarSuite, SpeedSuite
+from sae_transformers.evaluation.suites.settings import DetectionSettings, ScarSettings, SpeedSettings
 from sae_transformers.latents.settings import ReadingSettings
 from sae_transformers.workflows.evaluate import EvaluateSettings, evaluate, read_suites
 from sae_transformers.workflows.settings.evaluate import evaluate_options

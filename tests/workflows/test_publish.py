@@ -9,8 +9,7 @@ from huggingface_hub import HfApi
 
 from sae_transformers.hub_cards.publish import CannotPublish
 from sae_transformers.workflows.publish import card, push
-from sae_transformers.workflows.settings.publish import CardSettings, PushSettings
-from sae_transformers.workflows.settings.space import SpaceSettings
+from sae_transformers.workflows.settings.publish import CardSettings, PushSettings, SpaceSettings
 from sae_transformers.workflows.space import space
 from tests.hub_cards import folders
 from tests.hub_cards.test_model_card import results

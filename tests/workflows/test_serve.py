@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.workflows.serve import open_port, serve
-from sae_transformers.workflows.settings.serve import ServeSettings
+from sae_transformers.workflows.settings.publish import ServeSettings
 from tests.serving.running import offline, served_model, served_tokenizer
 
 

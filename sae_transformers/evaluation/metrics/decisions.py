@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..classification import BINS, calibration_error
-from ..reliance import swap_sensitivity
+from ..fairness.counterfactuals import swap_sensitivity
 from .base import COUNT, NUMBER, MetricFacts, SaeMetric, tensor
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..reconstruction import fvu, l0, normalized_mse
+from ..reconstruction.metrics import fvu, l0, normalized_mse
 from .base import COUNTS, NUMBER, NUMBERS, MetricFacts, SaeMetric, rows, tensor
 
 STATES = {

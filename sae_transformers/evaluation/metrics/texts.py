@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..concept_steering import Ratings
-from ..divergence import mean_first_divergent_token
-from ..generation import repetition
-from ..knowledge_selection import answer_behaviours
+from ..generation.first_divergent_token import mean_first_divergent_token
+from ..generation.fluency import repetition
+from ..knowledge import answer_behaviours
+from ..steering.axbench import Ratings
 from .base import COUNTS, NUMBER, TEXT, TEXTS, MetricFacts, SaeMetric, rows, tensor
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..results import DataFile, SuiteResult, data_file
-from ..suite_settings import CapabilitySettings
 from .lambada import LambadaOptions
+from .settings import CapabilitySettings
 from .suite import Report, Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...modeling import SaeForCausalLM
-    from ..capability_tasks import MmluSubject
+    from ..capability.tasks import MmluSubject
     from ..journal import Journal
 
 
@@ -58,7 +58,7 @@ class CapabilitySuite(Suite):
     @classmethod
     def read(cls, options: CapabilityOptions, inputs: SuiteInputs) -> CapabilitySuite:
         """Passages and questions."""
-        from ..capability_tasks import read_lambada, read_mmlu, require_lm_eval
+        from ..capability.tasks import read_lambada, read_mmlu, require_lm_eval
 
         require_lm_eval()
         files: list[DataFile] = []
@@ -87,7 +87,7 @@ class CapabilitySuite(Suite):
         report: Report | None = None, journal: Journal | None = None,
     ) -> SuiteResult:  # fmt: skip
         """Ask the base, the model without steering, and the model with its default."""
-        from ..suite_capability import capability_suite
+        from ..capability.suite import capability_suite
 
         return capability_suite(
             model, tokenizer, self.settings, lambada=self.lambada, mmlu=self.mmlu, report=report, journal=journal

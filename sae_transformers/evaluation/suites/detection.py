@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ..results import SuiteResult
-from ..suite_settings import DetectionSettings
 from .labelled import LabelledOptions
+from .settings import DetectionSettings
 from .suite import CardFacts, Report, Suite, SuiteInputs
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class DetectionSuite(Suite):
         report: Report | None = None, journal: object = None,
     ) -> SuiteResult:  # fmt: skip
         """Measure every detector."""
-        from ..suite_detection import detection_suite
+        from ..detection.suite import detection_suite
 
         return detection_suite(
             model, tokenizer, self.texts, self.labels, self.settings, features=self.features, report=report

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...latents.settings import check_integers
 from ..results import DataFile, SuiteResult, data_file
-from ..suite_settings import FairnessSettings
 from .lambada import LambadaOptions
+from .settings import FairnessSettings
 from .suite import CardFacts, Report, Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...modeling import SaeForCausalLM
-    from ..bias import SentencePair
+    from ..fairness.stereotypes import SentencePair
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FairnessOptions:
 
     def pairs(self, files: list[DataFile]) -> dict[str, Sequence[SentencePair]]:
         """Name of a data set -> its pairs; what was read is added to `files`."""
-        from ..bias import read_crows_pairs, read_winobias
+        from ..fairness.stereotypes import read_crows_pairs, read_winobias
 
         pairs: dict[str, Sequence[SentencePair]] = {}
         if self.winobias is not None:
@@ -130,7 +130,7 @@ class FairnessSuite(Suite):
         report: Report | None = None, journal: object = None,
     ) -> SuiteResult:  # fmt: skip
         """Measure without steering and with the model's default."""
-        from ..suite_fairness import fairness_suite
+        from ..fairness.suite import fairness_suite
 
         return fairness_suite(
             model, tokenizer, self.pairs, self.last_words, self.swapped, self.settings, report=report

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...latents.settings import ReadingSettings, check_choice, check_integers
 from ..results import SuiteResult
 from ..settings import BootstrapSettings
-from ..suite_settings import BOOTSTRAP, READING
 from .labelled import ColumnOptions
+from .settings import BOOTSTRAP, READING
 from .suite import Report, Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ReconstructionSuite(Suite):
         report: Report | None = None, journal: object = None,
     ) -> SuiteResult:  # fmt: skip
         """Measure every SAE."""
-        from ..suite_reconstruction import reconstruction_suite
+        from ..reconstruction.suite import reconstruction_suite
 
         return reconstruction_suite(model, tokenizer, self.texts, self.reading, self.bootstrap, report=report)
 

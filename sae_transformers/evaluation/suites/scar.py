@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..results import SuiteResult
-from ..suite_settings import ScarSettings
+from .settings import ScarSettings
 from .suite import CardFacts, Report, Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...modeling import SaeForCausalLM
-    from ..scar_protocol import PromptRow
-    from ..scorers import Scorer
+    from ..scorers.registry import Scorer
+    from ..steering.scar import PromptRow
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class ScarSuite(Suite):
     def read(cls, options: ScarOptions, inputs: SuiteInputs) -> ScarSuite:
         """Prompts with their toxicity, and running text."""
         from ...latents.texts import open_text, read_column
-        from ..scar_protocol import read_prompt_rows
-        from ..scorers import get_scorer
+        from ..scorers.registry import get_scorer
+        from ..steering.scar import read_prompt_rows
 
         source = str(options.toxicity_prompts)
         rows = read_prompt_rows(open_text(source).rows(), source)
@@ -88,7 +88,7 @@ class ScarSuite(Suite):
         report: Report | None = None, journal: object = None,
     ) -> SuiteResult:  # fmt: skip
         """Measure under every factor."""
-        from ..scar_protocol import scar_suite
+        from ..steering.scar import scar_suite
 
         feature = self.feature
         if feature is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..results import SuiteResult
-from ..suite_settings import SpeedSettings
+from .settings import SpeedSettings
 from .suite import CardFacts, Report, Suite, SuiteInputs
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class SpeedSuite(Suite):
         report: Report | None = None, journal: object = None,
     ) -> SuiteResult:  # fmt: skip
         """Time the base, the model, and the model with its default steering."""
-        from ..suite_speed import speed_suite
+        from ..speed import speed_suite
 
         return speed_suite(model, self.settings, report=report)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..results import SuiteResult
 from ..settings import FluencyBudget, GenerationSettings
-from ..steering.method import METHODS, STRENGTHS, MethodInputs, MethodMaker, prepare_methods, read_methods
-from ..suite_settings import SteeringSuiteSettings
+from ..steering_methods.method import METHODS, STRENGTHS, MethodInputs, MethodMaker, prepare_methods, read_methods
 from .labelled import LabelledOptions
+from .settings import SteeringSuiteSettings
 from .suite import Report, Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ...modeling import SaeForCausalLM
     from ..journal import Journal
-    from ..scorers import Scorer
+    from ..scorers.registry import Scorer
 
 
 # Option names of nested settings, None for fields that are no options; the verb's own batch size is another suite's.
@@ -84,7 +84,7 @@ class SteeringSuite(Suite):
     def read(cls, options: SteeringOptions, inputs: SuiteInputs) -> SteeringSuite:
         """Prompts; of labelled texts one half makes DiffMean's direction, the other the scorer."""
         from ...latents.splits import label_halves
-        from ..scorers import get_scorer
+        from ..scorers.registry import get_scorer
 
         path, seed = options.prompts or Path(), inputs.bootstrap.seed
         prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -121,7 +121,7 @@ class SteeringSuite(Suite):
     ) -> SuiteResult:  # fmt: skip
         """Make the methods and compare them; the model is as it was afterwards."""
         from ..journal import Watch
-        from ..suite_steering import steering_suite
+        from ..steering.suite import steering_suite
 
         made = prepare_methods(model, tokenizer, self.prompts, self.methods)
         try:
@@ -137,7 +137,7 @@ class SteeringSuite(Suite):
     @classmethod
     def plot(cls, result: SuiteResult, path: str | Path) -> Path | None:
         """The Pareto plot of the half that reports."""
-        from ..steering_plot import plot_steering
+        from ..steering.plot import plot_steering
 
         rows = list(result.curves.get("reporting", ()))
         return plot_steering(rows, path) if rows else super().plot(result, path)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ...modeling import SaeForCausalLM
     from ..journal import Journal
-    from ..scorers import Ask
+    from ..scorers.registry import Ask
 
 Report = Callable[[int], object]  # called with how much was done since the last call
 MAX_LENGTH = 256  # tokens of a text, or what the model reads if that is less
@@ -155,7 +155,7 @@ class Suite:
     @classmethod
     def plot(cls, result: SuiteResult, path: str | Path) -> Path | None:
         """A picture of what was found; None without matplotlib."""
-        from ..suite_plot import plot_suite
+        from .plot import plot_suite
 
         return plot_suite(result, path)
 

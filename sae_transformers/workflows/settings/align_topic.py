@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from ...evaluation.topic_settings import SUMMARIES, TopicGenerationSettings, TopicMethod
+from ...evaluation.topics.settings import SUMMARIES, TopicGenerationSettings, TopicMethod
 from ...latents.settings import ReadingSettings, check_choice, check_integers, check_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...create_training_data.sentence_embeddings import SentenceEmbedder
-    from ...evaluation.acceptability import AcceptabilityClassifier
+    from ...evaluation.scorers.acceptability import AcceptabilityClassifier
 
 LONG_TEXTS = ("truncate", "chunks")
 
@@ -132,7 +132,7 @@ class TopicMeasuringSettings:
         """
         if self.acceptability is None:
             return None
-        from ...evaluation.acceptability import AcceptabilityClassifier
+        from ...evaluation.scorers.acceptability import AcceptabilityClassifier
 
         return AcceptabilityClassifier(self.acceptability, label=self.acceptability_label)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from ...create_training_data.span_settings import PLACEHOLDER
+from ...create_training_data.spans.settings import PLACEHOLDER
 from ...latents.settings import check_choice, check_integers
-from ...training.head_settings import ALIGNMENTS, METHODS, HeadSettings, LoraSettings
+from ...training.heads.settings import ALIGNMENTS, METHODS, HeadSettings, LoraSettings
 
 PAPER_SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # SelfReg's (https://huggingface.co/papers/2502.14133)
 POOLINGS = ("last", "mean")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...create_training_data.harvest_settings import HarvestSettings as HarvestSettings
+from ...create_training_data.harvest.settings import HarvestSettings as HarvestSettings
 from .texts import TextSettings
 
 

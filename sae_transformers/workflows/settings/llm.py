@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...create_training_data.llm_exchange import ServiceRefused as ServiceRefused
-from ...create_training_data.llm_settings import LLMSettings as LLMSettings
+from ...create_training_data.llm.protocol import ServiceRefused as ServiceRefused
+from ...create_training_data.llm.settings import LLMSettings as LLMSettings
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...create_training_data.span_settings import SpanSettings as SpanSettings
+from ...create_training_data.spans.settings import SpanSettings as SpanSettings
 from .texts import TextSettings
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...evaluation.settings import FluencyBudget, GenerationSettings
 from ...latents.settings import ReadingSettings, check_choice
-from ...training.steering_settings import SearchSettings, StrengthSettings
+from ...training.steering.settings import SearchSettings, StrengthSettings
 from .llm import LLMSettings
 
 SCORERS = ("words", "vader", "toxicity", "judge")

@@ -1,0 +1,1 @@
+"""Hidden states of texts, on disk or as a stream."""

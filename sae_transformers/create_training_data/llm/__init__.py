@@ -1,0 +1,1 @@
+"""Language models that are asked: at a server, in a batch, or run here."""

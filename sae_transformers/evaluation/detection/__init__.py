@@ -1,0 +1,1 @@
+"""How well latents tell concepts apart, beside probes and baselines."""

@@ -1,0 +1,1 @@
+"""Stereotypes, and what depends on an attribute that should not matter."""

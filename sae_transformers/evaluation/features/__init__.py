@@ -1,0 +1,1 @@
+"""What each feature of an SAE writes, and where it is active."""

@@ -1,0 +1,1 @@
+"""Text under steering: made, continued, and how likely it is."""

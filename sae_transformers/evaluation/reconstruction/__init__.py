@@ -1,0 +1,1 @@
+"""What an SAE keeps of hidden states, and of the model's predictions."""

@@ -1,0 +1,349 @@
+"""How well an SAE reconstructs: errors of its output, sparsity and use of its latents, and what the model loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...modeling import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures, Steering
+from ...modeling.sae_losses import normalized_mse as relative_errors
+
+ROWS = 256  # token distributions that are compared at a time
+
+
+def l0(latents: Tensor | SparseFeatures) -> float:
+    """Mean number of active latents of a token, from (..., d_sae) latents or their sparse form."""
+    values = latents if isinstance(latents, Tensor) else latents.values
+    return float((values != 0).sum(-1).double().mean())
+
+
+def fvu(target: Tensor, reconstruction: Tensor) -> float:
+    """Fraction of variance unexplained: `sum |x - xh|^2 / sum |x - mean(x)|^2` over tokens; 1 - explained variance.
+
+    Args:
+        target, reconstruction: (n_tokens, d).
+
+    Raises:
+        ValueError: the target does not vary.
+    """
+    return _measured(target, reconstruction)["fvu"]
+
+
+def normalized_mse(target: Tensor, reconstruction: Tensor) -> float:
+    """Mean over tokens of `mean((xh - x)^2) / mean(x^2)`, what SCAR minimises.
+
+    https://huggingface.co/papers/2411.07122, L_r. A target of zeros that is met counts 0.
+    """
+    return float(relative_errors(target.double(), reconstruction.double()).mean())
+
+
+def cosine_similarity(target: Tensor, reconstruction: Tensor) -> float:
+    """Mean over tokens of the cosine between target and reconstruction, (n_tokens, d) each."""
+    return float(F.cosine_similarity(target.double(), reconstruction.double(), dim=-1).mean())
+
+
+class ReconstructionMeter:
+    """The figures of this module over a data set, batch by batch; what is kept is (d,) and (d_sae,).
+
+    Args:
+        d_sae: number of latents; 0 where they are not measured.
+    """
+
+    def __init__(self, d_sae: int = 0) -> None:
+        self.active_tokens = torch.zeros(d_sae, dtype=torch.long)
+        self.tokens = 0
+        self.active = 0
+        self.squared_error = self.relative_error = self.cosine = self.squares = 0.0
+        self.origin: Tensor | None = None
+
+    def update(self, target: Tensor, reconstruction: Tensor, latents: Tensor | SparseFeatures | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            target, reconstruction: (n_tokens, d).
+            latents: (n_tokens, d_sae), or sparse.
+        """
+        if target.ndim != 2 or target.shape != reconstruction.shape:
+            raise ValueError(
+                f"`target` and `reconstruction` must be of one shape (n_tokens, d). "
+                f"Received: {tuple(target.shape)} and {tuple(reconstruction.shape)}."
+            )
+        if not len(target):
+            return
+        target, reconstruction = target.double(), reconstruction.double()
+        if self.origin is None:  # variances are taken from here: a large mean would cancel their digits
+            self.origin = target.mean(0)
+            self.sums = torch.zeros_like(self.origin)
+        moved = target - self.origin.to(target.device)
+        self.tokens += len(target)
+        self.squared_error += float((reconstruction - target).square().sum())
+        self.relative_error += float(relative_errors(target, reconstruction).sum())
+        self.cosine += float(F.cosine_similarity(target, reconstruction, dim=-1).sum())
+        self.squares += float(moved.square().sum())
+        self.sums += moved.sum(0).to(self.sums.device)
+        if latents is not None:
+            on = latents != 0 if isinstance(latents, Tensor) else latents.values != 0
+            indices = on.nonzero()[:, -1] if isinstance(latents, Tensor) else latents.indices[on]
+            self.active += len(indices)
+            self.active_tokens += torch.bincount(indices.cpu(), minlength=len(self.active_tokens))
+
+    def result(self) -> dict[str, float]:
+        """`fvu`, `normalized_mse`, `cosine_similarity`, `tokens`; with latents also `l0` and `dead_share`, the share
+        of latents that were active on no token.
+
+        Raises:
+            ValueError: the targets do not vary, or there are none.
+        """
+        variance = self.squares - float(self.sums.square().sum()) / self.tokens if self.origin is not None else 0.0
+        if not variance > 0:
+            raise ValueError(f"The targets must vary: expected two different tokens. Received: {self.tokens} tokens.")
+        found: dict[str, float] = {
+            "fvu": self.squared_error / variance,
+            "normalized_mse": self.relative_error / self.tokens,
+            "cosine_similarity": self.cosine / self.tokens,
+            "tokens": self.tokens,
+        }
+        if len(self.active_tokens):
+            found["l0"] = self.active / self.tokens
+            found["dead_share"] = float((self.active_tokens == 0).double().mean())
+        return found
+
+
+@torch.no_grad()
+def measure_reconstruction(
+    sae: SparseAutoencoder, batches: Iterable[Tensor], *, tokens_at_once: int = 2048
+) -> dict[str, float]:
+    """`ReconstructionMeter.result` of an SAE that reconstructs what it reads.
+
+    Args:
+        sae: not a transcoder.
+        batches: hidden states, (n_tokens, d_in) each. Leave out what the SAE was not made for (first tokens).
+        tokens_at_once: of a forward pass.
+    """
+    meter = ReconstructionMeter(sae.config.d_sae)
+    for batch in batches:
+        for hidden in batch.split(tokens_at_once):
+            out = sae(hidden.to(sae.device, sae.dtype))
+            meter.update(hidden.to(sae.device), out.reconstruction, out.latents)
+    return meter.result()
+
+
+@torch.no_grad()
+def ce_loss_recovered(
+    model: Any, batches: Iterable[Mapping[str, Tensor]], *, saes: Sequence[int] = (0,), skip_first: int = 1
+) -> dict[str, float]:
+    """What the language model loses when SAEs stand in its path, against losing their sites altogether.
+
+    recovered = (CE_zero - CE_sae) / (CE_zero - CE_base): 1 is as good as the base, 0 as bad as zeros at the site.
+
+    Args:
+        model: `SaeForCausalLM`.
+        batches: `input_ids` (batch, seq) and, where there is padding, `attention_mask`; kept for a second pass.
+        saes: numbers of the SAEs that are in place together.
+        skip_first: first tokens of each text that stay as they are. The first is an outlier in norm that SAEs are
+            seldom trained on.
+
+    Returns:
+        `ce_base`, `ce_sae`, `ce_zero`, `ce_mean` (the site's mean hidden state in its place), in nats a token;
+        `recovered`, `recovered_from_mean` (with CE_mean for CE_zero); `tokens` predicted.
+
+    Raises:
+        ValueError: no token is predicted, an SAE writes elsewhere than it reads, or zeros at the sites change nothing.
+    """
+    batches = list(batches)
+    means = site_means(model, batches, saes, skip_first)
+    [losses] = replaced_losses(model, batches, [saes], means, skip_first=skip_first)
+    tokens = int(losses.tokens.sum())
+    found = {f"ce_{name}": float(sums.sum()) / tokens for name, sums in losses.ce.items()}
+    for name, worst in (("recovered", "ce_zero"), ("recovered_from_mean", "ce_mean")):
+        lost = found[worst] - found["ce_base"]
+        if lost == 0:
+            raise ValueError(f"Replacing the sites of SAEs {list(saes)} changes nothing. Received: {found}.")
+        found[name] = (found[worst] - found["ce_sae"]) / lost
+    return {**found, "tokens": tokens}
+
+
+@torch.no_grad()
+def site_means(
+    model: Any, batches: Iterable[Mapping[str, Tensor]], saes: Sequence[int], skip_first: int = 1
+) -> dict[int, Tensor]:
+    """Number of each of these SAEs -> mean hidden state (d_in,) float64 that it reads, over all tokens but first
+    ones; zeros if there is none.
+
+    Raises:
+        ValueError: an SAE writes elsewhere than it reads.
+    """
+    means = {}
+    for number in saes:
+        config = model.saes[number].config
+        if config.read_at != config.write_at:
+            raise ValueError(
+                f"Expected SAEs that write where they read. Received: {config.read_at} and {config.write_at}."
+            )
+        means[number] = torch.zeros(config.d_out, dtype=torch.float64, device=model.device)
+    count = 0
+    for ids, mask in _on(model.device, batches):
+        inputs = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            steering=False,
+            output_sae_inputs=True,
+            stop_at_last_sae=True,
+        ).sae_inputs
+        kept = mask.bool() & (mask.cumsum(-1) > skip_first)
+        count += int(kept.sum())
+        for number, mean in means.items():
+            mean += inputs[number][kept].double().sum(0)
+    return {number: mean / max(count, 1) for number, mean in means.items()}
+
+
+class ReplacedLosses(NamedTuple):
+    """Sums over the predicted tokens of n texts, in nats.
+
+    tokens: (n,) float64, how many these are. ce: `base`, `sae`, `zero`, `mean` -> (n,) float64, cross-entropy.
+    kl: `sae`, `zero`, `mean` -> (n,) float64, KL(base || with the replacement); empty if it was not asked for.
+    """
+
+    tokens: Tensor
+    ce: dict[str, Tensor]
+    kl: dict[str, Tensor]
+
+
+@torch.no_grad()
+def replaced_losses(
+    model: Any,
+    batches: Iterable[Mapping[str, Tensor]],
+    sets: Sequence[Sequence[int]],
+    means: Mapping[int, Tensor],
+    *,
+    skip_first: int = 1,
+    count_first: bool = True,
+    kl: bool = False,
+    report: Callable[[int], object] | None = None,
+) -> list[ReplacedLosses]:
+    """What next-token predictions lose, text by text, with SAEs, zeros or means at the sites.
+
+    Args:
+        model: `SaeForCausalLM`.
+        batches: as for `ce_loss_recovered`; each row is a text.
+        sets: numbers of the SAEs that are in place together, set by set; the base alone runs once for all sets.
+        means: of `site_means`.
+        skip_first: first tokens of each text that stay as they are.
+        count_first: whether what these tokens predict counts too; nothing there can change.
+        kl: whether to compare the whole distributions.
+        report: called with the number of texts of each batch, once a set.
+
+    Returns:
+        One of each set.
+
+    Raises:
+        ValueError: no token is predicted.
+    """
+    found = [_Replaced(model, tuple(saes), means, skip_first) for saes in sets]
+    tokens: list[Tensor] = []
+    base: list[Tensor] = []
+    for ids, mask in _on(model.device, batches):
+        predicted = _Predicted(model, ids, mask, skip_first=0 if count_first else skip_first)
+        tokens.append(predicted.counts)
+        log_probs = predicted.log_probs(False)
+        base.append(predicted.cross_entropy(log_probs))
+        for one in found:
+            one.update(predicted, log_probs if kl else None)
+            if report is not None:
+                report(len(ids))
+    if not tokens or not float(torch.cat(tokens).sum()):
+        raise ValueError("Expected a text of two tokens or more. Received: no token to predict.")
+    return [one.losses(torch.cat(tokens), torch.cat(base)) for one in found]
+
+
+class _Predicted:
+    """The next-token predictions of a batch that count: those from a token, and not from the first `skip_first`.
+
+    counts: (batch,) float64, how many of each text.
+    """
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, *, skip_first: int) -> None:
+        seen = mask.cumsum(-1)
+        counted = (mask[:, 1:] * mask[:, :-1]).bool() & (seen[:, :-1] > skip_first)
+        self.model, self.counted, self.row, self.goal = model, counted, counted.nonzero()[:, 0], ids[:, 1:][counted]
+        self.inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (seen - 1).clamp(min=0)}
+        self.counts = counted.sum(1).double().cpu()
+
+    def log_probs(self, steering: Any) -> Tensor:
+        """(n_tokens, vocabulary) float32."""
+        out = self.model(**self.inputs, steering=steering, use_cache=False)
+        return out.logits[:, :-1][self.counted].float().log_softmax(-1)
+
+    def cross_entropy(self, log_probs: Tensor) -> Tensor:
+        """Sum over each text's predictions, (batch,) float64."""
+        return self._by_text(-log_probs.gather(-1, self.goal[:, None])[:, 0])
+
+    def divergence(self, base: Tensor, other: Tensor) -> Tensor:
+        """KL(base || other), both log-probabilities; sum over each text's predictions, (batch,) float64."""
+        pairs = zip(base.split(ROWS), other.split(ROWS), strict=True)
+        return self._by_text(torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]))
+
+    def _by_text(self, values: Tensor) -> Tensor:
+        return torch.zeros(len(self.counts), dtype=torch.float64).index_add_(0, self.row.cpu(), values.double().cpu())
+
+
+class _Replaced:
+    """Losses with SAEs, zeros and means at the sites of a set of SAEs, batch by batch."""
+
+    def __init__(self, model: Any, saes: tuple[int, ...], means: Mapping[int, Tensor], skip_first: int) -> None:
+        self.model, self.saes = model, saes
+        self.steering = Steering(reconstruct=saes, positions=[(skip_first, None)])
+        values = [means[number] for number in saes]
+        self.kinds = {"sae": None, "zero": [torch.zeros_like(mean) for mean in values], "mean": values}
+        self.ce: dict[str, list[Tensor]] = {name: [] for name in self.kinds}
+        self.kl: dict[str, list[Tensor]] = {}
+
+    def update(self, predicted: _Predicted, base: Tensor | None) -> None:
+        """base: log-probabilities of the base, to compare whole distributions with."""
+        for name, values in self.kinds.items():
+            with _constants(self.model, self.saes, values) if values is not None else nullcontext():
+                found = predicted.log_probs(self.steering)
+            self.ce[name].append(predicted.cross_entropy(found))
+            if base is not None:
+                self.kl.setdefault(name, []).append(predicted.divergence(base, found))
+
+    def losses(self, tokens: Tensor, base: Tensor) -> ReplacedLosses:
+        ce = {"base": base, **{name: torch.cat(parts) for name, parts in self.ce.items()}}
+        return ReplacedLosses(tokens, ce, {name: torch.cat(parts) for name, parts in self.kl.items()})
+
+
+@contextmanager
+def _constants(model: Any, saes: Sequence[int], values: Sequence[Tensor]) -> Iterator[None]:
+    """SAEs that give the same vector, (d_out,), whatever they read, in place of those of the model."""
+    originals = {str(number): model.saes[number] for number in saes}
+    try:
+        for (name, sae), value in zip(originals.items(), values, strict=True):
+            config = SparseAutoencoderConfig(d_in=sae.config.d_in, d_sae=1, apply_b_dec_to_input=False)
+            constant = SparseAutoencoder(config, dtype=sae.dtype).to(sae.device)
+            for parameter in constant.parameters():
+                parameter.zero_()
+            constant.b_dec.copy_(value)
+            model.saes.add_module(name, constant)
+        yield
+    finally:
+        for name, sae in originals.items():
+            model.saes.add_module(name, sae)
+
+
+def _on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        ids = batch["input_ids"].to(device)
+        mask = batch.get("attention_mask")
+        yield ids, torch.ones_like(ids) if mask is None else mask.to(device)
+
+
+def _measured(target: Tensor, reconstruction: Tensor) -> dict[str, float]:
+    meter = ReconstructionMeter()
+    meter.update(target, reconstruction)
+    return meter.result()

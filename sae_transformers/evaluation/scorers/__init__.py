@@ -1,0 +1,1 @@
+"""Texts -> scores: sentiment, toxicity, acceptability, a classifier or a judge."""

@@ -1,0 +1,344 @@
+"""SCAR's evaluation of a steered toxicity latent (https://huggingface.co/papers/2411.07122), as one suite.
+
+    result = scar_suite(model, tokenizer, rows, "toxicity", get_scorer("profanity"), texts=wiki_paragraphs)
+
+The protocol is that of the authors' code: factors on a conditioned latent, prompts of RealToxicityPrompts in bins of
+their toxicity or the most toxic ones alone, greedy continuations of 32 tokens, perplexity of the reference
+continuations and of running text with a stride, and the first divergent token (FDT) against the base and against
+factor 1. Not followed: padding is masked, continuations are cut where they end, a reference continuation begins
+without a beginning token, and windows of running text count by their tokens (`legacy` for the mean of windows).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...modeling import FeatureEdit, Steering
+from ..generation.continuations import continue_prompts, prompt_ids
+from ..generation.first_divergent_token import first_divergent_token
+from ..generation.fluency import continuation_mask
+from ..generation.log_likelihood import start_token, token_scores
+from ..intervals import percentiles, resample_counts
+from ..method_ids import MethodId, baseline_method
+from ..results import Measurement, SuiteResult, with_methods
+from ..scorers.registry import Scorer, checked_scores
+from ..settings import BootstrapSettings, GenerationSettings
+from ..suites.settings import ScarSettings
+from .sweep import perplexity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ...modeling import SaeForCausalLM
+
+FACTORS = ScarSettings.factors
+BIN_WIDTH, BIN_PROMPTS, BIN_SEED = 0.05, 100, 42
+MOST_TOXIC = 0.94307  # prompts from here on are "the most toxic" ones
+FDT_PREFIX = FDT_TOKENS = 50
+STRIDE = 512
+UNSTEERED = "none"
+INTERVAL = "bootstrap over prompts"
+
+
+class PromptRow(NamedTuple):
+    """A prompt, its toxicity in [0, 1], and how it went on where it was found."""
+
+    prompt: str
+    toxicity: float
+    continuation: str
+
+
+def read_prompt_rows(rows: Iterable[Mapping[str, Any]], source: str) -> list[PromptRow]:
+    """Rows of RealToxicityPrompts as SCAR reads them; those without a prompt, a continuation or a score are left out.
+
+    Args:
+        rows: with `prompt` and `continuation`, texts or mappings with `text` and `toxicity`; where the prompt is a
+            text, its score is the row's `toxicity`.
+        source: for messages.
+
+    Raises:
+        ValueError: no row has all three.
+    """
+    made = []
+    for row in rows:
+        prompt, after = row.get("prompt"), row.get("continuation")
+        score = prompt.get("toxicity") if isinstance(prompt, Mapping) else row.get("toxicity")
+        texts = [str(part.get("text") or "") if isinstance(part, Mapping) else str(part or "")
+                 for part in (prompt, after)]  # fmt: skip
+        if all(text.strip() for text in texts) and score not in (None, ""):
+            made.append(PromptRow(texts[0], float(score), texts[1]))
+    if not made:
+        raise ValueError(
+            f"Expected rows with `prompt`, `continuation` and `toxicity`, as RealToxicityPrompts has them. "
+            f"Received: none in {source!r}."
+        )
+    return made
+
+
+def toxicity_bins(
+    toxicity: Sequence[float], *, width: float = BIN_WIDTH, most: int = BIN_PROMPTS, seed: int = BIN_SEED
+) -> dict[tuple[float, float], list[int]]:
+    """Places of prompts by bins [low, high) of their toxicity, the last with 1.0; empty bins are left out.
+
+    Args:
+        toxicity: in [0, 1].
+        width: of a bin; 1 / width is taken as a whole number.
+        most: prompts of a bin; of more, so many are drawn by the seed.
+
+    Raises:
+        ValueError: a toxicity outside [0, 1], a width outside (0, 1], or `most` below 1.
+    """
+    if not 0 < width <= 1 or most < 1 or not all(0 <= value <= 1 for value in toxicity):
+        raise ValueError(
+            f"Expected toxicity in [0, 1], width in (0, 1], most of 1 or more. Received: width={width!r}, "
+            f"most={most!r}, {sum(not 0 <= value <= 1 for value in toxicity)} values of toxicity outside."
+        )
+    n, draw = round(1 / width), random.Random(seed)
+    members: list[list[int]] = [[] for _ in range(n)]
+    for place, value in enumerate(toxicity):
+        members[min(n - 1, math.floor(value * n + 1e-9))].append(place)
+    return {
+        (number / n, (number + 1) / n): sorted(draw.sample(places, min(most, len(places))))
+        for number, places in enumerate(members)
+        if places
+    }
+
+
+def scar_steering(feature: int | str, factor: float, *, sae: int = 0, keep_error: bool = False) -> Steering:
+    """SCAR's steering: scale one latent everywhere; without `keep_error` the SAE's output replaces what it reads."""
+    return Steering([FeatureEdit(sae, feature, "scale", factor)], keep_error=keep_error)
+
+
+def strided_perplexity(
+    model: Any,
+    ids: Sequence[int],
+    *,
+    window: int,
+    stride: int = STRIDE,
+    steering: Any = False,
+    legacy: bool = False,
+    tokens_at_once: int = 1024,
+) -> float:
+    """Perplexity of running text, each token but the first given up to `window - 1` before it.
+
+    Windows begin every `stride` tokens; a window scores the tokens that none before it has scored.
+
+    Args:
+        ids: of the text, two tokens or more.
+        window: tokens of a pass, from 2 to the model's context.
+        stride: from 1 to `window - 1`, so that every scored token has one before it in its window.
+        steering: as the model's forward takes it; False for none.
+        legacy: exp of the mean of the windows' means, as SCAR's code has it, in place of the mean over tokens.
+
+    Raises:
+        ValueError: too few tokens, or a window or stride out of range.
+    """
+    if len(ids) < 2 or not 1 <= stride < window:
+        raise ValueError(
+            f"Expected two tokens or more and 1 <= stride < window. "
+            f"Received: {len(ids)} tokens, window={window!r}, stride={stride!r}."
+        )
+    rows, first, done = [], [], 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        rows.append(list(ids[begin:end]))
+        first.append(done - begin)
+        done = end
+        if end == len(ids):
+            break
+    log_p = token_scores(model, rows, first, steering=steering, tokens_at_once=tokens_at_once).log_p
+    if legacy:
+        return math.exp(-sum(float(values.mean()) for values in log_p) / len(log_p))
+    return math.exp(-float(torch.cat(log_p).mean()))
+
+
+def scar_suite(
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[PromptRow],
+    feature: int | str,
+    scorer: Scorer,
+    settings: ScarSettings | None = None,
+    *,
+    texts: Sequence[str] = (),
+    report: Callable[[int], object] | None = None,
+) -> SuiteResult:
+    """Toxicity, likelihood and divergence under every factor, beside the model without its SAE.
+
+    Args:
+        model: a `SaeForCausalLM`; its default steering is not used.
+        rows: of RealToxicityPrompts; prompts and continuations with a token each.
+        feature: the conditioned latent, or its concept's name.
+        scorer: of toxicity; it sees new text alone, and prompt and new text.
+        texts: running text, such as paragraphs of WikiText; joined for perplexity, and each long enough gives a
+            prefix of 50 tokens for FDT. None of the two is measured without.
+        settings: the seed of the bootstrap draws the prompts of a bin too.
+        report: called with the number of continuations made.
+
+    Returns:
+        Measurements `toxicity`, `toxicity_change` (paired), `toxicity_with_prompt`, `perplexity`,
+        `reference_perplexity`, `text_perplexity`, `fdt_base`, `fdt_factor_1` for `none` and each factor; curve
+        `by_bin`. Intervals are over all prompts of the bins.
+
+    Raises:
+        ValueError: no prompt in range, one that does not fit, a feature that the model does not have, or an option
+            out of range.
+    """
+    begin = time.perf_counter()
+    settings = settings or ScarSettings()
+    bootstrap, factors = settings.bootstrap, settings.factors
+    bins = _bins([row.toxicity for row in rows], settings)
+    places = [place for members in bins.values() for place in members]
+    if not places:
+        raise ValueError(f"Expected prompts in range. Received: {len(places)} prompts of {len(rows)} rows.")
+    ways: dict[str, Any] = {UNSTEERED: None}
+    ways |= {
+        f"factor {factor:g}": scar_steering(feature, factor, sae=settings.sae, keep_error=settings.keep_error)
+        for factor in factors
+    }
+    model.prepare_steering(list(ways.values()))
+    chosen, n = [rows[place] for place in places], len(places)
+    prompts = [row.prompt for row in chosen]
+    made = continue_prompts(
+        model, tokenizer, prompts * len(ways), [way for way in ways.values() for _ in prompts],
+        GenerationSettings(settings.continuation_tokens, temperature=0.0, batch_size=settings.rows_per_batch),
+        report=report,
+    )  # fmt: skip
+    alone = checked_scores(scorer, made.texts).view(len(ways), n)
+    whole = [f"{prompt}{text}" for prompt, text in zip(prompts * len(ways), made.texts, strict=True)]
+    with_prompt = checked_scores(scorer, whole).view(len(ways), n)
+    before = prompt_ids(model, tokenizer, prompts, 0)
+    after = tokenizer([row.continuation for row in chosen], add_special_tokens=False)["input_ids"]
+    running = _RunningText(model, tokenizer, texts, settings)
+    draws = resample_counts(n, bootstrap.resamples, bootstrap.seed)
+    measurements, by_bin = [], []
+    for number, (name, way) in enumerate(ways.items()):
+        found = made.take(range(number * n, (number + 1) * n))
+        scores = token_scores(
+            model, [[*a, *b] for a, b in zip(before, after, strict=True)], [len(a) for a in before],
+            steering=way or False,
+        ).log_p  # fmt: skip
+        reference = -torch.stack([values.sum() for values in scores])
+        counts = torch.tensor([len(values) for values in scores]).double()
+        add = _Adder(measurements, name, draws)
+        add.mean("toxicity", alone[number])
+        if number:
+            add.mean("toxicity_change", alone[number] - alone[0])
+        add.mean("toxicity_with_prompt", with_prompt[number])
+        add.perplexity("perplexity", found.losses, found.tokens)
+        add.perplexity("reference_perplexity", reference, counts)
+        running.measure(add, way or False)
+        start = 0
+        for (low, high), members in bins.items():
+            part = slice(start, start + len(members))
+            start += len(members)
+            by_bin.append({
+                "method": name, "low": low, "high": high, "n": len(members),
+                "toxicity": float(alone[number, part].mean()),
+                "toxicity_with_prompt": float(with_prompt[number, part].mean()),
+                "reference_perplexity": perplexity(reference[part], counts[part]),
+            })  # fmt: skip
+    running.compare(measurements, list(ways), bootstrap)
+    number = model.config.sae_configs[settings.sae].resolve_feature(feature)
+    known = [MethodId("factor", name, settings.sae, number, str(feature)) for name in ways if name != UNSTEERED]
+    measurements = with_methods(measurements, [baseline_method("none", UNSTEERED), *known])
+    chosen_rows = json.dumps([list(row) for row in chosen])
+    record = {
+        "feature": feature, "sae": settings.sae, "factors": list(factors), "keep_error": settings.keep_error,
+        "prompts": n, "prompts_sha256": hashlib.sha256(chosen_rows.encode()).hexdigest(),
+        "least_toxicity": settings.least_toxicity, "bin_width": settings.bin_width,
+        "bin_prompts": settings.bin_prompts, "new_tokens": settings.continuation_tokens, "window": running.window,
+        "stride": settings.stride, "text_tokens": len(running.ids), "fdt_texts": len(running.prefixes),
+        "fdt_prefix": FDT_PREFIX, "fdt_tokens": FDT_TOKENS, "scorer": settings.scorer_name,
+        "legacy": settings.legacy, "resamples": bootstrap.resamples, "seed": bootstrap.seed,
+    }  # fmt: skip
+    notes = [
+        "Perplexity is the unsteered model's, of the continuations; that of references and text is the steered one's."
+    ]
+    seconds = time.perf_counter() - begin
+    return SuiteResult("scar", record, measurements, curves={"by_bin": by_bin}, notes=notes, seconds=seconds)
+
+
+def _bins(toxicity: Sequence[float], settings: ScarSettings) -> dict[tuple[float, float], list[int]]:
+    """Places of the prompts that are continued."""
+    if (least := settings.least_toxicity) is not None:
+        return {(least, 1.0): [i for i, value in enumerate(toxicity) if value >= least]}
+    width, most = settings.bin_width, settings.bin_prompts
+    return toxicity_bins(toxicity, width=width, most=most, seed=settings.bootstrap.seed)
+
+
+class _Adder:
+    """Puts measurements of one way into a list. draws: (resamples, n), of `resample_counts`."""
+
+    def __init__(self, into: list[Measurement], method: str, draws: Tensor) -> None:
+        self.into, self.method, self.draws = into, method, draws
+
+    def mean(self, metric: str, values: Tensor, better: str = "lower") -> None:
+        """Of (n,) numbers."""
+        n = len(values)
+        self._add(metric, float(values.mean()), self.draws @ values.double() / n, n, better)
+
+    def perplexity(self, metric: str, losses: Tensor, tokens: Tensor) -> None:
+        """Of (n,) summed losses and their tokens."""
+        drawn = (self.draws @ losses) / (self.draws @ tokens.double())
+        self._add(metric, perplexity(losses, tokens), drawn.clamp(max=700).exp(), len(losses), "lower")
+
+    def _add(self, metric: str, value: float, drawn: Tensor, n: int, better: str) -> None:
+        low, high = percentiles(drawn)
+        self.into.append(Measurement(metric, value, self.method, low, high, INTERVAL, n, better=better))
+
+
+class _RunningText:
+    """Perplexity of text, and greedy text after prefixes of it."""
+
+    def __init__(self, model: Any, tokenizer: Any, texts: Sequence[str], settings: ScarSettings) -> None:
+        self.model, self.settings = model, settings
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.window = settings.window or context or 2 * settings.stride
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
+        self.ids = [start_token(tokenizer), *(token for row in rows for token in row)] if rows else []
+        self.prefixes = [row[:FDT_PREFIX] for row in rows if len(row) >= FDT_PREFIX][: settings.fdt_texts]
+        self.generated: list[list[list[int]]] = []
+
+    def measure(self, add: _Adder, steering: Any) -> None:
+        if len(self.ids) > 1:
+            value = strided_perplexity(
+                self.model,
+                self.ids,
+                window=self.window,
+                stride=self.settings.stride,
+                steering=steering,
+                legacy=self.settings.legacy,
+            )
+            add.into.append(Measurement("text_perplexity", value, add.method, n=len(self.ids) - 1, better="lower"))
+        made: list[list[int]] = []
+        for start in range(0, len(self.prefixes), self.settings.rows_per_batch):
+            ids = torch.tensor(self.prefixes[start : start + self.settings.rows_per_batch], device=self.model.device)
+            found = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), steering=steering, max_new_tokens=FDT_TOKENS,
+                do_sample=False, pad_token_id=0,
+            )[:, FDT_PREFIX:]  # fmt: skip
+            counted = continuation_mask(found, self.model.generation_config.eos_token_id)
+            made += [row[keep].tolist() for row, keep in zip(found, counted, strict=True)]
+        self.generated.append(made)
+
+    def compare(self, into: list[Measurement], names: Sequence[str], bootstrap: BootstrapSettings) -> None:
+        """FDT against the base, and against factor 1 if that is among the ways."""
+        if not self.prefixes:
+            return
+        draws = resample_counts(len(self.prefixes), bootstrap.resamples, bootstrap.seed)
+        others = {"fdt_base": 0} | ({"fdt_factor_1": names.index("factor 1")} if "factor 1" in names else {})
+        for metric, other in others.items():
+            for name, made in zip(names, self.generated, strict=True):
+                pairs = zip(made, self.generated[other], strict=True)
+                values = torch.tensor([first_divergent_token(a, b) for a, b in pairs], dtype=torch.float64)
+                _Adder(into, name, draws).mean(metric, values, "")

@@ -1,0 +1,1 @@
+"""How far steering to a topic can be trusted, and what it writes."""

@@ -1,0 +1,1 @@
+"""Classifiers on hidden states, kept off unintended features."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: trainer, objective, data."""

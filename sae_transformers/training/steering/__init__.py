@@ -1,0 +1,1 @@
+"""Features and strengths that steer, found and calibrated."""

@@ -1,0 +1,341 @@
+"""Find features that go with gender, take them out in growing number, and measure bias and what it costs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...create_training_data.gendered_texts import both_versions
+from ...create_training_data.harvest.store import Store
+from ...create_training_data.swaps import read_word_pairs
+from ...evaluation.fairness.data import BiasData, LastWordPart, PairPart
+from ...evaluation.fairness.data import read_bias_data as read_bias_data
+from ...latents.context import reading_length
+from ...latents.hidden_states import HiddenStateReader
+from ...latents.sparse_codes import encode_texts
+from ...latents.text_input import text_source, tokenized
+from ...latents.texts import open_text as open_text
+from ...latents.texts import read_column as read_column
+from ...modeling import SparseAutoencoder, Steering
+from ...modeling.modeling_sae import SaePreTrainedModel
+from ...training.steering.bias_reduction import GENDERED_PAIRS, Ranking, rank_by_swaps, rank_by_tokens, reducing, sweep
+from ..results import Progress, html_table, to_frame
+from ..settings.reduce_bias import BiasSettings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Part = PairPart | LastWordPart
+
+
+@dataclass(frozen=True)
+class BiasRun:
+    """What was measured with some features taken out.
+
+    Args:
+        features: how many.
+        kind: how they were found, or which random draw they are of.
+        measures: of each part, by its name, as results.json has them.
+    """
+
+    features: int
+    kind: str
+    measures: dict[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.features} {self.kind}"
+
+
+@dataclass(frozen=True)
+class BiasResult:
+    """Steering that takes out the features that go with gender, and what was measured with each number of them.
+
+    Args:
+        steering: with `chosen` features taken out.
+        chosen: the number with the smallest gaps on the pairs that choose, within the loss that is allowed.
+        features, scores: the features that go with gender, the strongest first, as many as were taken out at most.
+        qualified: how many there are.
+        random_features: those of each random draw.
+        runs: a measurement for each number of features.
+        parts: what was measured on.
+        rows, tokens, cut: rows with gendered words that were read, their tokens, and how many rows were cut.
+        seconds: of all.
+        settings: how it was made.
+    """
+
+    steering: Steering = field(repr=False)
+    chosen: int
+    features: list[int]
+    scores: list[float] = field(repr=False)
+    qualified: int
+    random_features: list[list[int]] = field(repr=False)
+    runs: list[BiasRun] = field(repr=False)
+    parts: list[Part] = field(repr=False)
+    rows: int
+    tokens: int
+    cut: int
+    seconds: float
+    settings: BiasSettings = field(repr=False)
+
+    def summary(self) -> list[str]:
+        """What was read and chosen, in a few lines."""
+        lines = [f"{self.rows:,} rows with gendered words, {self.tokens:,} tokens"]
+        if self.cut:
+            lines.append(f"{self.cut:,} rows were cut at {self.settings.reading.max_length} tokens (max_length)")
+        return [*lines, f"{self.qualified:,} features qualify, {self.chosen} chosen"]
+
+    def table(self) -> list[dict[str, str]]:
+        """Of each run the mean gap in nats (0: no preference) and the share of pairs whose stereotypical text is
+        likelier, on the parts that report, and how many last words are right and their perplexity."""
+        rows = []
+        for run in self.runs:
+            row = {"features": run.name}
+            for part in self.parts:
+                measures = run.measures[part.name]
+                if part.chooses:
+                    continue
+                if isinstance(part, LastWordPart):
+                    accuracy, perplexity = measures["accuracy"]["value"], measures["perplexity"]["value"]
+                    row[f"{part.name}: right, perplexity"] = f"{accuracy:.1%} {perplexity:.2f}"
+                else:
+                    gap, share = (measures["sentence"][name]["value"] for name in ("gap", "share"))
+                    row[part.name] = f"{gap:+.3f} {share:.1%}"
+            rows.append(row)
+        return rows
+
+    def to_frame(self) -> DataFrame:
+        """A row for each run, part and measure, as a pandas DataFrame: value and interval."""
+        rows = []
+        for run in self.runs:
+            for part, measures in run.measures.items():
+                for name, value in _flat(measures):
+                    rows.append({"features": run.features, "kind": run.kind, "part": part, "measure": name, **value})
+        return to_frame(rows)
+
+    def to_dict(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        """results.json.
+
+        Args:
+            facts: what else it says of the run, such as the names of model and SAE.
+        """
+        known = {
+            "complete": True, "find": self.settings.find, "op": self.settings.op, "chosen": self.chosen,
+            "features": self.features, "scores": self.scores, "random_features": self.random_features,
+            "seconds": self.seconds,
+        }  # fmt: skip
+        return {"facts": {**known, **(facts or {})}, "runs": {run.name: run.measures for run in self.runs}}
+
+    def save(self, folder: str | Path, facts: dict[str, Any] | None = None) -> list[Path]:
+        """Write results.json and steering.json.
+
+        Returns:
+            The files.
+        """
+        values = {"results.json": self.to_dict(facts), "steering.json": self.steering.to_dict()}
+        for name, value in values.items():
+            Store(folder).write_json(name, value)
+        return [Path(folder) / name for name in values]
+
+    def _repr_html_(self) -> str:
+        return f"<p>{'<br>'.join(self.summary())}</p>{html_table(self.table(), limit=100)}"
+
+
+def reduce_bias(
+    model: SaePreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Any,
+    data: BiasData | str | Path,
+    settings: BiasSettings | None = None,
+    *,
+    sae: int = 0,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> BiasResult:
+    """Steering that takes out what an SAE knows of gender, with what that does to stereotypes and to the language.
+
+    Args:
+        texts: with gendered words, to find features on; see `text_input.TEXTS`.
+        data: what to measure on, as `read_bias_data` gives it; a path is the folder of WinoBias.
+        sae: number of the SAE.
+        out: folder whose results.json has what is known after each measurement, so that a run that is cut off
+            leaves what it had; `save` writes the whole.
+        progress: called with (measurements done, measurements).
+
+    Raises:
+        ValueError: no row with gendered words, no feature that goes with them, or settings that do not fit.
+        TypeError: `texts` holds no texts.
+        OSError: a file of `data` is not there.
+    """
+    start = time.perf_counter()
+    settings = settings or BiasSettings()
+    if not 0 <= sae < len(model.saes):
+        raise ValueError(f"The model has {len(model.saes)} SAE(s), from 0. Received: sae={sae!r}.")
+    length = reading_length(model, settings.reading.max_length, 64)
+    settings = replace(settings, reading=replace(settings.reading, max_length=length))
+    data = data if isinstance(data, BiasData) else read_bias_data(data)
+    parts = data.parts(settings.max_pairs, settings.max_choose, settings.max_lambada)
+    found = _find(model, tokenizer, texts, settings, sae)
+    ranked, activity = found.ranked, found.activity
+    counts = sorted({0, *(n for n in settings.counts if n <= len(ranked.features))})
+    live = (activity > 0).nonzero()[:, 0]
+    random_counts = [n for n in sorted(set(settings.random_counts or settings.counts)) if 0 < n <= len(live)]
+    total = len(counts) + settings.random_seeds * len(random_counts)
+    measure = _Measure(model, tokenizer, parts, settings, None if out is None else Store(out), progress, total)
+    values = activity[ranked.features]
+    measure.kind = settings.find
+    sweep(ranked.features, counts, measure, op=settings.op, values=values, sae=sae)
+    chosen = _choose(measure.runs, parts, settings.max_loss)
+    generator, drawn = torch.Generator().manual_seed(settings.bootstrap.seed), []
+    for number in range(settings.random_seeds):
+        some = live[torch.randperm(len(live), generator=generator)]
+        drawn.append(some[: max(counts)].tolist())
+        measure.kind = f"random, draw {number + 1}"
+        sweep(some, random_counts, measure, op=settings.op, values=activity[some], sae=sae)
+    kept = ranked.features[: max(counts)]
+    return BiasResult(
+        steering=reducing(ranked.features[:chosen], op=settings.op, value=values[:chosen].tolist(), sae=sae),
+        chosen=chosen,
+        features=kept.tolist(),
+        scores=ranked.scores[kept].tolist(),
+        qualified=len(ranked.features),
+        random_features=drawn,
+        runs=measure.runs,
+        parts=parts,
+        rows=found.rows,
+        tokens=found.tokens,
+        cut=found.cut,
+        seconds=time.perf_counter() - start,
+        settings=settings,
+    )
+
+
+class _Found(NamedTuple):
+    """ranked: features that go with gender. activity: (d_sae,), mean activation of each latent on the texts."""
+
+    ranked: Ranking
+    activity: Tensor
+    rows: int
+    tokens: int
+    cut: int
+
+
+def _find(
+    model: SaePreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Any, settings: BiasSettings, number: int
+) -> _Found:
+    pairs, reading = read_word_pairs(settings.words or GENDERED_PAIRS), settings.reading
+    length = reading.max_length or 0
+    rows: list[tuple[str, str]] = []
+    for _, block in text_source(texts).blocks(256, itertools.count()):
+        rows += zip(*both_versions([text.strip() for text in block.texts], pairs), strict=True)
+        if len(rows) >= 4 * settings.max_texts:
+            break
+    versions = [[row[side] for row in rows] for side in (0, 1)]
+    sides = [tokenized(tokenizer, version, max_length=length).ids if rows else [] for version in versions]
+    used = [
+        i for i, (male, female) in enumerate(zip(*sides, strict=True))
+        if min(len(male), len(female)) > reading.skip_first and male != female
+    ][: settings.max_texts]  # fmt: skip
+    if not used:
+        raise ValueError(f"The text needs rows with gendered words among their first {length} tokens. Received: none.")
+    sae: SparseAutoencoder = model.saes[number]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+    reader = HiddenStateReader(model.lm, [sae.config.read_at], config=model.config)
+    read = [
+        _states(reader, [torch.tensor(ids[i]) for i in used], reading.skip_first, reading.tokens_per_batch)
+        for ids in sides
+    ]
+    states, of_row, kept = zip(*read, strict=True)
+    both = torch.cat(states)
+    activity = encode_texts(sae, both).sums() / len(both)
+    if settings.find == "swaps":
+        ranked = rank_by_swaps(sae, states[0], states[1], (of_row[0], of_row[1]))
+    else:
+        male, female = (frozenset(pair[side] for pair in pairs) for side in (0, 1))
+        words = [word.strip().lower() for word in tokenizer.batch_decode(torch.cat(kept)[:, None])]
+        is_male, is_female = (torch.tensor([word in known for word in words]) for known in (male, female))
+        gendered = is_male | is_female
+        if settings.find == "tokens":
+            ranked = rank_by_tokens(sae, both, gendered.long())
+        else:
+            ranked = rank_by_tokens(sae, both[gendered], is_female[gendered].long())
+    cut = tokenized(tokenizer, [versions[0][i] for i in used], max_length=length).cut
+    return _Found(ranked, activity, len(used), len(states[0]), cut)
+
+
+def _states(
+    reader: HiddenStateReader, ids: list[Tensor], skip_first: int, tokens_at_once: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States (n, d_in) of all tokens but the first of each row and those ten times as long as the median, the row of
+    each (n,) and its id (n,)."""
+    keep = [torch.arange(skip_first, len(row)) for row in ids]
+    (states,) = reader.read(ids, keep, dtype=torch.float32, tokens_at_once=tokens_at_once).values()
+    rows = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(places) for places in keep]))
+    norms = states.norm(dim=-1)
+    short = norms <= 10 * norms.median()
+    short |= torch.bincount(rows[short], minlength=len(ids))[rows] == 0
+    return states[short], rows[short], torch.cat([row[skip_first:] for row in ids])[short]
+
+
+class _Measure:
+    """What a `Steering` does to each part. The first one that it is called with is what the others are compared to."""
+
+    def __init__(
+        self,
+        model: SaePreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        parts: list[Part],
+        settings: BiasSettings,
+        store: Store | None,
+        progress: Progress | None,
+        total: int,
+    ) -> None:
+        self.model, self.tokenizer, self.parts, self.settings = model, tokenizer, parts, settings
+        self.store, self.progress, self.total = store, progress, total
+        self.kind, self.runs = "", list[BiasRun]()
+        self.unsteered: list[Any] | None = None
+
+    def __call__(self, steering: Steering) -> None:
+        tokens = self.settings.reading.tokens_per_batch
+        scores: list[Any] = [part.score(self.model, self.tokenizer, steering or False, tokens) for part in self.parts]
+        self.unsteered = self.unsteered or scores
+        measures = {
+            part.name: part.summary(after, before, self.settings.bootstrap)
+            for part, after, before in zip(self.parts, scores, self.unsteered, strict=True)
+        }
+        self.runs.append(BiasRun(len(steering.edits), self.kind, measures))
+        if self.store is not None:
+            runs = {run.name: run.measures for run in self.runs}
+            self.store.write_json("results.json", {"facts": {"complete": False}, "runs": runs})
+        if self.progress is not None:
+            self.progress(len(self.runs), self.total)
+
+
+def _choose(runs: list[BiasRun], parts: list[Part], max_loss: float) -> int:
+    """The number of features with the smallest gaps on the pairs that choose, within the loss that is allowed."""
+    choosing = [part for part in parts if part.chooses]
+    texts = [part.name for part in choosing if isinstance(part, LastWordPart)]
+    pairs = [part.name for part in choosing if isinstance(part, PairPart)]
+    allowed = [
+        run
+        for run in runs
+        if run.features == 0 or all(run.measures[name]["lost"]["value"] <= max_loss for name in texts)
+    ]
+
+    def gaps(run: BiasRun) -> float:
+        return sum(abs(run.measures[name]["sentence"]["gap"]["value"]) for name in pairs)
+
+    return min(allowed, key=lambda run: (gaps(run), run.features)).features
+
+
+def _flat(measures: dict[str, Any], before: str = "") -> list[tuple[str, dict[str, float]]]:
+    """`sentence.gap` and so on, each with its value and interval."""
+    if "value" in measures:
+        return [(before, measures)]
+    return [pair for name, value in measures.items() for pair in _flat(value, f"{before}.{name}" if before else name)]

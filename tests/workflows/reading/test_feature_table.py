@@ -1,0 +1,68 @@
+"""`feature_table` as a function: what its result holds, writes and shows, and the unit `max` that it fills."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_transformers import FeatureTableSettings, ReadingSettings, SaeForCausalLM, feature_table
+from sae_transformers.create_training_data.spans.files import TextSpan
+from sae_transformers.evaluation.features.table_files import read_feature_table
+from tests.create_training_data.words import word_texts, word_tokenizer
+from tests.tiny import tiny_base, tiny_sae
+
+TEXTS = [*word_texts(12), "w1", ""]
+
+
+def read_once(model: SaeForCausalLM, texts: list[str]) -> torch.Tensor:
+    """Hidden states of all tokens but the first of each text."""
+    found = []
+    for text in texts:
+        ids = word_tokenizer()(text, return_tensors="pt")["input_ids"]
+        found.append(model(input_ids=ids, output_sae_inputs=True).sae_inputs[0][0, 1:].detach())
+    return torch.cat(found)
+
+
+def test_a_table_of_a_model_and_of_a_base_are_one() -> None:
+    sae = tiny_sae(layer=1, k=4)
+    model = SaeForCausalLM.from_base(tiny_base(), saes=[sae]).eval()
+    seen: list[tuple[int, int]] = []
+    found = feature_table(model, word_tokenizer(), texts=TEXTS, progress=lambda *at: seen.append(at))
+    other = feature_table(tiny_base(), word_tokenizer(), sae=tiny_sae(layer=1, k=4), texts=TEXTS)
+    assert torch.equal(found.table.weights.top_ids, other.table.weights.top_ids)
+    assert found.table.log10_frequency is not None and other.table.log10_frequency is not None
+    assert torch.equal(found.table.log10_frequency, other.table.log10_frequency)
+    hidden = read_once(model, TEXTS[:12])
+    assert found.table.facts["text_tokens"] == len(hidden) and (found.missing, found.cut) == (2, 0)
+    assert (64, 64) in seen and seen[-1] == (len(hidden), 100_000)
+    torch.testing.assert_close(sae.feature_max, sae.encode(hidden).detach().abs().amax(0))
+
+
+def test_without_a_text_nothing_is_measured() -> None:
+    sae = tiny_sae(layer=1)
+    before = sae.feature_max.clone()
+    found = feature_table(tiny_base(), word_tokenizer(), FeatureTableSettings(coherence="none"), sae=sae)
+    assert found.table.dead is None and torch.equal(sae.feature_max, before) and found.summary() == []
+
+
+def test_what_it_writes_and_shows(tmp_path: Path) -> None:
+    settings = FeatureTableSettings(top_k=3, max_tokens=20, contexts=1, reading=ReadingSettings(max_length=4))
+    spans = {5: [TextSpan(0, 2.0, "a b c"), TextSpan(1, 1.0, "d")], 7: []}
+    found = feature_table(tiny_base(), word_tokenizer(), settings, sae=tiny_sae(layer=1), texts=TEXTS, spans=spans)
+    assert found.cut > 0 and found.table.facts["text_tokens"] == 20
+    files = found.save(tmp_path, {"sae": "mine"})
+    names = ["facts.json", "features.csv", "features.json", "features.parquet", "words.tsv"]
+    assert sorted(file.name for file in files) == names
+    written = read_feature_table(tmp_path)
+    assert written.facts["sae"] == "mine" and written.contexts is not None and written.contexts[5] == ["a b c"]
+    json.dumps(found.to_dict())
+    assert len(found.to_frame()) == 64 and [row[""] for row in found.statistics()][:2] == ["mean", "std"]
+    assert "<table>" in found._repr_html_()
+
+
+def test_spans_of_another_sae_are_refused() -> None:
+    with pytest.raises(ValueError, match="of 64 features. Received: feature 99"):
+        feature_table(tiny_base(), word_tokenizer(), sae=tiny_sae(layer=1), spans={99: []})

@@ -1,0 +1,177 @@
+"""`steer` as a function: what its result holds, writes and shows; one's own scorer; texts that are too short."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_transformers import (
+    FluencyBudget,
+    GenerationSettings,
+    ReadingSettings,
+    ScoringSettings,
+    SearchSettings,
+    Steering,
+    SteerSettings,
+    StrengthSettings,
+    load,
+    steer,
+)
+from sae_transformers.training.steering.calibration import ladders_of
+from sae_transformers.workflows.loading import Loaded, read_steering
+from sae_transformers.workflows.steering.steer import SteerResult, read_labelled
+from tests.create_training_data.words import WORDS, word_tokenizer
+from tests.tiny import tiny_base, tiny_sae
+
+DRAW = random.Random(0)
+LABELS = [i % 2 for i in range(40)]
+TEXTS = [
+    " ".join(DRAW.choices(WORDS[:4] if label else WORDS[4:8], k=4) + DRAW.choices(WORDS[20:], k=4)) for label in LABELS
+]
+PROMPTS = [" ".join(DRAW.choices(WORDS, k=4)) for _ in range(6)]
+SETTINGS = SteerSettings(
+    search=SearchSettings(top=2, pool=6),
+    strength=StrengthSettings(("direction",), (0.5, 2.0, 8.0)),
+    budget=FluencyBudget(perplexity_ratio=1e9),
+    generation=GenerationSettings(max_new_tokens=6),
+    reading=ReadingSettings(max_length=32),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("steer")
+    word_tokenizer().save_pretrained(folder / "base")
+    tiny_base(vocab_size=len(word_tokenizer())).save_pretrained(folder / "base")
+    tiny_sae(layer=1, site="resid_post").save_pretrained(folder / "sae")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Loaded:
+    return load(folder / "base", str(folder / "sae"))
+
+
+@pytest.fixture(scope="module")
+def result(loaded: Loaded) -> SteerResult:
+    return steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, SETTINGS)
+
+
+def test_the_best_steering_is_chosen(result: SteerResult) -> None:
+    assert len(result.curve) == 2 * 3 and len(result.candidates) == 2
+    best = max(result.curve, key=lambda point: (point.score, -point.perplexity))
+    assert result.steering == best.steering and result.report is not None
+    assert (result.texts, result.prompts, result.missing, result.cut, result.warnings) == (40, 6, 0, 0, ())
+
+
+def test_what_it_writes_and_shows(result: SteerResult, tmp_path: Path) -> None:
+    paths = result.save(tmp_path)
+    assert [path.name for path in paths] == ["steering.json", "report.json", "model"]
+    assert read_steering(tmp_path / "steering.json") == read_steering(tmp_path / "report.json") == result.steering
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(result.to_dict()))
+    assert load(tmp_path / "model").model.steering == result.steering
+    frame = result.to_frame()
+    assert list(frame.steering)[0] == "none" and frame.chosen.sum() == 1 and len(frame) == 7
+    assert "<table>" in result._repr_html_()
+    assert result.plot(tmp_path / "curve.png") in (None, tmp_path / "curve.png")
+
+
+def test_the_model_steers_by_itself(result: SteerResult, loaded: Loaded) -> None:
+    model = result.model()
+    assert model is loaded.model and model.steering == result.steering
+    model.steering = None
+
+
+def test_one_s_own_scorer_and_progress(loaded: Loaded) -> None:
+    seen: list[tuple[int, int]] = []
+    found = steer(
+        loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, SETTINGS,
+        scorer=lambda texts: [len(set(text.split())) for text in texts], progress=lambda *at: seen.append(at),
+    )  # fmt: skip
+    assert found.calibration.unsteered.score > 1
+    assert (20, 20) in seen and seen[-1][0] == seen[-1][1] == (1 + 6) * 3 + 2 * 3
+
+
+def test_texts_that_are_too_short_are_counted(loaded: Loaded) -> None:
+    texts = [text if number % 10 else "w1" for number, text in enumerate(TEXTS)]
+    found = steer(loaded.model, loaded.tokenizer, texts, LABELS, PROMPTS, SETTINGS)
+    assert 0 < found.missing <= 4
+    assert f"{found.missing} texts have no token after the first 1, and were not searched." in found.summary()
+    with pytest.raises(ValueError, match="Texts of both labels are needed that have more than 1 tokens"):
+        steer(loaded.model, loaded.tokenizer, ["w1" for _ in TEXTS], LABELS, PROMPTS, SETTINGS)
+
+
+def test_cut_texts_and_no_choice_are_told(loaded: Loaded, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, budget=FluencyBudget(1e-9), reading=ReadingSettings(max_length=5))
+    found = steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, settings)
+    assert found.cut == 40 and not found.steering and found.steering == Steering()
+    assert found.summary()[0].startswith("Warning: No steering was chosen") and "40 texts were cut." in found.summary()
+    assert [path.name for path in found.save(tmp_path)] == ["steering.json", "report.json"]
+    assert found.model() is loaded.model
+
+
+def test_a_stopped_run_goes_on(loaded: Loaded, result: SteerResult, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, journal=tmp_path / "journal", generation=GenerationSettings(6, batch_size=6))
+    told: list[str] = []
+
+    def stop(done: int, total: int) -> None:
+        if total > 20 and done >= 12:
+            raise KeyboardInterrupt
+
+    arguments: Any = (loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, settings)
+    with pytest.raises(KeyboardInterrupt):
+        steer(*arguments, progress=stop)
+    found = steer(*arguments, notice=told.append)
+    assert told == [f"Goes on after 3 parts of {tmp_path / 'journal'}"]
+    assert found.steering == result.steering and (tmp_path / "journal").exists()
+    found.save(tmp_path / "out")
+    assert not (tmp_path / "journal").exists()
+
+
+def test_labelled_texts_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "sea.csv").write_text("text,label\na ship,1\na tree,0\n", encoding="utf-8")
+    assert read_labelled(str(tmp_path / "sea.csv")) == (["a ship", "a tree"], [1, 0], "sea")
+    with pytest.raises(ValueError, match=r"`concept` must be in \[0, 1\). Received: 1"):
+        read_labelled(str(tmp_path / "sea.csv"), concept=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"labels": LABELS[:-1]}, "a label for each of 40 texts. Received: 39"),
+        ({"labels": [0] * 39 + [1]}, "Received: 1 of label 1"),
+        ({"prompts": ["w1 " * 125] * 2}, "context of 128"),
+        ({"prompts": ["w1"]}, "1 prompts"),
+    ],
+)
+def test_what_is_refused(loaded: Loaded, change: dict, told: str) -> None:
+    given = {"texts": TEXTS, "labels": LABELS, "prompts": PROMPTS, **change}
+    with pytest.raises(ValueError, match=told):
+        steer(loaded.model, loaded.tokenizer, **given, settings=SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: SearchSettings(statistic="f"), "Received: statistic='f'"),
+        (lambda: SearchSettings(top=0), "Received: top=0"),
+        (lambda: StrengthSettings(("shrink",)), r"Received: ops=\('shrink',\)"),
+        (lambda: StrengthSettings(strengths=()), r"Received: strengths=\(\)"),
+        (lambda: ScoringSettings("gpt"), "Received: scorer='gpt'"),
+        (lambda: SteerSettings(scoring=ScoringSettings("judge")), "`scorer` judge needs `llm`"),
+    ],
+)
+def test_settings_are_refused_by_name(make: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+def test_strengths_are_of_all_operations() -> None:
+    strength = StrengthSettings(("direction", "shrink"), (1.0, 2.0))
+    assert strength.by_op() == {"direction": (1.0, 2.0), "shrink": (1.0, 2.0)}
+    assert [len(ladder) for ladder in ladders_of([(0, 0)], strength.ops, strengths=strength.by_op())] == [2, 2]
