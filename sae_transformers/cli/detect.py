@@ -23,7 +23,6 @@ def detect(
     settings: DetectSettings,
     sae: Saes = None,
     out: Annotated[Path | None, typer.Option(help="Table to write, .csv: row, score, label.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column of the label, 0 or 1; rows need not have it.")] = "label",
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
@@ -34,7 +33,7 @@ def detect(
     from ..workflows.reading.detect import detect as detect_texts
     from ..workflows.reading.detect import read_rows
 
-    rows, labels = read_rows(texts, text_column, label_column)
+    rows, labels = read_rows(texts, settings.text_column, label_column)
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     console = open_console()
     with progress_bar("texts") as progress:

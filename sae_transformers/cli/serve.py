@@ -39,7 +39,7 @@ def serve(
             model, sae or [], hook_point=hook_point, model_dtype=model_dtype, revision=revision
         )
         serve_model(
-            loaded, tokenizer, name or model, settings, aliases=(model,), steering=default, listening=port,
+            loaded, tokenizer, (name or model, model), settings, steering=default, listening=port,
             notice=notice_on(console),
         )  # fmt: skip
     console.print("Stopped.")

@@ -10,7 +10,7 @@ import typer
 
 from ..workflows.settings.steer import SteerSettings
 from .options import HookPoint, LabelColumn, Model, ModelDtype, Saes, TextColumn
-from .tables import notice_on, open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ def steer(
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     console = open_console()
     with progress_bar("rows") as progress:
-        result = search_steering(
-            loaded, tokenizer, texts, labels, lines, settings, progress=progress, notice=notice_on(console)
-        )
+        result = search_steering(loaded, tokenizer, texts, labels, lines, settings, progress=progress)
     _show(result, console)
     stale = not result.steering and (out / "model").exists()
     console.print(", ".join(str(path) for path in result.save(out)[:2]), markup=False)

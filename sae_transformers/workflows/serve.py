@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 def serve(
     model: SaeForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    name: str | os.PathLike[str] = "model",
+    name: str | os.PathLike[str] | Sequence[str] = "model",
     settings: ServeSettings | None = None,
     *,
-    aliases: tuple[str, ...] = (),
     steering: Steering | None = None,
     listening: socket.socket | None = None,
     run: bool = True,
@@ -34,8 +33,8 @@ def serve(
 
     Args:
         model: with SAEs or without, as `load` gives it.
-        name: what requests call the model; of a folder its last part, and the whole path too.
-        aliases: other names for it.
+        name: what requests call the model; of a folder its last part, and the whole path too. The first of several
+            is shown, and all are taken.
         steering: of requests that bring none; by default the model's own. It becomes the model's.
         listening: what `open_port` gave, to have the port before the model is loaded.
         run: listen and answer; else the application is all.
@@ -58,9 +57,10 @@ def serve(
         model.steering = steering
         defaults: Any = model.generation_config
         defaults.sae_steering = None
-    shown = Path(name).resolve().name if Path(name).is_dir() else os.fspath(name)
+    names = [os.fspath(name)] if isinstance(name, (str, os.PathLike)) else list(name)
+    shown = Path(names[0]).resolve().name if Path(names[0]).is_dir() else names[0]
     app = build_app(
-        model.eval(), tokenizer, shown, aliases=(os.fspath(name), *aliases), max_concurrent=settings.max_concurrent,
+        model.eval(), tokenizer, shown, aliases=tuple(names), max_concurrent=settings.max_concurrent,
         max_tokens=settings.max_answer_tokens, api_key=key_from(settings.api_key_env),
     )  # fmt: skip
     if not run:

@@ -159,7 +159,7 @@ def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert steer(folder, tmp_path / "out", *options).exit_code != 0
     stop = 0
     result = steer(folder, tmp_path / "out", *options)
-    assert result.exit_code == 0 and "Goes on after 3 parts of" in result.stdout, result.output
+    assert result.exit_code == 0 and "Went on after 3 parts of" in result.stdout, result.output
     assert len(calls) == 2 * whole + 1
     told = [(tmp_path / name / "report.json").read_text(encoding="utf-8") for name in ("whole", "out")]
     assert told[0] == told[1]

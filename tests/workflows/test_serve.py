@@ -19,7 +19,7 @@ def test_the_application_answers_without_a_port(monkeypatch: pytest.MonkeyPatch)
     steering = Steering([FeatureEdit(feature=9, op="set", value=9.0)])
     expected = offline(served_model(), tokenizer, "w1 w2 w3", steering, 6)
     settings = ServeSettings(api_key_env="A_KEY", max_answer_tokens=6)
-    app = serve(model, tokenizer, "mine", settings, aliases=("other",), steering=steering, run=False)
+    app = serve(model, tokenizer, ("mine", "other"), settings, steering=steering, run=False)
     with TestClient(app, headers={"Authorization": "Bearer sk-of-this-test"}) as client:
         for name in ("mine", "other"):
             answer = client.post("/v1/completions", json={"model": name, "prompt": "w1 w2 w3"})

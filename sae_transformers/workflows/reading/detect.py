@@ -128,7 +128,6 @@ def detect(
     settings: DetectSettings | None = None,
     *,
     sae: int = 0,
-    text_column: str = "text",
     progress: Progress | None = None,
 ) -> DetectResult:
     """Score texts by one feature; with labels, `quality()` says how well it tells them apart.
@@ -138,7 +137,6 @@ def detect(
         feature: number of a latent, or the name of a concept.
         labels: 0, 1 or None for unknown, one for each text.
         sae: number of the feature's SAE.
-        text_column: of the text, where rows have columns.
 
     Raises:
         ValueError: the feature is not there, labels do not fit, or a setting is unknown.
@@ -147,7 +145,7 @@ def detect(
     settings = settings or DetectSettings()
     number = model.config.sae_configs[sae].resolve_feature(feature)
     settings = replace(settings, max_length=reading_length(model, settings.max_length, 256))
-    found = tokenized(tokenizer, texts, max_length=settings.max_length or 0, text_column=text_column)
+    found = tokenized(tokenizer, texts, max_length=settings.max_length or 0, text_column=settings.text_column)
     if labels is not None and len(labels) != len(found.texts):
         raise ValueError(f"Expected a label for each of {len(found.texts)} texts. Received: {len(labels)} labels.")
     scores, done = torch.full((len(found.ids),), torch.nan), 0

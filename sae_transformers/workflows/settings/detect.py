@@ -19,11 +19,13 @@ class DetectSettings(ReadingSettings):
         max_length: tokens; longer texts are cut. By default 256, or what the model reads if that is less.
         skip_first: leading tokens that do not count.
         tokens_per_batch: of a forward pass, padding counted.
+        text_column: column of the text, where rows have columns.
         seed: of the half of the labelled texts that sets the threshold of F1.
     """
 
     pooling: str = "mean"
     pre_activations: bool = False
+    text_column: str = "text"
     seed: int = 0
 
     def __post_init__(self) -> None:

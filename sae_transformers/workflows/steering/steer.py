@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class SteerResult:
         texts, prompts: how many there were.
         missing: texts of the half that searches which are too short to be read.
         cut: texts that were cut.
+        resumed: parts of the continuations that a stopped run had made.
         warnings: what a user should know.
         settings: how it was done.
         steered: the model that was given, and its tokenizer.
@@ -60,6 +61,7 @@ class SteerResult:
     prompts: int
     missing: int
     cut: int
+    resumed: int
     warnings: tuple[str, ...]
     settings: SteerSettings = field(repr=False)
     steered: tuple[SaeForCausalLM, PreTrainedTokenizerBase] = field(repr=False)
@@ -112,6 +114,8 @@ class SteerResult:
         if self.missing:
             skipped = self.settings.reading.skip_first
             lines.append(f"{self.missing:,} texts have no token after the first {skipped}, and were not searched.")
+        if self.resumed and self.journal is not None:
+            lines.append(f"Went on after {self.resumed} parts of {self.journal.path}.")
         if self.cut:
             lines.append(f"{self.cut:,} texts were cut.")
         return lines
@@ -178,7 +182,6 @@ def steer(
     *,
     scorer: Scorer | None = None,
     progress: Progress | None = None,
-    notice: Callable[[str], object] | None = None,
 ) -> SteerResult:
     """Find features by labelled texts, and choose operation and strength by what they do to generated text.
 
@@ -191,7 +194,6 @@ def steer(
         prompts: what is continued.
         scorer: continuations -> a number each, higher for more of what is wanted, in place of `settings.scoring`.
         progress: called with the texts that are read, and then with the continuations that are done.
-        notice: called with a line on what an earlier run had done.
 
     Raises:
         ValueError: labels that do not fit, too few texts of a label, prompts that do not fit, or a bad score.
@@ -212,8 +214,7 @@ def steer(
     kept = [i for i in searching if len(found.ids[i]) > settings.reading.skip_first]
     searches = _searches(model, tokenizer, found, [(i, labels[i]) for i in kept], settings, progress)
     journal = None if settings.journal is None else Journal(settings.journal, _about(model))
-    if journal is not None and journal.found and notice is not None:
-        notice(f"Goes on after {journal.found} parts of {journal.path}")
+    resumed = 0 if journal is None else journal.found
     ladders = ladders_of(best_of(searches, search.top), strength.ops, strengths=by_op, lower=strength.lower)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -222,8 +223,8 @@ def steer(
         )
     return SteerResult(
         calibration, tuple(searches), settings.scoring.judge_concept or "", len(found.texts), len(prompts),
-        len(searching) - len(kept), found.cut, tuple(str(one.message) for one in caught), settings, (model, tokenizer),
-        journal,
+        len(searching) - len(kept), found.cut, resumed, tuple(str(one.message) for one in caught), settings,
+        (model, tokenizer), journal,
     )  # fmt: skip
 
 
