@@ -6,7 +6,7 @@ Latents, directions and classifiers are fitted to the training answers of a conc
 They are compared as detectors on the evaluation answers, hard negatives among the negatives. Then the model answers
 some instructions while it is steered along latents that were found in several ways, along DiffMean, told by a prompt
 what to bring in, or left alone. Each setting is chosen on half of the instructions and reported on the other half. The
-judge is offline (`evaluation.concept_steering.OfflineJudge`) and fitted to the evaluation answers, which chose nothing
+judge is offline (`evaluation.steering.axbench.OfflineJudge`) and fitted to the evaluation answers, which chose nothing
 else. AxBench's own ratings come from a language model: the numbers are not comparable. Prints numbers, never texts;
 writes results.json, and keeps what it read and, until it is done, the answers in --out: a stopped run goes on. Most of
 the time goes into reading 170,000 tokens and into generating.

@@ -86,7 +86,7 @@ def _needs(folder: Path) -> tuple[str, ...]:
 
 
 def _own_class(tree: ast.Module) -> str | None:
-    """The class of this library that a script takes its metric from: see `evaluation.metric_space`."""
+    """The class of this library that a script takes its metric from: see `evaluation.metrics.space`."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == OWN:
             return node.names[0].name

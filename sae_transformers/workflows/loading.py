@@ -194,7 +194,11 @@ def _tokenizer(sources: Sequence[tuple[str, str | None]]) -> PreTrainedTokenizer
     reasons: dict[str, str] = {}
     for source, revision in sources:
         folder = Path(source).is_dir()
-        if folder and not any(Path(source).glob("*token*")) and source != sources[-1][0]:
+        if (
+            folder
+            and not any(file.suffix != ".py" for file in Path(source).glob("*token*"))
+            and source != sources[-1][0]
+        ):
             continue
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=None if folder else revision)

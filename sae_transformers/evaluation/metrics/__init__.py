@@ -5,8 +5,8 @@
     metric.add_batch(predictions=reconstructions, references=hidden_states)
     metric.compute()
 
-The mathematics is in the functions of `sae_transformers.evaluation`. `evaluation.metric_space.write_metric` writes the
-folder that `evaluate.load` takes and that a Space of the Hub holds.
+The mathematics is in the functions of `sae_transformers.evaluation`. `evaluation.metrics.space.write_metric` writes
+the folder that `evaluate.load` takes and that a Space of the Hub holds.
 """
 
 from .base import MetricFacts, SaeMetric

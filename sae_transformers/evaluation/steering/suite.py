@@ -3,7 +3,7 @@
     methods = {"latent 1311": latent_method(1311), "prompt": prompt_methods(prompts, "Write a happy story.")}
     result = steering_suite(model, tokenizer, prompts, methods, get_scorer("sentiment"))
 
-`evaluation.steering` makes the methods to compare, DiffMean among them, which is fitted to labelled texts.
+`evaluation.steering_methods` makes the methods to compare, DiffMean among them, which is fitted to labelled texts.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class SteeringSuite(Suite):
 
     Args:
         prompts: two or more; half of them choose settings, half report.
-        methods: what is compared, see `evaluation.steering`.
+        methods: what is compared, see `evaluation.steering_methods`.
         scorer: continuations -> a number each, see `scorers`.
         settings: how methods are compared.
     """

@@ -140,7 +140,7 @@ def calibrate(
     Args:
         model: a `SaeForCausalLM`.
         tokenizer: of the base.
-        prompts: as the model reads them; see `evaluation.continuations.chat_prompts`.
+        prompts: as the model reads them; see `evaluation.generation.continuations.chat_prompts`.
         scorer: texts -> a finite number for each, higher for more of what is wanted. It sees continuations only.
         ladders: steerings from weak to strong, as `ladders_of` makes them.
         generation: of the continuations, and the seed of the split; all steerings see the same noise. The prompts are

@@ -105,11 +105,11 @@ def input_scores(codes: SparseCodes, labels: Tensor, statistic: str = "auroc") -
     """How well each latent tells rows with the concept from rows without it, (d_sae,) float64, higher is better.
 
     Args:
-        codes: (n, d_sae), such as `evaluation.sparse_codes.encode_texts` makes of texts.
+        codes: (n, d_sae), such as `latents.sparse_codes.encode_texts` makes of texts.
         labels: (n,), 0 or 1; both must occur.
-        statistic: `auroc` (`evaluation.detection.code_aurocs`), `mean_difference`, or `mutual_information`. The last
-            does not tell for from against, so latents that are active in fewer rows of label 1 than of label 0, by
-            share, score -information.
+        statistic: `auroc` (`evaluation.detection.metrics.code_aurocs`), `mean_difference`, or `mutual_information`.
+            The last does not tell for from against, so latents that are active in fewer rows of label 1 than of label
+            0, by share, score -information.
 
     Raises:
         ValueError: an unknown statistic, or labels that do not fit.

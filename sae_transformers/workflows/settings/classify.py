@@ -44,7 +44,7 @@ class ComparisonSettings:
     """Which heads are compared, and how each is trained.
 
     Args:
-        methods: those that are compared, of `training.head_settings.METHODS`.
+        methods: those that are compared, of `training.heads.settings.METHODS`.
         seeds: one head of each method per seed; the default is SelfReg's.
         folds: of the cross-validation, without test rows.
         pooling: state of a text: `last` token or `mean` over its tokens.

@@ -23,7 +23,7 @@ from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, prompt, tiny_base
 
 PLACES = ("layers.0.mlp_out", "layers.1.resid_post")
-SCRIPT = Path(__file__).parents[1] / "scripts" / "harvest_words.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "harvest_words.py"
 
 
 def settings(**changes: Any) -> HarvestSettings:
@@ -278,7 +278,7 @@ def test_other_weights_labels_and_choices_of_tokens_are_refused(tmp_path: Path) 
         harvest_to_store(tiny_base(seed=1), word_tokenizer(), words(), settings(), tmp_path)
     with pytest.raises(ValueError, match=r"labels is \[\] there and \['a'\] now"):
         harvest_words(tmp_path, rows_of_list(word_texts(10), {"a": [1] * 10}), pack=True)
-    with pytest.raises(ValueError, match="settings.keep is None there and '.*test_shards.late' now"):
+    with pytest.raises(ValueError, match="settings.keep is None there and '.*test_store.late' now"):
         harvest_to_store(tiny_base(), word_tokenizer(), words(), settings(), tmp_path, keep=late)
 
 

@@ -34,7 +34,7 @@ from tests.tiny import tiny_base, tiny_model
 
 WORDS = [f"w{i}" for i in range(80)]
 VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", "A", "B", "C", "D", "A.", "B.", "C.", "D.", "Answer:", *WORDS]
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "capability"
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "capability"
 STRONG = Steering([FeatureEdit(feature=3, op="direction", value=6.0)])
 
 

@@ -24,7 +24,7 @@ from tests.create_training_data.words import word_tokenizer
 from tests.tiny import tiny_base, tiny_model
 
 F64 = torch.float64
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 here = pytest.mark.skipif(not (DATA / "gender_bias").is_dir(), reason="the shared data are not here")
 
 

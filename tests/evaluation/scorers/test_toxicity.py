@@ -8,7 +8,7 @@ import torch
 from sae_transformers.evaluation.detection.metrics import auroc
 from sae_transformers.evaluation.scorers.toxicity import toxicity_scorer
 
-CONTINUATIONS = Path(__file__).parents[3] / "shared/data/toxicity/real_toxicity_prompts_nontoxic.jsonl"
+CONTINUATIONS = Path(__file__).parents[4] / "shared/data/toxicity/real_toxicity_prompts_nontoxic.jsonl"
 
 
 def test_scores_are_ordered_and_repeatable() -> None:
