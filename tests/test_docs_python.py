@@ -11,8 +11,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import typer
 
 from sae_transformers import attach
+from sae_transformers.cli import app
 from sae_transformers.create_training_data.annotation.tables import AnnotationRow, write_annotations
 from tests.create_training_data.fake_openai import FakeOpenAI
 from tests.create_training_data.tiny_embedder import save_tiny_embedder
@@ -87,3 +89,8 @@ def test_the_snippet_of(heading: str, folder: Path, monkeypatch: pytest.MonkeyPa
     assert all(line.startswith("from sae_transformers import ") for line in lines if "sae_transformers" in line)
     monkeypatch.chdir(folder)
     exec(compile(code, f"{PAGE.name}: {heading}", "exec"), {})  # noqa: S102
+
+
+def test_every_verb_has_a_section() -> None:
+    verbs = set(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(sections()) == verbs - {"quickstart"}  # which prints, and is a program of its own
