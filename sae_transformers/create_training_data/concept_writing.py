@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .annotation.parsing import without_thoughts
 from .concept_recipe import ConceptRecipe
 from .concept_sets import HARD, NEGATIVE, NO_CONCEPT, POSITIVE, ConceptSet, Example
-from .llm.requests import GAVE_UP, KEPT, NOT_DONE, REJECTED, Answer, Chat, ChatRequest
+from .llm.requests import GAVE_UP, NOT_DONE, REJECTED, Answer, Chat, ChatRequest
 
 # Ours; AxBench's prompts (its appendix) ask for the same things in other words.
 WITH_CONCEPT = (
@@ -105,8 +105,7 @@ def make_concept_sets(
     slots = _slots(concepts, pools, meanings or [[]] * len(concepts), recipe)
     answers = client.complete_many([recipe.request(slot.prompt) for slot in slots], progress)
     parts: list[dict[str, dict[str, list[Example]]]] = [{"train": {}, "test": {}} for _ in concepts]
-    lost = Counter(answer.failure for answer in answered if answer.failure not in KEPT)  # another attempt may cure it
-    failures = {reason: count for reason, count in lost.items() if reason}
+    failures = dict(Counter(answer.failure for answer in answered if answer.failure))
     for slot, answer in zip(slots, answers, strict=True):
         text = without_thoughts(answer.text or "").strip()
         if not answer.ok or not text:

@@ -17,7 +17,7 @@ from ...create_training_data.concept_writing import (
     instructions_wanted,
     make_concept_sets,
 )
-from ...create_training_data.llm.requests import Chat, ChatRequest
+from ...create_training_data.llm.requests import KEPT, Chat, ChatRequest
 from ..reading.asking import Exchange, ask_model
 from ..results import Progress, html_table, to_frame
 from ..settings.concept_set import ConceptSetSettings
@@ -54,13 +54,21 @@ class ConceptSetResult:
         for one in self.sets:
             counts = {part: {kind: len(texts) for kind, texts in getattr(one, part).items()} for part in PARTS}
             lines.append(f"{one.concept[:60]}: {counts}")
+        if self.left_out:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+            lines.append(f"Texts that the model did not give are left out: {reasons}.")
         return lines
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> how many texts the model itself declined to give: asking again would change nothing."""
+        return {reason: count for reason, count in self.failures.items() if reason in KEPT}
+
     def failure(self) -> str | None:
-        """A sentence on the answers that are missing; None if there are all."""
-        if not self.failures:
+        """A sentence on the answers that another attempt may give; None if there are all."""
+        missing = ", ".join(f"{n:,} {reason}" for reason, n in self.failures.items() if reason not in self.left_out)
+        if not missing:
             return None
-        missing = ", ".join(f"{count:,} {reason}" for reason, count in self.failures.items())
         return f"Some answers are missing: {missing}. What was answered is kept: the same command asks for these only."
 
     def rows(self) -> list[dict[str, Any]]:
@@ -89,10 +97,13 @@ class ConceptSetResult:
         """Write AxBench's layout, which `steer` and `read_concept_sets` read; the files.
 
         Raises:
-            ValueError: an answer is missing, or nothing was asked.
+            ValueError: an answer is missing, nothing was asked, or the model gave no text of a concept at all.
         """
         if failure := self.failure():
             raise ValueError(failure)
+        for one in self.sets:
+            if not one.train and not one.test:
+                raise ValueError(f"The model gave no text of the concept {one.concept!r}. Another model may.")
         if not self.sets:
             raise ValueError("There is no text to write: with `dry_run` nothing is asked.")
         return write_concept_sets(self.sets, folder)

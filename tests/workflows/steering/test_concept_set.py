@@ -74,6 +74,22 @@ def test_a_dry_run_asks_nothing_and_missing_answers_are_not_written(tmp_path: Pa
     assert not (tmp_path / "sets").exists()
 
 
+def test_what_the_model_declines_to_write_is_left_out_with_a_note(tmp_path: Path) -> None:
+    """It stays in the cache as answered, so that asking again would give the same for ever."""
+    asked = [f"say something about {n}" for n in range(12)]
+    with FakeOpenAI(answer) as server:
+        client = LLMClient("m", server.url, cache=tmp_path / "cache", concurrency=1)
+        server.next("refusal")
+        result = concept_set(["the sea"], ConceptSetSettings(RECIPE), instructions=asked, client=client)
+        again = concept_set(["the sea"], ConceptSetSettings(RECIPE), instructions=asked, client=client)
+        client.close()
+    assert result.failures == again.failures == result.left_out and sum(result.left_out.values()) == 1
+    assert result.failure() is None and "are left out: 1 refusal." in result.summary()[-1]
+    result.save(tmp_path / "sets")
+    whole = sum(len(texts) for one in result.sets for part in (one.train, one.test) for texts in part.values())
+    assert len(read_concept_sets(tmp_path / "sets")) == 1 and whole > 0
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Which model"):
         concept_set(["the sea"])
