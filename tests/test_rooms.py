@@ -268,6 +268,8 @@ def test_a_broken_tree_is_found() -> None:
 MAX_FILES = 20  # in a folder; `modeling` is flat by force, `cli` has a file for each verb
 FULL_FOLDERS = {"modeling", "cli"}
 MAX_PARAMETERS = 8
+# The one circle, for a type checker alone: the base class of the heads names them in its annotations.
+HEADS = [f"modeling.modeling_sae{head}" for head in ("", "_causal_lm", "_sequence_classification")]
 # Signatures of transformers; kernels, whose sizes are constants of the compiler; the client of a server; and what
 # joins objects that belong to nobody else. The list may only become shorter. A verb of `cli/` has one an option.
 MANY_PARAMETERS = {
@@ -286,7 +288,7 @@ MANY_PARAMETERS = {
 
 
 def module_imports() -> dict[str, set[str]]:
-    """Module -> the modules of the package that it imports anywhere, but for types."""
+    """Module -> the modules of the package that it imports anywhere, for types too."""
     files = {}
     for file in source_files():
         parts = file.relative_to(PACKAGE).with_suffix("").parts
@@ -295,7 +297,7 @@ def module_imports() -> dict[str, set[str]]:
     for module, file in files.items():
         folder = module if file.name == "__init__.py" else module[:-1]
         graph[".".join(module)] = reached = set()
-        for node, _ in imports(without_types(ast.parse(file.read_text(encoding="utf-8")))):
+        for node, _ in imports(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = (*folder[: len(folder) - node.level + 1], *(node.module.split(".") if node.module else ()))
                 for alias in node.names:
@@ -303,16 +305,6 @@ def module_imports() -> dict[str, set[str]]:
                     if target in files and target != module:
                         reached.add(".".join(target))
     return graph
-
-
-class _WithoutTypes(ast.NodeTransformer):
-    def visit_If(self, node: ast.If) -> ast.AST | None:  # noqa: N802 (ast's name)
-        return None if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
-
-
-def without_types(tree: ast.Module) -> ast.Module:
-    """A module without what is imported for a type checker alone."""
-    return _WithoutTypes().visit(tree)
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -331,7 +323,7 @@ def test_circles_are_found() -> None:
 
 
 def test_no_module_imports_itself_by_others() -> None:
-    assert circles(module_imports()) == []
+    assert circles(module_imports()) == [HEADS]
 
 
 def test_no_folder_is_a_heap() -> None:

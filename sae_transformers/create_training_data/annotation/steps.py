@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..llm.budget import Estimate
 from ..llm.requests import Answer, Chat, ChatRequest
+from ..llm.usage import Estimate
 from .parsing import CANNOT_TELL, NOT_JUDGED, join_judgements, parse_explanation, read_judgement, without_thoughts
 from .tables import AnnotationRow
 from .tasks import Task, load_task

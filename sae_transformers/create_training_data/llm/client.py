@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .batch import BatchResults, read_batch_results, submit_batch, write_batch_file
-from .budget import Account, Budget, Estimate, TokenCount, Tokens
+from .budget import Budget, TokenCount
 from .protocol import (
     MAY_HAVE_COST,
     NEVER_SENT,
@@ -34,6 +34,7 @@ from .protocol import (
     without_login,
 )
 from .requests import GAVE_UP, NOT_DONE, REJECTED, Answer, Chat, ChatRequest
+from .usage import Account, Estimate, Tokens
 
 OPENAI_URL = "https://api.openai.com/v1"
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from ...modeling.base_arguments import cache_argument, cache_of, continues
 from ..annotation.parsing import decisions_of, read_judgement
-from .budget import Account, Budget, Estimate, TokenCount, Tokens
+from .budget import Budget, TokenCount
 from .requests import REJECTED, Answer, Chat, ChatRequest
+from .usage import Account, Estimate, Tokens
 
 
 class LocalChat(Chat):

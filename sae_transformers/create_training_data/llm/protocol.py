@@ -9,8 +9,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from .budget import Tokens
 from .requests import EMPTY, REFUSAL, Answer
+from .usage import Tokens
 
 STOP = {
     401: "the key is wrong or missing: set the environment variable {key}",

@@ -13,12 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from .budget import Account, Estimate
+from .usage import Account, Estimate
 
 REFUSAL, EMPTY, REJECTED, GAVE_UP, NOT_DONE = "refusal", "empty", "rejected", "gave up", "not done"
 KEPT = (None, REFUSAL, EMPTY)  # what the model said itself: asking again would cost again

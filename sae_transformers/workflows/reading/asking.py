@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...create_training_data.llm.batch import BatchResults
-from ...create_training_data.llm.budget import Account, Estimate
 from ...create_training_data.llm.client import LLMClient
 from ...create_training_data.llm.local import LocalChat
 from ...create_training_data.llm.requests import Chat, ChatRequest
+from ...create_training_data.llm.usage import Account, Estimate
 from ..settings.llm import LLMSettings, SendSettings
 
 Answered = TypeVar("Answered")
