@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,7 +56,7 @@ class PreparedMethods:
     first: tuple[int, int] | None = None
 
 
-class MethodMaker:
+class MethodMaker(ABC):
     """Makes a method for a model: a frozen dataclass in a file of its own, and a line that registers it.
 
     `Options` is a dataclass whose fields become options of the verb `evaluate`; None for a method without.
@@ -64,17 +65,17 @@ class MethodMaker:
     Options: ClassVar[type | None] = None
 
     @classmethod
+    @abstractmethod
     def read(cls, options: Any, inputs: MethodInputs) -> MethodMaker | None:
         """The method as the options ask for it; None where they do not.
 
         Args:
             options: an instance of `Options`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, made: PreparedMethods) -> None:
         """Add the method's settings to `made`."""
-        raise NotImplementedError
 
 
 METHODS: dict[str, type[MethodMaker]] = {}

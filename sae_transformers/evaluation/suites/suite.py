@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ class SuiteInputs:
 
 
 @dataclass(frozen=True)
-class Suite:
+class Suite(ABC):
     """Measurements that belong together: data and settings, ready to be run on a model.
 
     A suite is a frozen dataclass in a file of its own, and a line in `suites/__init__.py`. Class attributes:
@@ -106,6 +107,7 @@ class Suite:
     data: Sequence[DataFile] | None = field(default=None, kw_only=True)
 
     @classmethod
+    @abstractmethod
     def read(cls, options: Any, inputs: SuiteInputs) -> Suite:
         """The suite with its data, from an instance of `Options`.
 
@@ -113,8 +115,8 @@ class Suite:
             ValueError: an option or a row of the data is not what it must be.
             OSError: a file is not there.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(
         self,
         model: SaeForCausalLM,
@@ -124,7 +126,6 @@ class Suite:
         journal: Journal | None = None,
     ) -> SuiteResult:
         """Measure. journal: of a suite that takes long: has the parts that were done before."""
-        raise NotImplementedError
 
     def steps(self, model: SaeForCausalLM) -> int | None:
         """The sum of what `report` will be called with; None where that is not known."""
