@@ -354,3 +354,17 @@ def test_long_parameter_lists_are_settings() -> None:
                 if len([one for one in arguments if one.arg not in ("self", "cls")]) > MAX_PARAMETERS:
                     found.add(f"{path}: {node.name}")
     assert found == MANY_PARAMETERS
+
+
+def test_models_tokenizers_and_settings_have_types() -> None:
+    """Where people read a signature first, `Any` would tell them, and pyright, nothing."""
+    untyped = []
+    for file in [*(PACKAGE / "latents").rglob("*.py"), *(PACKAGE / "workflows").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+                    if one.arg in ("model", "base", "tokenizer", "processor", "settings", "config"):
+                        kind = ast.unparse(one.annotation) if one.annotation else "nothing"
+                        if kind in ("nothing", "Any", "Any | None", "object"):
+                            untyped.append(f"{file.relative_to(PACKAGE)}:{node.lineno}: {one.arg}: {kind}")
+    assert not untyped

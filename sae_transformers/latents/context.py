@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from transformers import PreTrainedModel
 
 
-def context_length(model: Any) -> int | None:
+def context_length(model: PreTrainedModel) -> int | None:
     """Tokens that the model has positions for; None where its config names no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def check_length(model: Any, max_length: int, least: int = 2) -> None:
+def check_length(model: PreTrainedModel, max_length: int, least: int = 2) -> None:
     """
     Raises:
         ValueError: the model does not read texts of `max_length` tokens, or they would be shorter than `least`.
@@ -22,7 +22,7 @@ def check_length(model: Any, max_length: int, least: int = 2) -> None:
         )
 
 
-def reading_length(model: Any, max_length: int | None, default: int) -> int:
+def reading_length(model: PreTrainedModel, max_length: int | None, default: int) -> int:
     """`max_length` where it is given and fits, else `default` or what the model reads, if that is less.
 
     Raises:

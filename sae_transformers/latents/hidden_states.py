@@ -7,13 +7,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.call_record import StopForward
 from ..modeling.hook_points import HookPoint, find_hook_point, hook_tensor
+from ..modeling.modeling_sae import SaePreTrainedModel
 from .image_texts import ImageTexts
 
 
@@ -40,7 +43,9 @@ class HiddenStateReader:
         ValueError: no places, one given twice, or one that the model does not have.
     """
 
-    def __init__(self, model: Any, places: Sequence[str], *, config: Any = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, places: Sequence[str], *, config: PretrainedConfig | None = None
+    ) -> None:
         if isinstance(places, str) or not places or len(set(places)) < len(places):
             raise ValueError(f"`places` must be a list of different places. Received: places={places!r}.")
         self.model = model
@@ -166,7 +171,7 @@ class _Result:
                 )
 
 
-def _hook(point: HookPoint, place: str, visit: Callable[[str, Tensor], None]) -> Any:
+def _hook(point: HookPoint, place: str, visit: Callable[[str, Tensor], None]) -> RemovableHandle:
     def read(hidden: Tensor) -> Tensor:
         visit(place, hidden)
         return hidden
@@ -238,8 +243,8 @@ def kept_positions(
 
 
 def read_hidden_states(
-    model: Any,
-    tokenizer: Any,
+    model: SaePreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
     sae: int = 0,

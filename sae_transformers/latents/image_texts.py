@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 
 class ImageTexts:
     """Rows as a processor reads them. Texts without a mark for an image get their images in front.
 
     Args:
-        processor: of the base (`AutoProcessor`).
+        processor: of the base (`AutoProcessor`); called with texts and images, it gives the model's inputs.
         texts: of the rows.
         images: of each row, as `opened_images` gives them.
         first_row: number of the first row in its source.
@@ -27,7 +28,7 @@ class ImageTexts:
 
     def __init__(
         self,
-        processor: Any,
+        processor: Callable[..., Mapping[str, Tensor]],
         texts: Sequence[str],
         images: Sequence[Sequence[Any]],
         *,
@@ -103,7 +104,7 @@ def _opened(value: Any, number: int) -> Any:
         raise ValueError(f"The image of row {number} cannot be read: {error}") from error
 
 
-def image_token_ids(config: Any) -> list[int]:
+def image_token_ids(config: PretrainedConfig) -> list[int]:
     """The ids that stand for an image's patches in a base's input; none for a base that reads texts alone."""
     found = {getattr(config, name, None) for name in ("image_token_id", "image_token_index")}
     return [value for value in found if isinstance(value, int)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def check_integers(settings: Any, **least: int) -> None:
+def check_integers(settings: DataclassInstance, **least: int) -> None:
     """Refuse fields that are not integers of a least value; None passes where it is the field's default.
 
     Raises:
@@ -15,13 +18,15 @@ def check_integers(settings: Any, **least: int) -> None:
     """
     for name, bound in least.items():
         value = getattr(settings, name)
-        if value is None and type(settings).__dataclass_fields__[name].default is None:
+        if value is None and settings.__dataclass_fields__[name].default is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < bound:
             raise ValueError(f"`{name}` must be an integer of {bound} or more. Received: {name}={value!r}.")
 
 
-def check_numbers(settings: Any, *names: str, above: float | None = None, least: float | None = None) -> None:
+def check_numbers(
+    settings: DataclassInstance, *names: str, above: float | None = None, least: float | None = None
+) -> None:
     """Refuse fields that are not numbers above, or of at least, a bound; None passes where it is the default.
 
     Raises:
@@ -29,7 +34,7 @@ def check_numbers(settings: Any, *names: str, above: float | None = None, least:
     """
     for name in names:
         value = getattr(settings, name)
-        if value is None and type(settings).__dataclass_fields__[name].default is None:
+        if value is None and settings.__dataclass_fields__[name].default is None:
             continue
         number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
         if not (number > above if above is not None else number >= (least or 0)):
@@ -37,7 +42,7 @@ def check_numbers(settings: Any, *names: str, above: float | None = None, least:
             raise ValueError(f"`{name}` must be {bound}. Received: {name}={value!r}.")
 
 
-def check_choice(settings: Any, name: str, choices: Sequence[str]) -> None:
+def check_choice(settings: DataclassInstance, name: str, choices: Sequence[str]) -> None:
     """Refuse a field that is not one of some words.
 
     Raises:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.modeling_sae import SaePreTrainedModel
 from .context import check_length
 from .sparse_codes import SparseCodes, encode_texts, stack_rows
 
@@ -33,7 +35,12 @@ class TextCodes(NamedTuple):
 
 
 def text_ids(
-    model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int, least: int = 2
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    least: int = 2,
 ) -> tuple[list[list[int]], list[int]]:
     """Token ids of texts, cut, and the numbers of these texts; those of fewer than `least` tokens are left out.
 
@@ -68,7 +75,7 @@ def batches_of(rows: Sequence[Sequence[int]], *, tokens_at_once: int) -> Iterato
 
 @torch.no_grad()
 def encode_text_means(
-    model: Any,
+    model: SaePreTrainedModel,
     rows: Sequence[Sequence[int]],
     *,
     asked: Sequence[Sequence[int]] | None = None,
@@ -118,7 +125,9 @@ def encode_text_means(
     return [TextCodes(*found) for found in zip(hidden, codes, pre_acts, strict=True)]
 
 
-def named_features(model: Any, features: Sequence[tuple[int, int | str]] | None) -> dict[str, tuple[int, int]]:
+def named_features(
+    model: SaePreTrainedModel, features: Sequence[tuple[int, int | str]] | None
+) -> dict[str, tuple[int, int]]:
     """Name of each feature -> SAE and latent.
 
     Args:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from .hidden_states import HiddenStateReader
 from .text_input import tokenized
@@ -31,7 +32,7 @@ class TextStates(NamedTuple):
 
 def read_text_states(
     reader: HiddenStateReader,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
     max_tokens: int = 256,

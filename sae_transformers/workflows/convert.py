@@ -64,12 +64,15 @@ def convert(
         model, tokenizer: the base that the SAE is for.
 
     Raises:
-        ValueError: the format cannot say what this SAE is, or the folder holds something else.
+        ValueError: the format cannot say what this SAE is, the folder holds something else, or a model without its
+            tokenizer.
         OSError: the folder cannot be written.
     """
     one = sae if isinstance(sae, SparseAutoencoder) else SparseAutoencoder.from_pretrained(sae)
     words = "Gaussian rows" if probe is None else "the given rows"
     if probe is None and model is not None:
+        if tokenizer is None:
+            raise ValueError("`model` needs its `tokenizer`: they are compared on texts. Received: tokenizer=None.")
         reader = SaeForCausalLM.from_base(model, saes=[copy.deepcopy(one)])
         probe = read_hidden_states(reader, tokenizer, PROBE_TEXTS).hidden
         words = f"hidden states of {model.config.name_or_path}"

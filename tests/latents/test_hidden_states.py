@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from sae_transformers import SaeForCausalLM
 from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions, read_hidden_states
@@ -11,11 +13,11 @@ from sae_transformers.modeling.hook_points import find_hook_point
 from tests.tiny import ARCHITECTURES, WIDTH, prompt, tiny_base, tiny_sae
 
 
-class LetterTokenizer:
-    """One token a letter."""
-
-    def __call__(self, texts: list[str], truncation: bool, max_length: int) -> dict:
-        return {"input_ids": [[ord(c) - 90 for c in text][:max_length] for text in texts]}
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter: a is 7."""
+    letters = Tokenizer(models.WordLevel({"?": 0} | {chr(code): code - 90 for code in range(97, 123)}, unk_token="?"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="?")
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 8, 1000])
@@ -24,7 +26,7 @@ def test_states_equal_one_text_at_a_time(tokens_at_once: int) -> None:
     model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)]).eval()
     texts, seen = ["abcdef", "gh", "ijklmnopq", "rst"], []
     got = read_hidden_states(
-        model, LetterTokenizer(), texts, max_tokens=7, tokens_at_once=tokens_at_once, report=lambda *a: seen.append(a)
+        model, letter_tokenizer(), texts, max_tokens=7, tokens_at_once=tokens_at_once, report=lambda *a: seen.append(a)
     )
     assert torch.bincount(got.text_index).tolist() == [5, 1, 6, 2]  # without each first token, cut at seven
     for number, text in enumerate(texts):
@@ -38,7 +40,7 @@ def test_states_equal_one_text_at_a_time(tokens_at_once: int) -> None:
 def test_a_text_of_one_token_is_refused() -> None:
     model = SaeForCausalLM.from_base(tiny_base(), saes=[tiny_sae(layer=1)])
     with pytest.raises(ValueError, match="1 shorter ones, 'a'"):
-        read_hidden_states(model, LetterTokenizer(), ["ab", "a"])
+        read_hidden_states(model, letter_tokenizer(), ["ab", "a"])
 
 
 # -- the reader ------------------------------------------------------------------------------------------------------

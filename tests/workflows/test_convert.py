@@ -26,6 +26,9 @@ def test_a_copy_is_compared_on_hidden_states_of_the_base(tmp_path: Path) -> None
     rows = convert(copy, tmp_path / "again", probe=torch.randn(4, 32))
     assert "on the given rows" in rows.summary()[0] and rows.to_dict()["source"].startswith("saelens: topk (k=8)")
     assert "on Gaussian rows" in convert(copy, tmp_path / "third").summary()[0]
+    with pytest.raises(ValueError, match="`model` needs its `tokenizer`: .* Received: tokenizer=None"):
+        convert(copy, tmp_path / "fourth", model=base)
+    assert not (tmp_path / "fourth").exists()
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
