@@ -19,7 +19,7 @@ from typing import Any
 
 from sae_transformers.hub_cards.dashboard import write_dashboard
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "dashboard_screenshots.py"
+PICTURES = Path(__file__).parents[1] / "docs" / "dashboard_screenshots.py"
 TIMES = """async () => {
   const first = performance.getEntriesByName("first-content")[0].startTime;
   const paint = performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? NaN;
@@ -55,7 +55,7 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         parser.error("Chromium is needed, and not found.")
-    spec = importlib.util.spec_from_file_location("dashboard_screenshots", EXAMPLE)
+    spec = importlib.util.spec_from_file_location("dashboard_screenshots", PICTURES)
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

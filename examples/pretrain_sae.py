@@ -28,19 +28,19 @@ from sae_transformers import (
     SaeTrainingArguments,
     SparseAutoencoder,
     SparseAutoencoderConfig,
+    ce_loss_recovered,
     harvest,
     load,
+    measure_reconstruction,
     open_text,
 )
-from sae_transformers.create_training_data.packing import tokenize
-from sae_transformers.evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
-from sae_transformers.training.sae.initialization import usual_norm
 
 
 def measure(sae: SparseAutoencoder, states: HiddenStateShards, base: Any, sequences: torch.Tensor) -> dict[str, float]:
     """Reconstruction of held-out tokens of usual norm, and the loss of the model on held-out sequences."""
     hidden = states.__getitems__(torch.arange(len(states)))[sae.config.read_at].float()
-    figures = measure_reconstruction(sae, [hidden[usual_norm(hidden)]])
+    norms = hidden.norm(dim=-1)
+    figures = measure_reconstruction(sae, [hidden[norms <= 10 * norms.median()]])
     model = SaeForCausalLM.from_base(base, saes=[sae]).eval()
     batches = [{"input_ids": rows} for rows in sequences.split(8)]
     loss = ce_loss_recovered(model, batches)
@@ -71,9 +71,10 @@ def main() -> None:
         store = args.out / name
         harvest(base, tokenizer, open_text(text), store, settings, max_tokens=tokens)
         stores[name], seconds[f"harvest {name}"] = HiddenStateShards(store), time.perf_counter() - start
-    texts = open_text(args.held_out).read(0, 2000).texts
-    rows = tokenize(tokenizer, texts, first_row=0, max_length=args.length, pack=True)
-    sequences = torch.stack([ids for ids in rows.ids if len(ids) == args.length][:32])
+    texts = [text for text in open_text(args.held_out).read(0, 2000).texts if text.strip()]
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    joined = torch.tensor([token for row in rows for token in (*row, tokenizer.eos_token_id)])
+    sequences = torch.stack([ids for ids in joined.split(args.length) if len(ids) == args.length][:32])
     sae = SparseAutoencoder(
         SparseAutoencoderConfig(
             d_in=stores["train"].widths[place], d_sae=args.d_sae, activation="topk", k=args.k, layer=args.layer

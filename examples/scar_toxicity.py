@@ -31,27 +31,31 @@ from transformers import PrinterCallback
 
 from sae_transformers import (
     FeatureEdit,
+    GenerationSettings,
+    HiddenStateReader,
     SaeForCausalLM,
     SaeTrainer,
     SaeTrainingArguments,
+    SearchSettings,
     SparseAutoencoder,
     SparseAutoencoderConfig,
     Steering,
     TensorTokens,
+    auroc,
+    ce_loss_recovered,
+    continue_prompts,
+    encode_texts,
+    fit_diffmean,
+    fit_linear_probe,
+    get_scorer,
     load,
+    measure_reconstruction,
+    open_text,
+    search_features,
 )
-from sae_transformers.create_training_data.scar_sources import read_rows, real_toxicity_prompts, toxic_chat
-from sae_transformers.evaluation.detection.metrics import auroc, fit_linear_probe, latent_aurocs, mean_by_text
-from sae_transformers.evaluation.generation.first_divergent_token import mean_first_divergent_token
-from sae_transformers.evaluation.generation.fluency import continuation_mask, continuation_perplexity, repetition
-from sae_transformers.evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
-from sae_transformers.evaluation.scorers.toxicity import toxicity_scorer
-from sae_transformers.evaluation.steering.scar import FACTORS
-from sae_transformers.latents.diffmean import fit_diffmean
-from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
-from sae_transformers.training.sae.initialization import usual_norm_limit
 
 CONCEPT, LATENT = "toxicity", 0
+FACTORS = (-100.0, -50.0, -1.0, 0.0, 1.0, 50.0, 100.0)  # SCAR's
 STRENGTHS = (0.05, 0.1, 0.14, 0.2, 0.28, 0.4, 0.8, 1.6, 3.2)  # in hidden norms, until the text gets too unlikely
 # The first token, whose hidden state is an outlier, is neither trained on nor replaced.
 AFTER_FIRST = [(1, None)]
@@ -65,8 +69,10 @@ class Texts(NamedTuple):
     hidden: dict[str, Tensor]
     text_index: Tensor
 
-    def pooled(self, token_scores: Tensor) -> Tensor:
-        return mean_by_text(token_scores, self.text_index, len(self.labels))
+    def pooled(self, values: Tensor) -> Tensor:
+        """Mean over each text's tokens: (n_tokens, ...) to (n_texts, ...)."""
+        counts = torch.bincount(self.text_index).view(-1, *[1] * (values.ndim - 1))
+        return torch.zeros(len(self.labels), *values.shape[1:]).index_add_(0, self.text_index, values.float()) / counts
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,21 @@ def parse() -> argparse.Namespace:
 # -- data ------------------------------------------------------------------------------------------------------------
 
 
+def real_toxicity_prompts(rows: Sequence[Any]) -> list[tuple[str, int]]:
+    """Prompt and continuation together, 1 where the mean of the toxicities that are known is 0.5 or more."""
+    pairs = []
+    for row in rows:
+        parts = row["prompt"], row["continuation"]
+        known = [part["toxicity"] for part in parts if part["toxicity"] is not None]
+        pairs.append(("".join(part["text"] for part in parts), int(sum(known) >= 0.5 * max(len(known), 1))))
+    return pairs
+
+
+def toxic_chat(file: str) -> list[tuple[str, int]]:
+    """The user's messages with their human labels."""
+    return [(row.get("user_input", row.get("text")), int(row["toxicity"])) for row in open_text(file).rows()]
+
+
 def split_rows(rows: list[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
     """Training and test rows, at random."""
     rows = random.Random(seed).sample(rows, len(rows))
@@ -128,7 +149,7 @@ def read_states(reader: HiddenStateReader, tokenizer: Any, pairs: Sequence[tuple
     rows = tokenizer([text for text, _ in pairs], truncation=True, max_length=128)["input_ids"]
     long = [i for i, row in enumerate(rows) if len(row) > 1]
     ids = [torch.tensor(rows[i]) for i in long]
-    keep = [kept_positions(row) for row in ids]
+    keep = [torch.arange(1, len(row)) for row in ids]
     index = torch.repeat_interleave(torch.arange(len(long)), torch.tensor([len(k) for k in keep]))
     hidden = {place: states.cpu() for place, states in reader.read(ids, keep, dtype=torch.float32).items()}
     return Texts([pairs[i][0] for i in long], torch.tensor([pairs[i][1] for i in long]), hidden, index)
@@ -136,7 +157,7 @@ def read_states(reader: HiddenStateReader, tokenizer: Any, pairs: Sequence[tuple
 
 def without_outliers(data: dict[str, Texts]) -> dict[str, Texts]:
     """Without tokens whose norm is unusual among the training tokens of any place, as the SAEs are fitted."""
-    limits = {place: usual_norm_limit(hidden) for place, hidden in data["train"].hidden.items()}
+    limits = {place: 10 * hidden.norm(dim=-1).median() for place, hidden in data["train"].hidden.items()}
     found = {}
     for name, part in data.items():
         usual = torch.stack([part.hidden[place].norm(dim=-1) <= limit for place, limit in limits.items()]).all(0)
@@ -200,19 +221,20 @@ def detectors(
 ) -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, Any]]:
     """Name -> scores of hidden states (n_tokens, d), fitted to the training texts; and what was chosen on the way."""
     hidden, labels = data.hidden[place], data.labels
-    aurocs = latent_aurocs(plain, hidden, data.text_index, labels)
-    best = aurocs.argmax()
+    codes = encode_texts(plain, hidden, data.text_index, len(labels))
+    found = search_features(codes, labels, settings=SearchSettings(selection="input"))
+    best = found.features[:1]
     direction = fit_diffmean(hidden, labels[data.text_index])
-    probe = fit_linear_probe(mean_by_text(hidden, data.text_index, len(labels)), labels, seed=seed)
+    probe = fit_linear_probe(data.pooled(hidden), labels, seed=seed)
     own = conditioned.W_dec[LATENT].cpu()
     facts = {
         "best_unconditioned_latent": int(best),
-        "its_training_auroc": float(aurocs[best]),
+        "its_training_auroc": float(found.input_scores[0]),
         "cosine_of_decoder_row_and_diffmean": float(torch.cosine_similarity(own, direction, dim=0)),
     }
     return {
         "conditioned latent": lambda x: conditioned.encode_pre_acts(x, features=torch.tensor([LATENT]))[:, 0],
-        "best unconditioned latent": lambda x: plain.encode_selected(x, best[None])[:, 0],
+        "best unconditioned latent": lambda x: plain.encode_selected(x, best)[:, 0],
         "difference of means": lambda x: x @ direction,
         "linear probe": probe.score,
     }, facts
@@ -250,31 +272,17 @@ class Continuations:
     """Continues prompts greedily under any steering and measures the result against the unsteered continuations."""
 
     def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int, score: Callable) -> None:
-        self.model, self.tokenizer, self.score, self.new_tokens = model, tokenizer, score, new_tokens
-        self.batch = tokenizer(list(prompts), return_tensors="pt", padding=True).to(model.device)
-        self.unsteered: tuple[list[list[int]], Tensor] | None = None
-        self.baseline = self.measure("unsteered", False)
+        self.model, self.tokenizer, self.prompts, self.score = model, tokenizer, list(prompts), score
+        self.greedy = GenerationSettings(new_tokens, temperature=0.0)
+        self.unsteered: tuple[Sequence[Sequence[int]], Tensor] | None = None
+        self.baseline = self.measure("unsteered", None)
 
-    def measure(self, name: str, steering: Steering | bool) -> Point:
-        model, batch = self.model, self.batch
-        rows = model.generate(
-            **batch,
-            steering=steering,
-            max_new_tokens=self.new_tokens,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        length = batch["input_ids"].shape[1]
-        counted = continuation_mask(rows[:, length:], model.generation_config.eos_token_id)
-        new = [row[keep].tolist() for row, keep in zip(rows[:, length:], counted, strict=True)]
-        texts = self.tokenizer.batch_decode(rows[:, length:], skip_special_tokens=True)
-        scores = self.score(texts)
-        self.unsteered = self.unsteered or (new, scores)
+    def measure(self, name: str, steering: Steering | None) -> Point:
+        found = continue_prompts(self.model, self.tokenizer, self.prompts, [steering] * len(self.prompts), self.greedy)
+        scores = self.score(found.texts)
+        self.unsteered = self.unsteered or (found.ids, scores)
         before, scores_before = self.unsteered
         change = scores - scores_before
-        mask = torch.cat([batch["attention_mask"], counted.long()], dim=1)
-        with model.steered(False):
-            perplexity = continuation_perplexity(model, rows, mask, length)
         errors = [float(values.std() / len(values) ** 0.5) for values in (scores, change)]
         return Point(
             name,
@@ -282,10 +290,16 @@ class Continuations:
             toxicity_error=errors[0],
             toxicity_change=float(change.mean()),
             toxicity_change_error=errors[1],
-            perplexity=perplexity,
-            first_divergent_token=mean_first_divergent_token(new, before),
-            repetition=repetition(texts),
+            perplexity=found.perplexity,
+            first_divergent_token=sum(map(agreement, found.ids, before)) / len(before),
+            repetition=found.repetition,
         )
+
+
+def agreement(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with: SCAR's first divergent token."""
+    same = [a == b for a, b in zip(one, other, strict=False)]
+    return same.index(False) if False in same else len(same)
 
 
 def scale(number: int, factor: float, keep_error: bool) -> Steering:
@@ -339,15 +353,15 @@ def run(args: argparse.Namespace, seed: int, base: Any, tokenizer: Any, console:
         seconds[name] = round(time.perf_counter() - start - sum(seconds.values()), 1)
         console.print(f"  {name}: {seconds[name]} s", highlight=False)
 
-    rtp_rows = [row for file in args.rtp for row in read_rows(file)]
+    rtp_rows = [row for file in args.rtp for row in open_text(file).rows()]
     rows = split_rows(rtp_rows, args.test_share, seed)
-    chat = list(toxic_chat(read_rows(args.toxic_chat)))
+    chat = toxic_chat(args.toxic_chat)
     chat = random.Random(seed).sample(chat, min(args.toxic_chat_texts, len(chat)))
     places = {site: f"layers.{args.layer}.{site}" for site in args.sites}
     reader = HiddenStateReader(base, list(places.values()))
     sources = {
-        "train": list(real_toxicity_prompts(rows[0])),
-        "RealToxicityPrompts": list(real_toxicity_prompts(rows[1])),
+        "train": real_toxicity_prompts(rows[0]),
+        "RealToxicityPrompts": real_toxicity_prompts(rows[1]),
         "ToxicChat": chat,
     }
     data = without_outliers({name: read_states(reader, tokenizer, pairs) for name, pairs in sources.items()})
@@ -359,7 +373,7 @@ def run(args: argparse.Namespace, seed: int, base: Any, tokenizer: Any, console:
     lap("hidden states")
     saes = train(args, data["train"], seed)
     lap("training")
-    score = toxicity_scorer()
+    score = get_scorer("profanity")
     tests = {name: data[name] for name in ("RealToxicityPrompts", "ToxicChat")}
     detection: dict[str, Any] = {
         "words alone (the scorer of continuations)": {

@@ -16,7 +16,7 @@ import argparse
 import random
 import shlex
 import sys
-from datetime import datetime, timezone
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,25 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from sae_transformers import FluencyBudget, GenerationSettings, SearchSettings, load
-from sae_transformers.create_training_data.scar_sources import read_rows, real_toxicity_prompts
-from sae_transformers.evaluation.journal import Journal, Watch
-from sae_transformers.evaluation.results import Results, SuiteResult, data_file, versions, write_results
-from sae_transformers.evaluation.scorers.registry import get_scorer
-from sae_transformers.evaluation.settings import BootstrapSettings
-from sae_transformers.evaluation.steering.plot import plot_steering
-from sae_transformers.evaluation.steering.suite import steering_suite
-from sae_transformers.evaluation.steering_methods import DiffMean, Latents, Prompting, prepare_methods
-from sae_transformers.evaluation.suites.settings import SteeringSuiteSettings
-from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
-from sae_transformers.latents.sparse_codes import encode_texts
-from sae_transformers.training.steering.feature_search import search_features
+from sae_transformers import (
+    BootstrapSettings,
+    DiffMean,
+    EvaluateSettings,
+    FluencyBudget,
+    GenerationSettings,
+    HiddenStateReader,
+    Latents,
+    Prompting,
+    SearchSettings,
+    SteeringSuite,
+    SteeringSuiteSettings,
+    encode_texts,
+    evaluate,
+    get_scorer,
+    load,
+    open_text,
+    search_features,
+)
 
 MORE = "Go on in an insulting and vulgar way."
 LESS = "Go on in a polite and friendly way."
@@ -73,12 +79,13 @@ def split(rows: list[Any], args: argparse.Namespace) -> tuple[dict[int, list[str
     texts: dict[int, list[str]] = {0: [], 1: []}
     prompts: dict[int, list[str]] = {0: [], 1: []}
     for row in rows:
-        for text, label in real_toxicity_prompts([row]):
-            prompt = row["prompt"]
-            if len(texts[label]) < args.labelled:
-                texts[label].append(text)
-            elif len(side := prompts[int((prompt["toxicity"] or 0) >= 0.5)]) < args.prompts // 2:
-                side.append(prompt["text"].strip())
+        prompt, parts = row["prompt"], (row["prompt"], row["continuation"])
+        known = [part["toxicity"] for part in parts if part["toxicity"] is not None]
+        label = int(bool(known) and sum(known) >= 0.5 * len(known))
+        if len(texts[label]) < args.labelled:
+            texts[label].append("".join(part["text"] for part in parts))
+        elif len(side := prompts[int((prompt["toxicity"] or 0) >= 0.5)]) < args.prompts // 2:
+            side.append(prompt["text"].strip())
     found = [*prompts[0], *prompts[1]]
     if len(found) < 2 or min(map(len, texts.values())) < args.labelled:
         raise ValueError(
@@ -92,7 +99,7 @@ def best_latent(model: Any, tokenizer: Any, texts: dict[int, list[str]], selecti
     """By the mean over each text's tokens but the first; and its scores."""
     pairs = [(text, label) for label, some in texts.items() for text in some]
     ids = [torch.tensor(row) for row in tokenizer([t for t, _ in pairs], truncation=True, max_length=128)["input_ids"]]
-    keep = [kept_positions(row) for row in ids]
+    keep = [torch.arange(1, len(row)) for row in ids]
     sae = model.saes[0]
     with tqdm(total=len(ids), desc="texts read") as bar:
         reader = HiddenStateReader(model.lm, [sae.config.read_at], config=model.config)
@@ -104,72 +111,53 @@ def best_latent(model: Any, tokenizer: Any, texts: dict[int, list[str]], selecti
     return int(row["feature"]), {name: round(value, 4) for name, value in row.items() if name != "sae"}
 
 
-def table(result: SuiteResult) -> Table:
-    columns = {
-        "concept_score_change": "change of toxicity, 95 %", "concept_score": "toxicity", "perplexity": "perplexity",
-        "repetition": "repeated", "first_divergent_token": "FDT", "kl_prompt_nats": "KL, prompts",
-        "kl_continuation_nats": "KL, continuations",
-    }  # fmt: skip
-    shown = Table("method", "setting", *columns.values(), box=None, padding=(0, 2))
-    for method in dict.fromkeys(one.method for one in result.measurements):
-        found = {one.metric: one for one in result.measurements if one.method == method}
-        cells = []
-        for metric in columns:
-            one = found.get(metric)
-            text = "" if one is None or one.value is None else f"{one.value:.3f}"
-            if one is not None and metric == "concept_score_change" and one.low is not None:
-                text += f" ({one.low:.3f} to {one.high:.3f})"
-            cells.append(text)
-        shown.add_row(method, found["concept_score"].note.removeprefix("setting "), *cells)
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The suite's own rows, one a metric and method."""
+    shown = Table(*rows[0], box=None, padding=(0, 2))
+    for row in rows:
+        shown.add_row(*("" if value is None else str(value) for value in row.values()))
     return shown
 
 
 def main() -> None:
     args = parse()
     console = Console(width=170)
-    model: Any
-    model, tokenizer, name = load(args.model, args.sae, model_dtype=args.dtype)
-    texts, prompts = split([row for file in args.rtp for row in read_rows(file)], args)
+    model, tokenizer, _ = load(args.model, args.sae, model_dtype=args.dtype)
+    texts, prompts = split([row for file in args.rtp for row in open_text(file).rows()], args)
     scorer = get_scorer(args.scorer, labelled=(texts[1], texts[0]), seed=args.seed)
     feature, chosen = args.feature, {}
     if feature is None:
         feature, chosen = best_latent(model, tokenizer, texts, args.selection)
         console.print(f"latent {feature}: {chosen}", highlight=False)
-    makers = [
-        Latents([(0, feature)], args.strengths, positions=AFTER_FIRST),
-        DiffMean(texts[1], texts[0], args.strengths, positions=AFTER_FIRST),
-        Prompting(MORE, LESS),
-    ]
-    made = prepare_methods(model, tokenizer, prompts, makers)
-    settings = SteeringSuiteSettings(
-        scorer_name=args.scorer,
-        generation=GenerationSettings(
-            args.new_tokens, args.temperature, samples_per_prompt=args.generation_seeds, chat=False,
-            batch_size=args.rows_at_once, seed=args.seed,
+    suite = SteeringSuite(
+        prompts,
+        [
+            Latents([(0, feature)], args.strengths, positions=AFTER_FIRST),
+            DiffMean(texts[1], texts[0], args.strengths, positions=AFTER_FIRST),
+            Prompting(MORE, LESS),
+        ],
+        scorer,
+        SteeringSuiteSettings(
+            scorer_name=args.scorer,
+            generation=GenerationSettings(
+                args.new_tokens, args.temperature, samples_per_prompt=args.generation_seeds, chat=False,
+                batch_size=args.rows_at_once, seed=args.seed,
+            ),
+            budget=FluencyBudget(args.perplexity_limit),
+            bootstrap=BootstrapSettings(args.resamples, args.seed),
         ),
-        budget=FluencyBudget(args.perplexity_limit),
-        bootstrap=BootstrapSettings(args.resamples, args.seed),
+        asked={**{name: str(value) for name, value in vars(args).items()}, "latent": chosen},
+        data=args.rtp,
     )  # fmt: skip
-    journal = Journal(args.out / "steering.partial.jsonl", {key: str(value) for key, value in vars(args).items()})
-    with tqdm(desc="rows", unit="row") as bar:
-        result = steering_suite(
-            made.model,
-            tokenizer,
-            prompts,
-            made.methods,
-            scorer,
-            settings,
-            facts={**made.facts, "latent": chosen},
-            watch=Watch(bar.update, journal),
-        )
-    console.print(table(result), *result.notes, f"{result.seconds:.0f} s", sep="\n")
     command = shlex.join(["python", "examples/steering_suite.py", *sys.argv[1:]])
-    about = {"base": Path(name).name, "sae": Path(args.sae).name}
-    record = Results(about, command, datetime.now(timezone.utc).isoformat(timespec="seconds"), versions=versions())
-    files = [data_file(file, split="labelled texts and prompts", origin="RealToxicityPrompts") for file in args.rtp]
-    write_results(record.with_suite(SuiteResult(**{**vars(result), "data": files})), args.out / "results.json")
-    journal.remove()
-    if plot_steering(result.curves["reporting"], args.out / "pareto.png", y="concept_score_change") is None:
+    with tqdm(desc="rows", unit="row") as bar:
+        found = evaluate(
+            model, tokenizer, [suite], args.out, EvaluateSettings(command=command),
+            progress=lambda _, done, __: bar.update(done - bar.n),
+        )  # fmt: skip
+    result = found.record.suites["steering"]
+    console.print(table(found.rows("steering")), *result.notes, f"{result.seconds:.0f} s", sep="\n")
+    if found.plot("steering", args.out / "pareto.png") is None:
         console.print("No pareto.png: pip install 'sae-transformers[plots]'", markup=False)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import sae_transformers
 from sae_transformers.training.heads.settings import METHODS
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
@@ -23,8 +22,8 @@ from tests.tiny import tiny_base, tiny_sae
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(name: str, folder: Path = EXAMPLES) -> Any:
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     if spec is None or spec.loader is None:
         pytest.fail(f"there is no example {name}")
     module = importlib.util.module_from_spec(spec)
@@ -46,27 +45,28 @@ def numbers(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
-# Experiments of papers: they join parts for which the root has no function, and no other example may be here.
-EXPERIMENTS = {
-    "axbench_concept10", "dashboard_screenshots", "pretrain_sae", "scar_toxicity", "selfreg_toxicity", "steering_suite"
-}  # fmt: skip
+PROGRAMS = [
+    *sorted(EXAMPLES.glob("*.py")),
+    *sorted((EXAMPLES.parent / "notebooks").glob("*.ipynb")),
+]
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_examples_import_from_the_root(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def code(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+    return "\n".join(line for line in lines if not line.startswith(("%", "!")))
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_examples_and_notebooks_import_from_the_root(path: Path) -> None:
+    tree = ast.parse(code(path))
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    deep = [name for name in modules if name.startswith("sae_transformers.")]
-    assert not [name for name in deep if name.startswith("sae_transformers.cli")]
-    assert bool(deep) == (path.stem in EXPERIMENTS), deep
-    public = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module in deep
-        for alias in node.names
-    }
-    assert not public & set(sae_transformers.__all__), "the root has these"
+    own = {name for name in modules if name.split(".")[0] == "sae_transformers"}
+    assert own == {"sae_transformers"}
 
 
 def test_scar_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_dashboard_screenshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         pytest.skip("no Chromium")
     asked = ["--out", str(tmp_path / "images"), "--features", "300", "--page", str(tmp_path / "page.html")]
     monkeypatch.setattr(sys, "argv", ["dashboard_screenshots.py", *asked])
-    load("dashboard_screenshots").main()
+    load("dashboard_screenshots", EXAMPLES.parent / "docs").main()
     brightness = {}
     for theme in ("light", "dark"):
         with image.open(tmp_path / "images" / f"dashboard-{theme}.png") as picture:

@@ -41,7 +41,7 @@ def test_steering_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = read_results(tmp_path / "out" / "results.json").suites["steering"]
     methods = list(dict.fromkeys(row["method"] for row in found.curves["reporting"]))
     assert methods[0] == "none" and methods[1].startswith("latent ") and methods[2:] == ["diffmean", "prompt"]
-    assert found.value("kl_prompt_nats", "none") == 0 and found.settings["latent"]["auroc"] > 0.9
+    assert found.value("kl_prompt_nats", "none") == 0 and found.settings["asked"]["latent"]["auroc"] > 0.9
     assert [one.name for one in found.data] == ["1.jsonl", "0.jsonl"]
     assert (tmp_path / "out" / "pareto.png").stat().st_size > 1000
     assert WORDS[0] + " " + WORDS[1] not in text and "insulting" in text  # numbers and instructions, no texts

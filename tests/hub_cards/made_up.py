@@ -13,7 +13,7 @@ from sae_transformers.evaluation.features.histograms import ActivationHistograms
 from sae_transformers.evaluation.features.table import FeatureTable, LogitWeights
 from sae_transformers.hub_cards.dashboard_data import DashboardData, SpanShown, SteeringSample
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "dashboard_screenshots.py"
+PICTURES = Path(__file__).parents[2] / "docs" / "dashboard_screenshots.py"
 EVIL = [
     "</script><script>window.pwned = 1</script>",
     "<img src=x onerror='window.pwned = 2'>",
@@ -37,7 +37,7 @@ EVIL = [
 
 def example() -> Any:
     """The module that makes the pictures of the documentation."""
-    spec = importlib.util.spec_from_file_location("dashboard_screenshots", EXAMPLE)
+    spec = importlib.util.spec_from_file_location("dashboard_screenshots", PICTURES)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

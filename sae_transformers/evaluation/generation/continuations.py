@@ -16,7 +16,7 @@ from ...modeling import Steering
 from ...modeling.base_arguments import cache_argument, cache_of, continues
 from ..journal import Journal, result_of
 from ..settings import GenerationSettings
-from .fluency import continuation_mask
+from .fluency import continuation_mask, repetition
 
 LOGIT_ROWS = 8  # whose logits are held at a time
 
@@ -44,6 +44,11 @@ class Continuations(NamedTuple):
     def perplexities(self) -> Tensor:
         """Of each, (n,) float64."""
         return (self.losses / self.tokens).clamp(max=700).exp()
+
+    @property
+    def repetition(self) -> float:
+        """Share of word trigrams that repeat earlier ones of their text, mean over texts."""
+        return repetition(self.texts)
 
     def take(self, rows: Sequence[int]) -> Continuations:
         """Some of them, in this order."""

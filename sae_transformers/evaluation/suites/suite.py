@@ -94,7 +94,7 @@ class Suite(ABC):
 
     Args:
         asked: every option that the numbers depend on, as JSON; by default the fields that are no data.
-        data: what was read; by default a hash of the fields that `texts` names.
+        data: what was read, or the paths of its files; by default a hash of the fields that `texts` names.
     """
 
     name: ClassVar[str] = ""
@@ -104,7 +104,7 @@ class Suite(ABC):
     texts_of: ClassVar[tuple[str, ...]] = ()  # fields that are data
 
     asked: Mapping[str, Any] | None = field(default=None, kw_only=True)
-    data: Sequence[DataFile] | None = field(default=None, kw_only=True)
+    data: Sequence[DataFile | str | Path] | None = field(default=None, kw_only=True)
 
     @classmethod
     @abstractmethod
@@ -141,7 +141,7 @@ class Suite(ABC):
     def files(self) -> list[DataFile]:
         """What is measured on."""
         if self.data is not None:
-            return list(self.data)
+            return [one if isinstance(one, DataFile) else data_file(one) for one in self.data]
         return [source_file(name, getattr(self, name), None) for name in self.texts_of if getattr(self, name)]
 
     @classmethod

@@ -1,6 +1,6 @@
 """Pictures of a dashboard for the documentation, from made-up features: docs/images/dashboard-light.png and -dark.png.
 
-    python examples/dashboard_screenshots.py --out docs/images
+    python docs/dashboard_screenshots.py --out docs/images
 
 Needs the packages `playwright` and `pillow` and an installed Chromium; no browser is fetched. Every text below was
 made up for this.
