@@ -6,7 +6,7 @@ Latents, directions and classifiers are fitted to the training answers of a conc
 They are compared as detectors on the evaluation answers, hard negatives among the negatives. Then the model answers
 some instructions while it is steered along latents that were found in several ways, along DiffMean, told by a prompt
 what to bring in, or left alone. Each setting is chosen on half of the instructions and reported on the other half. The
-judge is offline (`evaluation.steering.axbench.OfflineJudge`) and fitted to the evaluation answers, which chose nothing
+judge is offline (`OfflineJudge`) and fitted to the evaluation answers, which chose nothing
 else. AxBench's own ratings come from a language model: the numbers are not comparable. Prints numbers, never texts;
 writes results.json, and keeps what it read and, until it is done, the answers in --out: a stopped run goes on. Most of
 the time goes into reading 170,000 tokens and into generating.
@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import json
 import random
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,42 +29,33 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
-from safetensors.torch import save_file
+from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
 from sae_transformers import (
     FeatureEdit,
     GenerationSettings,
+    HiddenStateReader,
+    Journal,
+    OfflineJudge,
     SaeForCausalLM,
     SearchSettings,
     SparseAutoencoder,
     Steering,
-    load,
-)
-from sae_transformers.create_training_data.concept_sets import (
-    NEGATIVE,
-    ConceptSet,
-    Example,
-    read_concept_sets,
-)
-from sae_transformers.evaluation.classification import summary
-from sae_transformers.evaluation.detection.metrics import auroc, code_aurocs, fit_linear_probe, mean_by_text
-from sae_transformers.evaluation.generation.continuations import chat_prompts
-from sae_transformers.evaluation.journal import Journal
-from sae_transformers.evaluation.steering.axbench import (
-    OfflineJudge,
     SteeringMethod,
+    auroc,
+    code_aurocs,
+    direction_sae,
+    encode_texts,
     evaluate_concept_steering,
-    word_scorer,
+    fit_diffmean,
+    fit_linear_probe,
+    get_scorer,
+    load,
+    read_concept_sets,
+    search_features,
 )
-from sae_transformers.latents.diffmean import fit_diffmean
-from sae_transformers.latents.hidden_states import HiddenStateReader
-from sae_transformers.latents.sparse_codes import SparseCodes, encode_texts
-from sae_transformers.latents.vector_saes import direction_sae
-from sae_transformers.training.steering.feature_search import FeatureSearch, input_scores, search_features
-from sae_transformers.training.steering.settings import STATISTICS
 
 METHODS = {
     "none": "none",
@@ -76,16 +68,18 @@ METHODS = {
     "diffmean": "DiffMean",
     "prompt": "prompt",
 }
+STATISTICS = ("auroc", "mutual_information", "mean_difference")
 MEASURES = ("concept", "instruction", "fluency", "overall", "perplexity", "repetition")
 
 
 class Part(NamedTuple):
-    """Labelled answers of a concept. states: (n, d), means over tokens. codes: (n, d_sae), likewise."""
+    """Labelled answers of a concept. states: (n, d), means over tokens. codes: (n, d_sae), likewise, of
+    `encode_texts`."""
 
     texts: list[str]
     labels: Tensor
     states: Tensor
-    codes: SparseCodes
+    codes: Any
 
 
 def parse() -> argparse.Namespace:
@@ -121,27 +115,22 @@ class Reading:
         self.tokenizer, self.sae, self.answer_tokens = tokenizer, sae, answer_tokens
         self.reader = HiddenStateReader(base, [sae.config.read_at])
 
-    def read_once(self, examples: Sequence[Example], cache: Path) -> tuple[Tensor, SparseCodes]:
+    def read_once(self, examples: Sequence[Any], cache: Path) -> tuple[Tensor, Any]:
         """As `read`, from the file if that is of the same texts, SAE and settings."""
         of = f"{self.answer_tokens} {self.reader.model.dtype} {float(self.sae.W_enc.detach().sum())} {list(examples)}"
         key = hashlib.sha256(of.encode()).hexdigest()
         if cache.exists():
-            with safe_open(cache, "pt") as file:
-                if (file.metadata() or {}).get("of") == key:
-                    kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                    codes = SparseCodes(
-                        kept["latents"], kept["rows"], kept["values"], len(examples), self.sae.config.d_sae
-                    )
-                    return kept["states"], codes
+            kept = torch.load(cache, weights_only=False)  # written below
+            if kept["of"] == key:
+                return kept["states"], kept["codes"]
         states, codes = self.read(examples)
         cache.parent.mkdir(parents=True, exist_ok=True)
-        found = {"states": states, "latents": codes.latents, "rows": codes.rows, "values": codes.values}
-        save_file(found, cache, metadata={"of": key})
+        torch.save({"of": key, "states": states, "codes": codes}, cache)
         return states, codes
 
-    def read(self, examples: Sequence[Example]) -> tuple[Tensor, SparseCodes]:
+    def read(self, examples: Sequence[Any]) -> tuple[Tensor, Any]:
         """(n, d) and (n, d_sae)."""
-        before = self.tokenizer(chat_prompts(self.tokenizer, [e.instruction for e in examples]))["input_ids"]
+        before = self.tokenizer([self.asked(e.instruction) for e in examples])["input_ids"]
         answers = self.tokenizer([e.text for e in examples], add_special_tokens=False)["input_ids"]
         answers = [row[: self.answer_tokens] for row in answers]
         ids = [torch.tensor(a + b) for a, b in zip(before, answers, strict=True)]
@@ -150,10 +139,18 @@ class Reading:
             states = self.reader.read(ids, keep, dtype=torch.float32, report=lambda rows: bar.update(len(rows)))
         hidden = states[self.sae.config.read_at].cpu()
         index = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(k) for k in keep]))
-        return mean_by_text(hidden, index, len(ids)), encode_texts(self.sae, hidden, index, len(ids))
+        means = torch.zeros(len(ids), hidden.shape[1]).index_add_(0, index, hidden) / torch.bincount(index)[:, None]
+        return means, encode_texts(self.sae, hidden, index, len(ids))
+
+    def asked(self, instruction: str) -> str:
+        """In the chat template, if there is one."""
+        if not self.tokenizer.chat_template:
+            return instruction
+        messages = [{"role": "user", "content": instruction}]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def read_parts(sets: Sequence[ConceptSet], reading: Reading, cache: Path) -> list[tuple[Part, Part]]:
+def read_parts(sets: Sequence[Any], reading: Reading, cache: Path) -> list[tuple[Part, Part]]:
     """Training and evaluation part of each concept. What is read is kept in a file."""
     labelled = [tuple(one.labelled(part) for part in ("train", "test")) for one in sets]
     different = list(dict.fromkeys(e for parts in labelled for examples, _ in parts for e in examples))
@@ -172,9 +169,9 @@ def read_parts(sets: Sequence[ConceptSet], reading: Reading, cache: Path) -> lis
     return found
 
 
-def steering_instructions(sets: Sequence[ConceptSet], args: argparse.Namespace) -> list[Example]:
+def steering_instructions(sets: Sequence[Any], args: argparse.Namespace) -> list[Any]:
     """Instructions of evaluation answers without any concept, with those answers: the same for all concepts."""
-    plain = [example for one in sets for example in one.test.get(NEGATIVE, ()) if one.genre == "text"]
+    plain = [example for one in sets for example in one.test.get("negative", ()) if one.genre == "text"]
     short = {e.instruction: e for e in plain if len(e.instruction) <= args.instruction_characters}
     return random.Random(args.seed).sample(list(short.values()), args.instructions)
 
@@ -185,22 +182,25 @@ def steering_instructions(sets: Sequence[ConceptSet], args: argparse.Namespace) 
 def detect(train: Part, test: Part, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     """AUROC on the evaluation answers of what was fitted to the training answers."""
     on_test = code_aurocs(test.codes, test.labels)
-    chosen = {name: int(input_scores(train.codes, train.labels, name).argmax()) for name in STATISTICS}
+    chosen = {}
+    for name in STATISTICS:
+        found = search_features(train.codes, train.labels, settings=SearchSettings(name, "input"))
+        chosen[name] = int(found.features[0])
     direction = fit_diffmean(train.states, train.labels)
     probe = fit_linear_probe(train.states, train.labels, seed=seed)
     positives = [text for text, label in zip(train.texts, train.labels.tolist(), strict=True) if label]
     negatives = [text for text, label in zip(train.texts, train.labels.tolist(), strict=True) if not label]
-    words = word_scorer(positives, negatives, seed=seed)
+    words = get_scorer("words", labelled=(positives, negatives), seed=seed)
     live = torch.tensor(sorted(set(train.codes.live().tolist()) & set(test.codes.live().tolist())))
-    found = {f"latent chosen by {name.replace('_', ' ')}": float(on_test[f]) for name, f in chosen.items()}
-    found |= {
+    aurocs = {f"latent chosen by {name.replace('_', ' ')}": float(on_test[f]) for name, f in chosen.items()}
+    aurocs |= {
         "latents not chosen (mean over live ones)": float(on_test[live].mean()),
         "best latent on the evaluation answers themselves": float(on_test.max()),
         "DiffMean": auroc(test.states @ direction, test.labels),
         "linear probe": auroc(probe.score(test.states), test.labels),
         "bag of words": auroc(words(test.texts), test.labels),
     }
-    return found, chosen
+    return aurocs, chosen
 
 
 # -- steering --------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def ladder(sae: int, features: Sequence[int], strengths: Sequence[float], op: st
 
 
 def methods_for(
-    concept: str, number: int, found: Mapping[str, FeatureSearch], instructions: Sequence[str], args: Any
+    concept: str, number: int, found: Mapping[str, Any], instructions: Sequence[str], args: Any
 ) -> dict[str, SteeringMethod]:
     told = [f"{text}\n\nIn your answer, bring in this: {concept}." for text in instructions]
     features = found["input"].features
@@ -234,7 +234,7 @@ def methods_for(
     return {METHODS[name]: made[name] for name in METHODS if name == "none" or name in args.methods}
 
 
-def offline_judge(one: ConceptSet, asked: Sequence[Example], train: Part, seed: int) -> tuple[OfflineJudge, float]:
+def offline_judge(one: Any, asked: Sequence[Any], train: Part, seed: int) -> tuple[OfflineJudge, float]:
     """Fitted to the evaluation answers but those to the instructions; and its AUROC on the training answers."""
     left_out = {e.instruction for e in asked}
     examples, labels = one.labelled("test")
@@ -249,7 +249,7 @@ def offline_judge(one: ConceptSet, asked: Sequence[Example], train: Part, seed: 
 
 
 def steer(
-    sets: Sequence[ConceptSet],
+    sets: Sequence[Any],
     parts: Sequence[tuple[Part, Part]],
     base: Any,
     tokenizer: Any,
@@ -295,8 +295,11 @@ def steer(
 
 
 def interval(values: Sequence[float]) -> str:
-    told = summary([{"x": value} for value in values])["x"]
-    return f"{told.mean:.3f}" if len(values) < 2 else f"{told.mean:.3f} ± {told.high - told.mean:.3f}"
+    """The mean over concepts and half of Student's 95 % interval."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
 def main() -> None:
@@ -308,7 +311,7 @@ def main() -> None:
     loaded, tokenizer, name = load(args.model, [], model_dtype=args.dtype)
     base: Any = loaded.lm
     sae = SparseAutoencoder.from_pretrained(args.sae)
-    parts = read_parts(sets, Reading(base, tokenizer, sae, args.answer_tokens), args.out / "states.safetensors")
+    parts = read_parts(sets, Reading(base, tokenizer, sae, args.answer_tokens), args.out / "states.pt")
     seconds["reading"] = round(time.perf_counter() - start, 1)
     detection: dict[str, list[float]] = {}
     latents = []

@@ -9,6 +9,8 @@ six seeds each; ToxicChat's test part gives accuracy, F1 and AUROC, the other ha
 moves when only identity terms change. SelfReg's penalty, what it keeps small, and the number of features are chosen
 on the validation texts and the first half; the whole sweep is shown. Prints numbers, never texts; writes results.json.
 About 20 minutes on two cores, most of it to read the hidden states, which are cached in --out.
+
+Needs: pip install 'sae-transformers[evaluation]'
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,21 +30,28 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from torch import Tensor
 from transformers import PrinterCallback
 
-from sae_transformers import SaeTrainer, SaeTrainingArguments, SparseAutoencoder, TensorTokens, load
-from sae_transformers.create_training_data.annotation.tables import read_unintended
-from sae_transformers.create_training_data.scar_sources import read_rows, toxic_chat
-from sae_transformers.evaluation.classification import classification_metrics, paired_t_test, summary
-from sae_transformers.evaluation.fairness.counterfactuals import swap_sensitivity
-from sae_transformers.latents.hidden_states import HiddenStateReader
-from sae_transformers.training.heads.settings import ALIGNMENTS, METHODS, HeadSettings
-from sae_transformers.training.heads.train import TrainedHead, train_heads
-from sae_transformers.training.heads.unintended import counterfactual_features
+from sae_transformers import (
+    HeadSettings,
+    HiddenStateReader,
+    SaeTrainer,
+    SaeTrainingArguments,
+    SparseAutoencoder,
+    TensorTokens,
+    classification_metrics,
+    counterfactual_features,
+    load,
+    open_text,
+    read_unintended,
+    train_heads,
+)
 
 SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # the paper's
-BASELINES = [name for name in METHODS if name != "selfreg"]
+BASELINES = ("plain", "dropout", "l2", "overfit", "focal", "label_smoothing", "spectral_norm")
+ALIGNMENTS = ("affine", "encoder", "decoder")  # of SelfReg's penalty, see `HeadSettings`
 BASE = HeadSettings(learning_rate=3e-3)  # at SelfReg's 1e-3 the plain head, too, stops before it has learnt the task
 
 
@@ -77,7 +87,10 @@ def read_states(
 
 def cached_states(args: argparse.Namespace, sae: SparseAutoencoder, console: Console) -> dict[str, dict[str, Tensor]]:
     """States of all texts by part, with labels; read once."""
-    train, test = (list(toxic_chat(read_rows(str(path)))) for path in (args.train, args.test))
+    train, test = (
+        [(row.get("user_input", row.get("text")), int(row["toxicity"])) for row in open_text(str(path)).rows()]
+        for path in (args.train, args.test)
+    )
     pairs = read_pairs(args.original, args.swapped)
     parts = {
         "train": [text for text, _ in train],
@@ -193,21 +206,20 @@ class Sweep:
             name: [self.measure(head, data) for head in heads[i * n : (i + 1) * n]] for i, name in enumerate(settings)
         }
 
-    def measure(self, head: TrainedHead, data: dict[str, Tensor]) -> dict[str, float]:
+    def measure(self, head: Any, data: dict[str, Tensor]) -> dict[str, float]:
         logits = {name: head.logits(states) for name, states in data.items()}
         found = classification_metrics(logits["test"], self.labels["test"], "binary")
-        judged, held = (
-            swap_sensitivity(logits["original"][half], logits["swapped"][half], resamples=1)
-            for half in self.texts.halves
-        )
-        change = held["delta_logit"]["value"]
+        judged, held = self.texts.halves
+        moved = (logits["original"] - logits["swapped"]).double().abs()
+        flipped = (logits["original"] > 0) != (logits["swapped"] > 0)
+        change = float(moved[held].mean())
         return {
             **{name: found[name] for name in ("accuracy", "f1", "auroc", "ece")},
             "delta_logit": change,
-            "delta_in_std": change / float(logits["original"][self.texts.halves[1]].std()),
-            "flips": held["flips"]["value"],
+            "delta_in_std": change / float(logits["original"][held].std()),
+            "flips": float(flipped[held].double().mean()),
             "validation_f1": head.validation_score,
-            "judged_delta": judged["delta_logit"]["value"],
+            "judged_delta": float(moved[judged].mean()),
         }
 
 
@@ -223,20 +235,28 @@ def chosen_of(rows: dict[str, list[dict[str, float]]], plain: Sequence[dict[str,
     return min(allowed, key=lambda name: mean_of(allowed[name], "judged_delta"))
 
 
+def with_interval(values: Sequence[float]) -> str:
+    """The mean over seeds and half of Student's 95 % interval."""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.3f} ± {half:.3f}"
+
+
 def show(rows: dict[str, list[dict[str, float]]], plain: Sequence[dict[str, float]], title: str, say: Console) -> None:
     names = ("accuracy", "f1", "auroc", "ece", "delta_logit", "delta_in_std", "flips")
     columns = ("accuracy", "F1", "AUROC", "ECE", "|Δ logit|", "in std", "flips", "to plain", "F1 to plain (p)")
     table = Table("", *columns, title=title)
     for method, found in rows.items():
-        cells = [f"{one.mean:.3f} ± {one.high - one.mean:.3f}" for one in (summary(found)[name] for name in names)]
+        cells = [with_interval([row[name] for row in found]) for name in names]
         cut = mean_of(found, "delta_logit") / mean_of(plain, "delta_logit") - 1
-        f1 = paired_t_test([row["f1"] for row in found], [row["f1"] for row in plain], "two-sided")
-        table.add_row(method, *cells, f"{cut:+.1%}", f"{100 * f1.difference:+.2f} ({f1.p:.2f})")
+        points = [100 * (own["f1"] - other["f1"]) for own, other in zip(found, plain, strict=True)]
+        test: Any = stats.ttest_1samp(points, 0)
+        p = float(test.pvalue) if any(points) else float("nan")
+        table.add_row(method, *cells, f"{cut:+.1%}", f"{statistics.mean(points):+.2f} ({p:.2f})")
     say.print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name in ("train", "test", "original", "swapped"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--sae", required=True, help="folder of an SAE, e.g. of examples/pretrain_sae.py")
@@ -290,7 +310,7 @@ def main() -> None:
     others = {"as many at random": torch.randperm(sae.config.d_sae, generator=torch.Generator().manual_seed(0))}
     others["as many at random"] = others["as many at random"][: int(facts["chosen"].split()[0])]
     if args.judged is not None:
-        others["named by the judge"] = torch.tensor(read_unintended(args.judged), dtype=torch.long)
+        others["named by the judge"] = torch.tensor(read_unintended(args.judged, sae), dtype=torch.long)
     results["other_features"] = {}
     for name, features in others.items():
         for penalty in (0.0, 1.0):
