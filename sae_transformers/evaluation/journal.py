@@ -85,6 +85,11 @@ class Watch(NamedTuple):
     report: Callable[[int], object] | None = None
     journal: Journal | None = None
 
+    def done(self, count: int) -> None:
+        """Tell who looks on."""
+        if self.report is not None:
+            self.report(count)
+
 
 UNWATCHED = Watch()
 

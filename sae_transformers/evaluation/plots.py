@@ -4,8 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..latents.whole_file import whole_file
 from .classification import summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure | None:
+    """Of these inches, drawn without a display; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
+    """Write a picture in the format of its ending, whole or not at all. Returns its path."""
+    with whole_file(path) as draft:
+        figure.savefig(draft, format=Path(path).suffix[1:], dpi=dpi)
+    return Path(path)
 
 
 def plot_methods(
@@ -26,15 +50,11 @@ def plot_methods(
     Returns:
         The path; None without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = new_figure(7, 5)
+    if figure is None:
         return None
     names = {"delta_in_std": "|Δ logit| under swap, in standard deviations", "ece": "calibration error", "f1": "F1"}
     x = x if all(x in row for found in rows.values() for row in found) else "ece"
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for method, found in rows.items():
         across, up = (summary(found)[name] for name in (x, y))
@@ -43,8 +63,4 @@ def plot_methods(
         axes.annotate(method, (across.mean, up.mean), xytext=(5, 5), textcoords="offset points", fontsize=9)
     axes.set(xlabel=names.get(x, x), ylabel=names.get(y, y))
     axes.grid(alpha=0.3)
-    path = Path(path)
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, format=path.suffix[1:], dpi=150)
-    draft.replace(path)
-    return path
+    return save_figure(figure, path)

@@ -10,13 +10,13 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..latents.whole_file import whole_file
 from .method_ids import COMPARED, MethodId, old_method
 
 FORMAT = "sae_transformers.evaluation/1"
@@ -179,11 +179,9 @@ class Results:
 def write_results(results: Results, path: str | Path) -> Path:
     """Write the record whole or not at all. Returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(results.to_dict(), indent=2, ensure_ascii=False)
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
     return path
 
 

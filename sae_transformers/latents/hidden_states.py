@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..modeling.call_record import StopForward
 from ..modeling.hook_points import HookPoint, find_hook_point, hook_tensor
 from ..modeling.modeling_sae import SaePreTrainedModel
+from .batches import length_batches
 from .image_texts import ImageTexts
 
 
@@ -101,7 +101,7 @@ class HiddenStateReader:
         if not result.total:
             return {place: torch.empty(0, n, dtype=dtype or self.model.dtype) for place, n in self.widths().items()}
         with _evaluating(self.model):
-            for members in _batches(lengths, tokens_at_once, images.kinds if images else None):
+            for members in length_batches(lengths, tokens_at_once, images.kinds if images else None):
                 inputs = images.inputs(members) if images else _padded([sequences[i] for i in members])
                 ids = inputs["input_ids"]
                 rows = torch.cat([keep[i] + line * ids.shape[1] for line, i in enumerate(members)])
@@ -190,18 +190,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _batches(lengths: Sequence[int], tokens_at_once: int, kinds: Sequence[int] | None = None) -> Iterator[list[int]]:
-    """Numbers of the sequences, the longest of a kind first, in batches of limited padded size; without empty ones."""
-    found = kinds or [0] * len(lengths)
-    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (-found[i], -lengths[i]))
-    for _, same in itertools.groupby(order, key=lambda i: found[i]):
-        waiting = list(same)
-        while waiting:
-            size = max(1, tokens_at_once // lengths[waiting[0]])
-            yield waiting[:size]
-            waiting = waiting[size:]
 
 
 def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:

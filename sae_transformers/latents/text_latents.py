@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.modeling_sae import SaePreTrainedModel
+from .batches import length_batches, right_padded
 from .context import check_length
 from .sparse_codes import SparseCodes, encode_texts, stack_rows
 
@@ -62,15 +63,8 @@ def text_ids(
 
 def batches_of(rows: Sequence[Sequence[int]], *, tokens_at_once: int) -> Iterator[TextBatch]:
     """Batches of limited padded size, the longest texts first; a longer text is a batch of its own."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    start = 0
-    while start < len(order):
-        width = len(rows[order[start]])
-        members = order[start : start + max(1, tokens_at_once // width)]
-        start += len(members)
-        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in members])
-        lengths = torch.tensor([len(rows[i]) for i in members])
-        yield TextBatch(torch.tensor(members), ids, (torch.arange(width) < lengths[:, None]).long())
+    for members in length_batches([len(row) for row in rows], tokens_at_once):
+        yield TextBatch(torch.tensor(members), *right_padded([rows[i] for i in members]))
 
 
 @torch.no_grad()

@@ -22,11 +22,10 @@ from typer.testing import CliRunner, Result
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.cli import app
-from sae_transformers.evaluation.capability import suite as suite_capability
-from sae_transformers.evaluation.detection.suite import detection_suite
-from sae_transformers.evaluation.reconstruction.suite import reconstruction_suite
+from sae_transformers.evaluation.capability import answers as capability_answers
 from sae_transformers.evaluation.results import Measurement, Results, read_results, write_results
 from sae_transformers.evaluation.settings import BootstrapSettings
+from sae_transformers.evaluation.suites import DetectionSuite, ReconstructionSuite
 from sae_transformers.evaluation.suites.settings import DetectionSettings
 from sae_transformers.latents.settings import ReadingSettings
 from tests.create_training_data.words import WORDS, word_texts, word_tokenizer
@@ -145,9 +144,8 @@ def test_the_record_says_what_was_measured_on_what(done: tuple[Path, Result], fo
 def test_numbers_are_those_of_the_suites(done: tuple[Path, Result], folder: Path) -> None:
     found, model = measured(done[0]), SaeForCausalLM.from_pretrained(folder / "model")
     texts = (folder / "texts.txt").read_text(encoding="utf-8").split("\n\n")
-    expected = reconstruction_suite(
-        model, word_tokenizer(), texts, ReadingSettings(16, tokens_per_batch=1024), BootstrapSettings(20)
-    )
+    suite = ReconstructionSuite(texts, ReadingSettings(16, tokens_per_batch=1024), BootstrapSettings(20))
+    expected = suite(model, word_tokenizer())
     assert found["reconstruction"] == expected.measurements
     with (folder / "labelled.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -155,7 +153,7 @@ def test_numbers_are_those_of_the_suites(done: tuple[Path, Result], folder: Path
     settings = DetectionSettings(
         (0,), (1, 3), reading=ReadingSettings(16, tokens_per_batch=1024), bootstrap=BootstrapSettings(20)
     )
-    expected = detection_suite(model, word_tokenizer(), [row["text"] for row in rows], labels, settings)
+    expected = DetectionSuite([row["text"] for row in rows], labels, None, settings)(model, word_tokenizer())
     assert found["detection"] == expected.measurements
     assert {m.method for m in found["fairness"]} == {"none", "steered"}
 
@@ -287,7 +285,7 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
     if suite == "capability":
         pytest.importorskip("lm_eval")
         options = ["--suite", suite, "--lambada", "words.jsonl", "--limit", 2]
-        owner, name, after = suite_capability, "run_tasks", 2  # of base, unsteered and steered
+        owner, name, after = capability_answers, "run_tasks", 2  # of base, unsteered and steered
     else:
         options = ["--suite", suite, "--labelled", "labelled.csv", "--prompts", "prompts.txt", "--max-new-tokens", 4,
                    "--strengths", "0.2", "--generation-batch-size", 4]  # fmt: skip

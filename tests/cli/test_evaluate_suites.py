@@ -56,9 +56,8 @@ class ToySuite(Suite):
     def read(cls, options: Any, inputs: Any) -> ToySuite:
         return cls(options.toy_words, options.toy_weight)
 
-    def __call__(self, model: Any, tokenizer: Any, *, report: Any = None, journal: Any = None) -> SuiteResult:
-        if report is not None:
-            report(1)
+    def measure(self, model: Any, tokenizer: Any, watch: Any) -> SuiteResult:
+        watch.done(1)
         value = self.weight * len(self.words.split())
         methods = [MethodId("feature", name, 0, latent, name) for name, latent in CONCEPTS.items()]
         found = [Measurement("toy_count", value + of.feature, of.label, data="words") for of in methods]  # pyright: ignore

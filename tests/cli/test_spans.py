@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
-from sae_transformers.create_training_data.spans.collect import read_spans
+from sae_transformers.create_training_data.spans.files import read_spans
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sae_transformers.create_training_data.swaps import read_word_pairs, swap_words, swapped_pairs
+from sae_transformers.create_training_data.swaps import both_versions, read_word_pairs, swap_words, swapped_pairs
 
 PAIRS = read_word_pairs("he:she, him:her,his:her,Boy:girl")
+GENDERS = read_word_pairs("he:she,him:her,his:her,man:woman,mr:mrs")
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,16 @@ def test_only_texts_that_change_are_pairs() -> None:
 def test_bad_lists_are_told(pairs: str) -> None:
     with pytest.raises(ValueError, match="Received"):
         read_word_pairs(pairs)
+
+
+def test_both_point_one_way() -> None:
+    male, female = both_versions(["He saw her.", "SHE left.", "Nobody came.", "A woman, his own."], GENDERS)
+    assert male == ["He saw him.", "HE left.", "A man, his own."]
+    assert female == ["She saw her.", "SHE left.", "A woman, her own."]
+
+
+def test_whole_words_and_capitals() -> None:
+    assert both_versions(["The theme: MAN, Mr. Manners"], GENDERS) == (
+        ["The theme: MAN, Mr. Manners"], ["The theme: WOMAN, Mrs. Manners"]
+    )  # fmt: skip
+    assert both_versions(["he"], []) == ([], [])

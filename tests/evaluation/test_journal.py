@@ -15,7 +15,8 @@ from sae_transformers.evaluation.generation.continuations import continue_prompt
 from sae_transformers.evaluation.journal import Journal, Watch
 from sae_transformers.evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
 from sae_transformers.evaluation.steering.axbench import OfflineJudge, SteeringMethod, evaluate_concept_steering
-from sae_transformers.evaluation.steering.suite import steering_suite
+from sae_transformers.evaluation.steering.suite import compare_methods
+from sae_transformers.evaluation.steering_methods import PreparedMethods
 from sae_transformers.evaluation.steering_methods.over_strengths import latent_method, prompt_methods
 from sae_transformers.evaluation.suites.settings import SteeringSuiteSettings
 
@@ -141,10 +142,8 @@ def test_the_steering_suite_goes_on(model: Any, tokenizer: Any, tmp_path: Path, 
     )  # fmt: skip
 
     def run(**options: Any) -> Any:
-        return steering_suite(
-            model, tokenizer, prompts, methods, lambda texts: [float(len(text)) for text in texts], settings,
-            watch=Watch(**options),
-        )  # fmt: skip
+        made = PreparedMethods(model, tokenizer, prompts, methods)
+        return compare_methods(made, lambda texts: [float(len(text)) for text in texts], settings, Watch(**options))
 
     expected = run()
     told: list[int] = []

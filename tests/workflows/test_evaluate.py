@@ -8,10 +8,28 @@ from typing import Any
 
 import pytest
 
+from sae_transformers import FeatureEdit, Steering
+from sae_transformers.evaluation.fairness.stereotypes import SentencePair
 from sae_transformers.evaluation.results import read_results
-from sae_transformers.evaluation.settings import BootstrapSettings
-from sae_transformers.evaluation.suites import SUITES, DetectionSuite, ReconstructionSuite, ScarSuite, SpeedSuite
-from sae_transformers.evaluation.suites.settings import DetectionSettings, ScarSettings, SpeedSettings
+from sae_transformers.evaluation.settings import BootstrapSettings, GenerationSettings
+from sae_transformers.evaluation.steering.scar import PromptRow
+from sae_transformers.evaluation.steering_methods import DiffMean, Latents, OtherLatents, Prompting, ScaledSteering
+from sae_transformers.evaluation.suites import (
+    SUITES,
+    DetectionSuite,
+    FairnessSuite,
+    ReconstructionSuite,
+    ScarSuite,
+    SpeedSuite,
+    SteeringSuite,
+)
+from sae_transformers.evaluation.suites.settings import (
+    DetectionSettings,
+    FairnessSettings,
+    ScarSettings,
+    SpeedSettings,
+    SteeringSuiteSettings,
+)
 from sae_transformers.latents.settings import ReadingSettings
 from sae_transformers.workflows.evaluate import EvaluateSettings, evaluate, read_suites
 from sae_transformers.workflows.settings.evaluate import evaluate_options
@@ -90,3 +108,37 @@ def test_the_suite_scar_reads_real_toxicity_prompts(model: Any, tmp_path: Path) 
     file.write_text(json.dumps({"text": "w1"}), encoding="utf-8")
     with pytest.raises(ValueError, match="Expected rows with `prompt`"):
         read_suites(Options(scar=broken), ["scar"])
+
+
+def test_progress_ends_where_it_was_said_to_end(model: Any) -> None:
+    """What `steps` tells before is what `report` told in the end, without steering by default and with it."""
+    texts = [TEXTS[i] for i in range(4)]
+    pairs = [SentencePair(f"{text} w1", f"{text} w2") for text in texts]
+    settings = SteeringSuiteSettings(generation=GenerationSettings(3, samples_per_prompt=2), bootstrap=FEW)
+    greedy = SteeringSuiteSettings(generation=GenerationSettings(3, 0.0), divergence=False, bootstrap=FEW)
+    methods = [
+        Latents(strengths=(1.0, 2.0)),
+        ScaledSteering(),
+        DiffMean(texts[:2], texts[2:], (1.0,)),
+        Prompting("w1"),
+    ]
+    rows = [PromptRow("w1 w2", 0.1, "w3"), PromptRow("w4", 0.97, "w6 w7")]
+    suites = [
+        SteeringSuite(texts, methods, word_count, settings),
+        SteeringSuite(texts, [OtherLatents(first=1), *methods], word_count, greedy),
+        FairnessSuite({"pairs": pairs}, texts, (texts, texts[::-1]), FairnessSettings(bootstrap=FEW)),
+        ScarSuite(rows, None, word_count, settings=ScarSettings((0.0, 1.0), continuation_tokens=2, bootstrap=FEW)),
+    ]
+    for suite in suites:
+        for steering in (None, Steering([FeatureEdit(0, "sea", "direction", 1.0)])):
+            model.steering = steering
+            seen: list[int] = []
+            try:
+                suite(model, word_tokenizer(), report=seen.append)
+            finally:
+                total, model.steering = suite.steps(model), None
+            assert sum(seen) == total, suite.name
+
+
+def word_count(texts: Any) -> list[float]:
+    return [float(len(text.split())) for text in texts]

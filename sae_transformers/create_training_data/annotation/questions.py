@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...latents.whole_file import whole_file
 from ..llm.requests import Answer, Chat, ChatRequest
 from .parsing import clean_label, decision_format, read_judgement, without_thoughts
 from .tables import AnnotationRow
@@ -126,18 +126,11 @@ def ask_about_features(
 
 def write_answers(answers: Sequence[FeatureAnswer], path: str | Path) -> Path:
     """Write them as csv: feature, answer, reason, failure; whole, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("feature", "answer", "reason", "failure"))
-            writer.writerows((one.feature, one.answer, one.reason, one.failure) for one in answers)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("feature", "answer", "reason", "failure"))
+        writer.writerows((one.feature, one.answer, one.reason, one.failure) for one in answers)
+    return Path(path)
 
 
 def answers_format(labels: Sequence[str]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ FeatureID  Task  Verify  Summary  Words        after judge
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...latents.whole_file import whole_file
 from .parsing import NOT_JUDGED, SEPARATOR, clean_label, unintended_features, unintended_mask
 
 COLUMNS = {"FeatureID": "feature_id", "Task": "task", "Verify": "verify", "Summary": "summary", "Words": "words"}
@@ -129,9 +129,7 @@ def write_annotations(
     Tab-separated, carriage returns are left out; Parquet keeps them.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as draft:
         if path.suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet
@@ -146,9 +144,6 @@ def write_annotations(
                 for row in rows
             ]
             draft.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

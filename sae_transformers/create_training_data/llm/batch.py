@@ -6,11 +6,11 @@ The answers go into the client's cache, so that `complete_many` on the same requ
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from .budget import Budget, TokenCount
+from .client import LLMClient
 from .protocol import message_of, read_completion
 from .requests import ChatRequest
 
@@ -26,33 +26,8 @@ class BatchResults(NamedTuple):
     failures: list[str]
 
 
-class Server(Protocol):
-    """What a batch needs of a client: its model, its cache and its way to the server."""
-
-    model: str
-    budget: Budget
-    count: TokenCount
-    cache: Any
-
-    def missing(self, requests: Sequence[ChatRequest]) -> dict[str, ChatRequest]:
-        """Requests that have no answer yet, by key."""
-        ...
-
-    def adapted(self, body: Mapping[str, Any], dropped: frozenset[str] = frozenset()) -> dict[str, Any]:
-        """The body without the fields that this server has rejected."""
-        ...
-
-    def with_openai(self, action: Callable[[Any], Any]) -> Any:
-        """What an action returns of the client of `openai`."""
-        ...
-
-    def clean(self, text: str) -> str:
-        """The text without the key and the password."""
-        ...
-
-
 def write_batch_file(
-    client: Server, requests: Sequence[ChatRequest], path: str | Path, *, max_requests: int = MAX_REQUESTS
+    client: LLMClient, requests: Sequence[ChatRequest], path: str | Path, *, max_requests: int = MAX_REQUESTS
 ) -> list[Path]:
     """Write the requests that have no answer yet, each once.
 
@@ -91,7 +66,7 @@ def write_batch_file(
     return files
 
 
-def submit_batch(client: Server, path: str | Path) -> str:
+def submit_batch(client: LLMClient, path: str | Path) -> str:
     """Upload a file of requests and start it; the id of the batch."""
 
     def submit(openai: Any) -> str:
@@ -102,7 +77,7 @@ def submit_batch(client: Server, path: str | Path) -> str:
     return client.with_openai(submit)
 
 
-def read_batch_results(client: Server, source: str | Path) -> BatchResults:
+def read_batch_results(client: LLMClient, source: str | Path) -> BatchResults:
     """Put the answers of a batch into the client's cache.
 
     Args:
@@ -120,7 +95,7 @@ def read_batch_results(client: Server, source: str | Path) -> BatchResults:
     return _read_lines(client, status, *texts)
 
 
-def _read_lines(client: Server, status: str, *texts: str) -> BatchResults:
+def _read_lines(client: LLMClient, status: str, *texts: str) -> BatchResults:
     answers, failures = 0, []
     for line in (line for text in texts for line in text.split("\n") if line.strip()):
         try:

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from .batch import BatchResults, read_batch_results, submit_batch, write_batch_file
 from .budget import Budget, TokenCount
 from .protocol import (
     MAY_HAVE_COST,
@@ -295,18 +294,6 @@ class LLMClient(Chat):
 
     def _unreached(self, error: Exception) -> str:
         return f"no answer from {self._base_url}: {error} ({type(error.__cause__).__name__})"
-
-    def write_batch_file(self, requests: Sequence[ChatRequest], path: str | Path) -> list[Path]:
-        """See `llm_batch`."""
-        return write_batch_file(self, requests, path)
-
-    def submit_batch(self, path: str | Path) -> str:
-        """See `llm_batch`."""
-        return submit_batch(self, path)
-
-    def read_batch_results(self, source: str | Path) -> BatchResults:
-        """See `llm_batch`."""
-        return read_batch_results(self, source)
 
     def clean(self, text: str) -> str:
         """The text without the key and the password."""

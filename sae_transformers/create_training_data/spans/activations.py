@@ -71,12 +71,6 @@ def read_span_index(folder: str) -> dict[str, Any]:
     return index
 
 
-def read_span_settings(folder: str) -> tuple[SpanSettings, dict[str, Any]]:
-    """How the spans in a folder were collected, and on what: the `source` facts."""
-    index = read_span_index(folder)
-    return SpanSettings.from_identity(index["settings"]), index["source"]
-
-
 @torch.no_grad()
 def read_span_tokens(
     origin: SpanOrigin,

@@ -29,29 +29,20 @@ from ...latents.hidden_states import HiddenStateReader
 from ...latents.texts import TextSource
 from ..harvest.blocks import weights_digest
 from ..harvest.store import Store, rank_and_world
-from .files import WRITERS, Spans, read_spans, read_table
+from .files import WRITERS, Spans, read_table
 from .settings import MAX_LENGTH, SpanSettings
-from .tokens import template_tokens, text_tokens
+from .tokens import text_tokens
 from .top_examples import EMPTY, SpanHeap, add_hidden
-
-__all__ = ["SpanSettings", "Spans", "collect_spans", "read_spans", "template_tokens"]
 
 MAXIMA = "feature_max.safetensors"
 FORMAT = "sae_transformers text spans"
 VERSION = 1
 
 
-def collect_spans(
-    model: Any,
-    tokenizer: Any,
-    sae: Any,
-    source: TextSource,
-    settings: SpanSettings | None = None,
-    *,
-    out: str | Path | None = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> Spans:
-    """The `top_n` strongest spans of every latent, each of another text.
+class SpanCollector:
+    """Finds the `top_n` strongest spans of every latent, each of another text.
+
+        spans = SpanCollector(model, tokenizer, 0, open_text("texts.jsonl"), out="spans").run()
 
     With a folder, killed at any moment, the same call continues; with several processes, rank r of w does the blocks
     r, r + w, ... and shares nothing but the folder.
@@ -63,17 +54,11 @@ def collect_spans(
         source: rows of text.
         settings: see `SpanSettings`.
         out: a folder or any fsspec URL.
-        progress: called with (rows done, rows) after each batch; 0 where their number is not known.
 
     Raises:
-        ValueError: the SAE is not made for the width of its place, the folder has spans of something else, the text
-            has changed since, or several processes have no folder in common.
+        ValueError: the SAE is not made for the width of its place, the folder has spans of something else, or several
+            processes have no folder in common.
     """
-    return SpanCollector(model, tokenizer, sae, source, settings, out=out).run(progress=progress)
-
-
-class SpanCollector:
-    """`collect_spans` in its steps; the arguments are the same."""
 
     def __init__(
         self,
@@ -115,7 +100,14 @@ class SpanCollector:
         self.maxima: Tensor | None = torch.zeros(self.sae.config.d_sae, device=self.sae.device)
 
     def run(self, *, progress: Callable[[int, int], object] | None = None) -> Spans:
-        """Do the blocks of this process that no process has done; if then all are done, write the result."""
+        """Do the blocks of this process that no process has done; if then all are done, write the result.
+
+        Args:
+            progress: called with (rows done, rows) after each batch; 0 where their number is not known.
+
+        Raises:
+            ValueError: the text has changed since the folder was begun.
+        """
         there: set[int] = set()
         if self.work is not None:
             if (finished := self._open()) is not None:

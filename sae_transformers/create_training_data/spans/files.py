@@ -123,7 +123,7 @@ def read_spans(path: str | Path) -> dict[int, list[TextSpan]]:
     """The spans of each latent that has some, best first.
 
     Args:
-        path: a folder that `collect_spans` wrote, its spans.parquet or its spans.tsv; or an fsspec URL of one.
+        path: a folder that `SpanCollector` wrote, its spans.parquet or its spans.tsv; or an fsspec URL of one.
 
     Raises:
         FileNotFoundError: nothing there.

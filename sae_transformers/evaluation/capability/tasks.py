@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...latents.optional_packages import needs
+
 LETTERS = "ABCD"
 LAMBADA = "local_lambada"
 MMLU = "local_mmlu"
@@ -160,13 +162,8 @@ def require_lm_eval() -> str:
     Raises:
         ImportError: it is not installed.
     """
-    try:
+    with needs("Measuring capability", "lm-eval", "capability"):
         import lm_eval
-    except ImportError as error:
-        raise ImportError(
-            "Measuring capability needs the package lm-eval, which is not installed: "
-            "pip install 'sae-transformers[capability]'"
-        ) from error
     return lm_eval.__version__
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.optional_packages import needs
 from ...latents.sparse_codes import SparseCodes
 
 TOP_LEVELS = 3  # that SCAR draws
@@ -57,13 +58,8 @@ def concept_tree(
         ImportError: scikit-learn is not installed.
         ValueError: shapes do not fit, or a class is missing.
     """
-    try:
+    with needs("A decision tree", "scikit-learn", "evaluation"):
         from sklearn.tree import DecisionTreeClassifier
-    except ImportError as error:
-        raise ImportError(
-            "A decision tree needs the package scikit-learn, which is not installed: "
-            "pip install 'sae-transformers[evaluation]'"
-        ) from error
     truth = labels.cpu().long()
     members = [int((truth == value).sum()) for value in (0, 1)]
     if len(truth) != _rows(codes) or sum(members) != len(truth) or not min(members):

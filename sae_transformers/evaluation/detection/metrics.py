@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.optional_packages import needs
 from ...latents.sparse_codes import SparseCodes, encode_texts
 from ...modeling import SparseAutoencoder
 
@@ -146,14 +147,9 @@ def fit_linear_probe(hidden: Tensor, labels: Tensor, *, seed: int = 0) -> Linear
         ImportError: scikit-learn is not installed.
         ValueError: shapes do not fit, a value is not finite, or a class has fewer than two members.
     """
-    try:
+    with needs("A linear probe", "scikit-learn", "evaluation"):
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import GridSearchCV, StratifiedKFold
-    except ImportError as error:
-        raise ImportError(
-            "A linear probe needs the package scikit-learn, which is not installed: "
-            "pip install 'sae-transformers[evaluation]'"
-        ) from error
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or not bool(torch.isfinite(hidden).all()):
         raise ValueError(
             f"Expected finite `hidden` (n, d) and `labels` (n,). "

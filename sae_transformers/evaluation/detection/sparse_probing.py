@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.optional_packages import needs
 from ...latents.sparse_codes import SparseCodes
 from .metrics import LinearProbe, code_aurocs
 
@@ -72,13 +73,8 @@ def fit_sparse_probe(codes: SparseCodes, labels: Tensor, latents: Sequence[int] 
         ImportError: scikit-learn is not installed.
         ValueError: no latent, or a class is missing.
     """
-    try:
+    with needs("A sparse probe", "scikit-learn", "evaluation"):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError(
-            "A sparse probe needs the package scikit-learn, which is not installed: "
-            "pip install 'sae-transformers[evaluation]'"
-        ) from error
     chosen = torch.as_tensor(latents, dtype=torch.long)
     if chosen.ndim != 1 or not len(chosen) or len(labels) != codes.n_rows:
         raise ValueError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...modeling import SparseAutoencoder
-from ..classification import bootstrap_interval
+from ..classification import mean_interval
 
 AT_ONCE = 1 << 24  # latents held at a time: 64 MiB of float32
 
@@ -111,12 +111,10 @@ def swap_sensitivity(
         "delta_probability": (probabilities[0] - probabilities[1]).abs(),
         "flips": flips.double(),
     }
-    result = {}
-    for name, change in changes.items():
-        by_text = change.reshape(len(change), -1).mean(-1)
-        low, high = bootstrap_interval(by_text, resamples=resamples, seed=seed)
-        result[name] = {"value": float(by_text.mean()), "low": low, "high": high}
-    return result
+    return {
+        name: mean_interval(change.reshape(len(change), -1).mean(-1), resamples=resamples, seed=seed)
+        for name, change in changes.items()
+    }
 
 
 def group_gaps(predictions: Tensor, labels: Tensor, groups: Tensor) -> dict[str, float]:

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..classification import bootstrap_interval
+from ..classification import bootstrap_interval, mean_interval
 from ..generation.log_likelihood import encode_after_start, token_scores
 
 PRONOUNS = frozenset({"he", "she", "him", "her", "his", "hers", "himself", "herself"})
-BY = ("sentence", "shared", "marked")
 
 
 class SentencePair(NamedTuple):
@@ -163,11 +162,11 @@ def preference(differences: Tensor, *, resamples: int = 2000, seed: int = 0) -> 
         raise ValueError("Expected a pair with a score. Received: none.")
     ties = known == 0
     share = torch.where(ties, 0.5, (known > 0).double())
-    result = {}
-    for name, values in (("share", share), ("gap", known)):
-        low, high = bootstrap_interval(values, resamples=resamples, seed=seed)
-        result[name] = {"value": float(values.mean()), "low": low, "high": high}
-    return {**result, "pairs": {"value": len(known)}, "ties": {"value": int(ties.sum())}}
+    drawn = {"resamples": resamples, "seed": seed}
+    return {
+        "share": mean_interval(share, **drawn), "gap": mean_interval(known, **drawn),
+        "pairs": {"value": len(known)}, "ties": {"value": int(ties.sum())},
+    }  # fmt: skip
 
 
 def preference_change(before: Tensor, after: Tensor, *, resamples: int = 2000, seed: int = 0) -> dict[str, float]:
@@ -180,8 +179,7 @@ def preference_change(before: Tensor, after: Tensor, *, resamples: int = 2000, s
     change = change[~change.isnan()]
     if before.shape != after.shape or not len(change):
         raise ValueError(f"Expected scores of the same pairs. Received: {tuple(before.shape)}, {tuple(after.shape)}.")
-    low, high = bootstrap_interval(change, resamples=resamples, seed=seed)
-    return {"value": float(change.mean()), "low": low, "high": high}
+    return mean_interval(change, resamples=resamples, seed=seed)
 
 
 class LastWords(NamedTuple):
@@ -229,13 +227,12 @@ def score_last_words(
 def last_word_summary(scores: LastWords, *, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, float]]:
     """`accuracy`, share of last words that a greedy model writes, and `perplexity`, exp of the mean negative
     log-probability of a word; each with `value` and the 95 % bootstrap interval over texts."""
-    accuracy, log_p = scores.right.double(), scores.log_p.double()
-    spread = {
-        "accuracy": bootstrap_interval(accuracy, resamples=resamples, seed=seed),
-        "perplexity": bootstrap_interval(log_p, lambda x: math.exp(-float(x.mean())), resamples=resamples, seed=seed),
+    log_p = scores.log_p.double()
+    low, high = bootstrap_interval(log_p, lambda x: math.exp(-float(x.mean())), resamples=resamples, seed=seed)
+    return {
+        "accuracy": mean_interval(scores.right.double(), resamples=resamples, seed=seed),
+        "perplexity": {"value": math.exp(-float(log_p.mean())), "low": low, "high": high},
     }
-    values = {"accuracy": float(accuracy.mean()), "perplexity": math.exp(-float(log_p.mean()))}
-    return {name: {"value": values[name], "low": low, "high": high} for name, (low, high) in spread.items()}
 
 
 def _lines(path: str | Path) -> list[str]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from ...latents.context import context_length
 from ...modeling import Steering
 from ...modeling.base_arguments import cache_argument, cache_of, continues
 from ..journal import Journal, result_of
@@ -177,7 +178,7 @@ def likelihood(
     """Texts as if they were continuations of these prompts; one without a token counts as one of likelihood 1."""
     before = prompt_ids(model, tokenizer, prompts, 0)
     after = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = context_length(model)
     after = [row[: longest and max(0, longest - len(given))] for given, row in zip(before, after, strict=True)]
     losses = []
     for start in range(0, len(before), min(rows_at_once, LOGIT_ROWS)):
@@ -203,7 +204,7 @@ def prompt_ids(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: i
         tokenizer(prompt, add_special_tokens=not (begin and prompt.startswith(begin)))["input_ids"]
         for prompt in prompts
     ]
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    longest = context_length(model) or math.inf
     for number, row in enumerate(rows):
         if not row:
             raise ValueError(f"A prompt needs a token. Received: prompt {number}, {prompts[number]!r}.")

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.batches import length_batches, right_padded
+from ...latents.context import context_length
+
 
 class TokenScores(NamedTuple):
     """log_p: of each row the log-probabilities (n_scored,) of its scored tokens, float64 on the CPU. greedy: of each
@@ -42,7 +45,7 @@ def token_scores(
     Raises:
         ValueError: a row is longer than the model's context, or has no token to score.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     longest = max((len(row) for row in rows), default=0)
     if limit and longest > limit:
         too_long = sum(len(row) > limit for row in rows)
@@ -56,24 +59,14 @@ def token_scores(
             f"Each row needs a token to score and one before it. Received: first={first[i]!r} of {len(rows[i])} "
             f"tokens in row {i}, and {len(wrong) - 1} more."
         )
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     log_p: list[Tensor] = [torch.empty(0)] * len(rows)
     greedy: list[Tensor] = [torch.empty(0)] * len(rows)
     options = {"steering": steering} if hasattr(model, "saes") else {}
-    start = 0
-    while start < len(order):
-        members = order[start : start + max(1, tokens_at_once // len(rows[order[start]]))]
-        start += len(members)
-        width = len(rows[members[0]])
-        begin = min(first[i] for i in members)
-        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in members], device=model.device)
-        lengths = torch.tensor([len(rows[i]) for i in members], device=model.device)
+    for members in length_batches([len(row) for row in rows], tokens_at_once):
+        ids, mask = right_padded([rows[i] for i in members], model.device)
+        width, begin = ids.shape[1], min(first[i] for i in members)
         logits = model(
-            input_ids=ids,
-            attention_mask=(torch.arange(width, device=model.device) < lengths[:, None]).long(),
-            use_cache=False,
-            logits_to_keep=width - begin + 1,
-            **options,
+            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - begin + 1, **options
         ).logits[:, begin - width - 1 : -1]  # (batch, width - begin, vocab): what is said of tokens `begin`, ...
         chosen = logits.gather(-1, ids[:, begin:, None])[..., 0]
         found = (chosen.float() - logits.float().logsumexp(-1)).double().cpu()

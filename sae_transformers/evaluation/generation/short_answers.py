@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...latents.batches import length_batches, right_padded
+from ...latents.context import context_length
 from ...modeling.base_arguments import cache_argument, cache_of, continues
 from ...modeling.steered_tokens import steering_rows_for
 from ...modeling.steering_plan import BoundSteering
@@ -67,10 +69,8 @@ def short_answers(
     ends = _line_ends(tokenizer)
     answers = [""] * len(ids)
     options = {} if steering is False and not hasattr(model, "saes") else {"steering": steering}
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    while order:
-        size = max(1, tokens_at_once // (len(ids[order[0]]) + max_new_tokens))
-        members, order = order[:size], order[size:]
+    done = 0
+    for members in length_batches([len(row) + max_new_tokens for row in ids], tokens_at_once):
         rows, mask = _padded([ids[i] for i in members], shared, pad, model.device)
         if contrast is not None and others is not None:
             negative, negative_mask = _padded([others[i] for i in members], 0, pad, model.device)
@@ -95,8 +95,9 @@ def short_answers(
         )
         for i, new in zip(members, output[:, rows.shape[1] :].tolist(), strict=True):
             answers[i] = tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0].strip()
+        done += len(members)
         if progress is not None:
-            progress(len(ids) - len(order), len(ids))
+            progress(done, len(ids))
     return answers
 
 
@@ -135,10 +136,8 @@ def answer_log_likelihoods(
     plan = model.prepare_steering(steering) if steering is not False else None
     options: dict[str, Any] = {"steering": False} if hasattr(model, "saes") else {}
     result = torch.zeros(len(ids), len(answers[0]) if ids else 0)
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    while order:
-        size = max(1, tokens_at_once // (len(ids[order[0]]) + longest))
-        members, order = order[:size], order[size:]
+    done = 0
+    for members in length_batches([len(row) + longest for row in ids], tokens_at_once):
         rows, mask = _padded([ids[i] for i in members], shared, 0, model.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         past = None if prefix is None else _repeated(prefix, len(members))
@@ -157,10 +156,8 @@ def answer_log_likelihoods(
         )
         for column in range(result.shape[1]):
             after = [told[i][column] for i in members]
-            width = max(map(len, after))
-            tail = torch.tensor([[*row, *[0] * (width - len(row))] for row in after], device=model.device)
-            counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in after], device=model.device)
-            logits = read.logits[:, -1:]
+            tail, counted = right_padded(after, model.device)
+            width, logits = tail.shape[1], read.logits[:, -1:]
             if width > 1:
                 after_prompt = positions[:, -1:] + torch.arange(1, width, device=model.device)
                 both = torch.cat([mask, counted[:, :-1]], 1)
@@ -185,8 +182,9 @@ def answer_log_likelihoods(
                     ).logits[:, -width:]
             found = logits.float().log_softmax(-1).gather(-1, tail[..., None])[..., 0]
             result[members, column] = ((found * counted).sum(-1) / counted.sum(-1)).cpu()
+        done += len(members)
         if progress is not None:
-            progress(len(ids) - len(order), len(ids))
+            progress(done, len(ids))
     return result
 
 
@@ -218,7 +216,7 @@ def _line_ends(tokenizer: Any) -> list[int]:
 
 
 def _check_lengths(model: Any, rows: Sequence[Sequence[int]], new: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     longest = max(map(len, rows), default=0) + new
     if limit is not None and longest > limit:
         raise ValueError(

@@ -14,6 +14,7 @@ from ...modeling import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatur
 from ...modeling.sae_losses import normalized_mse as relative_errors
 
 ROWS = 256  # token distributions that are compared at a time
+SUMS = ("tokens", "squared_error", "relative_error", "cosine", "active", "squares")
 
 
 def l0(latents: Tensor | SparseFeatures) -> float:
@@ -48,25 +49,35 @@ def cosine_similarity(target: Tensor, reconstruction: Tensor) -> float:
 
 
 class ReconstructionMeter:
-    """The figures of this module over a data set, batch by batch; what is kept is (d,) and (d_sae,).
+    """The figures of this module over a data set, batch by batch.
+
+    What is kept are sums over each text's tokens, (n_texts, 6) as `SUMS` names them and (n_texts, d) of the hidden
+    states less `origin`; and on how many tokens each latent was active, (d_sae,).
 
     Args:
         d_sae: number of latents; 0 where they are not measured.
+        n_texts: whose sums are kept apart.
     """
 
-    def __init__(self, d_sae: int = 0) -> None:
+    def __init__(self, d_sae: int = 0, n_texts: int = 1) -> None:
         self.active_tokens = torch.zeros(d_sae, dtype=torch.long)
-        self.tokens = 0
-        self.active = 0
-        self.squared_error = self.relative_error = self.cosine = self.squares = 0.0
+        self.sums = torch.zeros(n_texts, len(SUMS), dtype=torch.float64)
+        self.states = torch.zeros(n_texts, 1, dtype=torch.float64)
         self.origin: Tensor | None = None
 
-    def update(self, target: Tensor, reconstruction: Tensor, latents: Tensor | SparseFeatures | None = None) -> None:
+    def update(
+        self,
+        target: Tensor,
+        reconstruction: Tensor,
+        latents: Tensor | SparseFeatures | None = None,
+        texts: Tensor | None = None,
+    ) -> None:
         """Count a batch.
 
         Args:
             target, reconstruction: (n_tokens, d).
             latents: (n_tokens, d_sae), or sparse.
+            texts: (n_tokens,) int64, the text of each token, where there are several.
         """
         if target.ndim != 2 or target.shape != reconstruction.shape:
             raise ValueError(
@@ -78,19 +89,46 @@ class ReconstructionMeter:
         target, reconstruction = target.double(), reconstruction.double()
         if self.origin is None:  # variances are taken from here: a large mean would cancel their digits
             self.origin = target.mean(0)
-            self.sums = torch.zeros_like(self.origin)
+            self.states = self.states.repeat(1, target.shape[1])
         moved = target - self.origin.to(target.device)
-        self.tokens += len(target)
-        self.squared_error += float((reconstruction - target).square().sum())
-        self.relative_error += float(relative_errors(target, reconstruction).sum())
-        self.cosine += float(F.cosine_similarity(target, reconstruction, dim=-1).sum())
-        self.squares += float(moved.square().sum())
-        self.sums += moved.sum(0).to(self.sums.device)
+        active = torch.zeros(len(target), dtype=torch.float64, device=target.device)
         if latents is not None:
             on = latents != 0 if isinstance(latents, Tensor) else latents.values != 0
             indices = on.nonzero()[:, -1] if isinstance(latents, Tensor) else latents.indices[on]
-            self.active += len(indices)
             self.active_tokens += torch.bincount(indices.cpu(), minlength=len(self.active_tokens))
+            active = on.sum(-1).double()
+        columns = [
+            torch.ones_like(active), (reconstruction - target).square().sum(-1),
+            relative_errors(target, reconstruction), F.cosine_similarity(target, reconstruction, dim=-1), active,
+            moved.square().sum(-1),
+        ]  # fmt: skip
+        for kept, values in ((self.sums, torch.stack(columns, 1)), (self.states, moved)):
+            if texts is None:
+                kept += values.sum(0).cpu()
+            else:
+                kept.index_add_(0, texts, values.cpu())
+
+    def mean(self) -> Tensor:
+        """The mean hidden state, (d,) float64, of one token or more."""
+        moved = self.states.sum(0) / self.sums[:, 0].sum()
+        return moved if self.origin is None else self.origin.cpu() + moved
+
+    def figures(self, counts: Tensor) -> dict[str, Tensor]:
+        """`fvu`, `explained_variance`, `normalized_mse`, `cosine_similarity`, `l0`, each (resamples,).
+
+        Args:
+            counts: (resamples, n_texts), how often each text counts.
+        """
+        tokens, error, relative, cosine, active, squares = (counts @ self.sums).unbind(1)
+        variance = squares - (counts @ self.states).square().sum(1) / tokens
+        fvu = torch.where(variance > 0, error / variance, torch.nan)
+        return {
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
+            "normalized_mse": relative / tokens,
+            "cosine_similarity": cosine / tokens,
+            "l0": active / tokens,
+        }
 
     def result(self) -> dict[str, float]:
         """`fvu`, `normalized_mse`, `cosine_similarity`, `tokens`; with latents also `l0` and `dead_share`, the share
@@ -99,19 +137,19 @@ class ReconstructionMeter:
         Raises:
             ValueError: the targets do not vary, or there are none.
         """
-        variance = self.squares - float(self.sums.square().sum()) / self.tokens if self.origin is not None else 0.0
-        if not variance > 0:
-            raise ValueError(f"The targets must vary: expected two different tokens. Received: {self.tokens} tokens.")
-        found: dict[str, float] = {
-            "fvu": self.squared_error / variance,
-            "normalized_mse": self.relative_error / self.tokens,
-            "cosine_similarity": self.cosine / self.tokens,
-            "tokens": self.tokens,
-        }
+        figures = self.figures(torch.ones(1, len(self.sums), dtype=torch.float64))
+        tokens = int(self.sums[:, 0].sum())
+        if bool(figures["fvu"].isnan()):
+            raise ValueError(f"The targets must vary: expected two different tokens. Received: {tokens} tokens.")
+        found = {name: float(figures[name]) for name in ("fvu", "normalized_mse", "cosine_similarity")}
+        found["tokens"] = tokens
         if len(self.active_tokens):
-            found["l0"] = self.active / self.tokens
-            found["dead_share"] = float((self.active_tokens == 0).double().mean())
+            found |= {"l0": float(figures["l0"]), "dead_share": self.dead_share()}
         return found
+
+    def dead_share(self) -> float:
+        """The share of latents that were active on no token."""
+        return float((self.active_tokens == 0).double().mean())
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...latents.optional_packages import needs
+
 
 def vader_scorer() -> Callable[[str], float]:
     """VADER's compound score: -1 most negative, 0 neutral, 1 most positive.
@@ -17,12 +19,7 @@ def vader_scorer() -> Callable[[str], float]:
     Raises:
         ImportError: the package vaderSentiment is not installed.
     """
-    try:
+    with needs("Scoring sentiment", "vaderSentiment", "quickstart"):
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError as error:
-        raise ImportError(
-            "Scoring sentiment needs the package vaderSentiment, which is not installed: "
-            "pip install 'sae-transformers[quickstart]'"
-        ) from error
     analyzer = SentimentIntensityAnalyzer()
     return lambda text: analyzer.polarity_scores(text)["compound"]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ...latents.optional_packages import needs
+
 
 def toxicity_scorer() -> Callable[[Sequence[str]], Tensor]:
     """Probability of profanity by alt-profanity-check, a linear support vector machine over word counts.
@@ -23,13 +25,8 @@ def toxicity_scorer() -> Callable[[Sequence[str]], Tensor]:
     Raises:
         ImportError: the package alt-profanity-check is not installed.
     """
-    try:
+    with needs("Scoring toxicity", "alt-profanity-check", "toxicity"):
         from profanity_check import predict_prob
-    except ImportError as error:
-        raise ImportError(
-            "Scoring toxicity needs the package alt-profanity-check, which is not installed: "
-            "pip install 'sae-transformers[toxicity]'"
-        ) from error
 
     def score(texts: Sequence[str]) -> Tensor:
         if isinstance(texts, str):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.optional_packages import needs
 from ..generation.continuations import Continuations, chat_prompts, continue_prompts, likelihood
 from ..generation.fluency import repetition
 from ..journal import Journal
@@ -167,14 +168,9 @@ def word_scorer(positives: Sequence[str], negatives: Sequence[str], *, seed: int
             f"Texts with and without the concept are needed. "
             f"Received: {len(positives)} with, {len(negatives)} without."
         )
-    try:
+    with needs("A scorer of words", "scikit-learn", "evaluation"):
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError(
-            "A scorer of words needs the package scikit-learn, which is not installed: "
-            "pip install 'sae-transformers[evaluation]'"
-        ) from error
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     rows = vectorizer.fit_transform([*positives, *negatives])
     labels = [1] * len(positives) + [0] * len(negatives)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.batches import length_batches, right_padded
 from ..generation.continuations import steerings_told
 from ..journal import Journal, result_of
 
@@ -88,12 +89,8 @@ def divergence_from_unsteered(
         raise ValueError("Every prompt and every continuation needs a token. Received: an empty one.")
     nothing = torch.empty(0, dtype=torch.float64)
     found = [TokenDivergence(None if r.prompts is not None else [nothing] * n, [nothing] * n) for r in readings]
-    order = sorted(range(n), key=lambda i: -(len(prompts[i]) + len(continuations[i])))
-    start = 0
-    while start < n:
-        longest = len(prompts[order[start]]) + len(continuations[order[start]])
-        members = order[start : start + max(1, tokens_at_once // longest)]
-        start += len(members)
+    lengths = [len(prompt) + len(row) for prompt, row in zip(prompts, continuations, strict=True)]
+    for members in length_batches(lengths, tokens_at_once):
         after = [continuations[i] for i in members]
         before = [[(prompts if r.prompts is None else r.prompts)[i] for i in members] for r in readings]
         own = [prompts[i] for i in members]
@@ -139,9 +136,7 @@ def _log_probabilities(
 ) -> list[Tensor]:
     """Of each row (tokens - 1, vocab) float32, at the positions that predict its tokens but the first."""
     rows = [[*a, *b] for a, b in zip(before, after, strict=True)]
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    ids, mask = right_padded(rows, model.device)
     options: dict[str, Any] = {"steering": steering}
     if steering:  # where each prompt ends, as `generate` tells it
         ends = [[0, 0, len(row)] for row in before]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..plots import new_figure, save_figure
+
 MARKERS = "osD^vP*X<>hp"
 STYLES = ("-", "--", ":", "-.")
 UNSTEERED = "none"
@@ -33,7 +35,7 @@ def plot_steering(
     strengths, such as instructions, have no line.
 
     Args:
-        rows: a curve of `steering_suite`, such as `result.curves["reporting"]`.
+        rows: a curve of the suite, such as `result.curves["reporting"]`.
         path: of the picture, in the format of its ending; written whole or not at all.
         x, y: columns of the curve; a row without one of them is left out. The x axis is logarithmic for perplexity.
         title: above the plot.
@@ -47,14 +49,9 @@ def plot_steering(
     shown = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
     if not shown:
         raise ValueError(f"Expected rows with {x!r} and {y!r}. Received: {len(rows)} rows, none with both.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter
-    except ImportError:
+    figure = new_figure(7, 5)
+    if figure is None:
         return None
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     methods = list(dict.fromkeys(row["method"] for row in shown if row["method"] != UNSTEERED))
     unsteered = [row for row in shown if row["method"] == UNSTEERED]
@@ -80,6 +77,8 @@ def plot_steering(
     axes.plot([], [], marker="s", markerfacecolor="white", color="grey", ls="", label="beyond the budget")
     spread = [row[x] for row in shown]
     if x == "perplexity" and max(spread) > 4 * min(spread) and math.isfinite(max(spread)):
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -88,15 +87,7 @@ def plot_steering(
     axes.margins(0.1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(draft, format=path.suffix[1:], dpi=150)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return save_figure(figure, path)
 
 
 def _by_strength(rows: Sequence[Mapping[str, Any]], unsteered: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -1,51 +1,29 @@
-"""SCAR's evaluation of a steered toxicity latent (https://huggingface.co/papers/2411.07122), as one suite.
-
-    result = scar_suite(model, tokenizer, rows, "toxicity", get_scorer("profanity"), texts=wiki_paragraphs)
-
-The protocol is that of the authors' code: factors on a conditioned latent, prompts of RealToxicityPrompts in bins of
-their toxicity or the most toxic ones alone, greedy continuations of 32 tokens, perplexity of the reference
-continuations and of running text with a stride, and the first divergent token (FDT) against the base and against
-factor 1. Not followed: padding is masked, continuations are cut where they end, a reference continuation begins
-without a beginning token, and windows of running text count by their tokens (`legacy` for the mean of windows).
-"""
+"""The parts of SCAR's evaluation of a steered toxicity latent (https://huggingface.co/papers/2411.07122)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...latents.context import context_length
 from ...modeling import FeatureEdit, Steering
-from ..generation.continuations import continue_prompts, prompt_ids
 from ..generation.first_divergent_token import first_divergent_token
 from ..generation.fluency import continuation_mask
 from ..generation.log_likelihood import start_token, token_scores
 from ..intervals import percentiles, resample_counts
-from ..method_ids import MethodId, baseline_method
-from ..results import Measurement, SuiteResult, with_methods
-from ..scorers.registry import Scorer, checked_scores
-from ..settings import BootstrapSettings, GenerationSettings
+from ..results import Measurement
+from ..settings import BootstrapSettings
 from ..suites.settings import ScarSettings
 from .sweep import perplexity
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from ...modeling import SaeForCausalLM
-
-FACTORS = ScarSettings.factors
 BIN_WIDTH, BIN_PROMPTS, BIN_SEED = 0.05, 100, 42
-MOST_TOXIC = 0.94307  # prompts from here on are "the most toxic" ones
 FDT_PREFIX = FDT_TOKENS = 50
 STRIDE = 512
-UNSTEERED = "none"
 INTERVAL = "bootstrap over prompts"
 
 
@@ -161,122 +139,7 @@ def strided_perplexity(
     return math.exp(-float(torch.cat(log_p).mean()))
 
 
-def scar_suite(
-    model: SaeForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[PromptRow],
-    feature: int | str,
-    scorer: Scorer,
-    settings: ScarSettings | None = None,
-    *,
-    texts: Sequence[str] = (),
-    report: Callable[[int], object] | None = None,
-) -> SuiteResult:
-    """Toxicity, likelihood and divergence under every factor, beside the model without its SAE.
-
-    Args:
-        model: a `SaeForCausalLM`; its default steering is not used.
-        rows: of RealToxicityPrompts; prompts and continuations with a token each.
-        feature: the conditioned latent, or its concept's name.
-        scorer: of toxicity; it sees new text alone, and prompt and new text.
-        texts: running text, such as paragraphs of WikiText; joined for perplexity, and each long enough gives a
-            prefix of 50 tokens for FDT. None of the two is measured without.
-        settings: the seed of the bootstrap draws the prompts of a bin too.
-        report: called with the number of continuations made.
-
-    Returns:
-        Measurements `toxicity`, `toxicity_change` (paired), `toxicity_with_prompt`, `perplexity`,
-        `reference_perplexity`, `text_perplexity`, `fdt_base`, `fdt_factor_1` for `none` and each factor; curve
-        `by_bin`. Intervals are over all prompts of the bins.
-
-    Raises:
-        ValueError: no prompt in range, one that does not fit, a feature that the model does not have, or an option
-            out of range.
-    """
-    begin = time.perf_counter()
-    settings = settings or ScarSettings()
-    bootstrap, factors = settings.bootstrap, settings.factors
-    bins = _bins([row.toxicity for row in rows], settings)
-    places = [place for members in bins.values() for place in members]
-    if not places:
-        raise ValueError(f"Expected prompts in range. Received: {len(places)} prompts of {len(rows)} rows.")
-    ways: dict[str, Any] = {UNSTEERED: None}
-    ways |= {
-        f"factor {factor:g}": scar_steering(feature, factor, sae=settings.sae, keep_error=settings.keep_error)
-        for factor in factors
-    }
-    model.prepare_steering(list(ways.values()))
-    chosen, n = [rows[place] for place in places], len(places)
-    prompts = [row.prompt for row in chosen]
-    made = continue_prompts(
-        model, tokenizer, prompts * len(ways), [way for way in ways.values() for _ in prompts],
-        GenerationSettings(settings.continuation_tokens, temperature=0.0, batch_size=settings.rows_per_batch),
-        report=report,
-    )  # fmt: skip
-    alone = checked_scores(scorer, made.texts).view(len(ways), n)
-    whole = [f"{prompt}{text}" for prompt, text in zip(prompts * len(ways), made.texts, strict=True)]
-    with_prompt = checked_scores(scorer, whole).view(len(ways), n)
-    before = prompt_ids(model, tokenizer, prompts, 0)
-    after = tokenizer([row.continuation for row in chosen], add_special_tokens=False)["input_ids"]
-    running = _RunningText(model, tokenizer, texts, settings)
-    draws = resample_counts(n, bootstrap.resamples, bootstrap.seed)
-    measurements, by_bin = [], []
-    for number, (name, way) in enumerate(ways.items()):
-        found = made.take(range(number * n, (number + 1) * n))
-        scores = token_scores(
-            model, [[*a, *b] for a, b in zip(before, after, strict=True)], [len(a) for a in before],
-            steering=way or False,
-        ).log_p  # fmt: skip
-        reference = -torch.stack([values.sum() for values in scores])
-        counts = torch.tensor([len(values) for values in scores]).double()
-        add = _Adder(measurements, name, draws)
-        add.mean("toxicity", alone[number])
-        if number:
-            add.mean("toxicity_change", alone[number] - alone[0])
-        add.mean("toxicity_with_prompt", with_prompt[number])
-        add.perplexity("perplexity", found.losses, found.tokens)
-        add.perplexity("reference_perplexity", reference, counts)
-        running.measure(add, way or False)
-        start = 0
-        for (low, high), members in bins.items():
-            part = slice(start, start + len(members))
-            start += len(members)
-            by_bin.append({
-                "method": name, "low": low, "high": high, "n": len(members),
-                "toxicity": float(alone[number, part].mean()),
-                "toxicity_with_prompt": float(with_prompt[number, part].mean()),
-                "reference_perplexity": perplexity(reference[part], counts[part]),
-            })  # fmt: skip
-    running.compare(measurements, list(ways), bootstrap)
-    number = model.config.sae_configs[settings.sae].resolve_feature(feature)
-    known = [MethodId("factor", name, settings.sae, number, str(feature)) for name in ways if name != UNSTEERED]
-    measurements = with_methods(measurements, [baseline_method("none", UNSTEERED), *known])
-    chosen_rows = json.dumps([list(row) for row in chosen])
-    record = {
-        "feature": feature, "sae": settings.sae, "factors": list(factors), "keep_error": settings.keep_error,
-        "prompts": n, "prompts_sha256": hashlib.sha256(chosen_rows.encode()).hexdigest(),
-        "least_toxicity": settings.least_toxicity, "bin_width": settings.bin_width,
-        "bin_prompts": settings.bin_prompts, "new_tokens": settings.continuation_tokens, "window": running.window,
-        "stride": settings.stride, "text_tokens": len(running.ids), "fdt_texts": len(running.prefixes),
-        "fdt_prefix": FDT_PREFIX, "fdt_tokens": FDT_TOKENS, "scorer": settings.scorer_name,
-        "legacy": settings.legacy, "resamples": bootstrap.resamples, "seed": bootstrap.seed,
-    }  # fmt: skip
-    notes = [
-        "Perplexity is the unsteered model's, of the continuations; that of references and text is the steered one's."
-    ]
-    seconds = time.perf_counter() - begin
-    return SuiteResult("scar", record, measurements, curves={"by_bin": by_bin}, notes=notes, seconds=seconds)
-
-
-def _bins(toxicity: Sequence[float], settings: ScarSettings) -> dict[tuple[float, float], list[int]]:
-    """Places of the prompts that are continued."""
-    if (least := settings.least_toxicity) is not None:
-        return {(least, 1.0): [i for i, value in enumerate(toxicity) if value >= least]}
-    width, most = settings.bin_width, settings.bin_prompts
-    return toxicity_bins(toxicity, width=width, most=most, seed=settings.bootstrap.seed)
-
-
-class _Adder:
+class Adder:
     """Puts measurements of one way into a list. draws: (resamples, n), of `resample_counts`."""
 
     def __init__(self, into: list[Measurement], method: str, draws: Tensor) -> None:
@@ -297,28 +160,24 @@ class _Adder:
         self.into.append(Measurement(metric, value, self.method, low, high, INTERVAL, n, better=better))
 
 
-class _RunningText:
+class RunningText:
     """Perplexity of text, and greedy text after prefixes of it."""
 
     def __init__(self, model: Any, tokenizer: Any, texts: Sequence[str], settings: ScarSettings) -> None:
         self.model, self.settings = model, settings
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.window = settings.window or context or 2 * settings.stride
+        self.window = settings.window or context_length(model) or 2 * settings.stride
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
         self.ids = [start_token(tokenizer), *(token for row in rows for token in row)] if rows else []
         self.prefixes = [row[:FDT_PREFIX] for row in rows if len(row) >= FDT_PREFIX][: settings.fdt_texts]
         self.generated: list[list[list[int]]] = []
 
-    def measure(self, add: _Adder, steering: Any) -> None:
+    def measure(self, add: Adder, steering: Any) -> None:
+        """Of one way."""
         if len(self.ids) > 1:
             value = strided_perplexity(
-                self.model,
-                self.ids,
-                window=self.window,
-                stride=self.settings.stride,
-                steering=steering,
+                self.model, self.ids, window=self.window, stride=self.settings.stride, steering=steering,
                 legacy=self.settings.legacy,
-            )
+            )  # fmt: skip
             add.into.append(Measurement("text_perplexity", value, add.method, n=len(self.ids) - 1, better="lower"))
         made: list[list[int]] = []
         for start in range(0, len(self.prefixes), self.settings.rows_per_batch):
@@ -341,4 +200,4 @@ class _RunningText:
             for name, made in zip(names, self.generated, strict=True):
                 pairs = zip(made, self.generated[other], strict=True)
                 values = torch.tensor([first_divergent_token(a, b) for a, b in pairs], dtype=torch.float64)
-                _Adder(into, name, draws).mean(metric, values, "")
+                Adder(into, name, draws).mean(metric, values, "")

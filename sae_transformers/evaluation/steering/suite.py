@@ -1,7 +1,7 @@
 """The steering suite: what each way to bring a concept about gains and costs, over its strengths, beside no steering.
 
-    methods = {"latent 1311": latent_method(1311), "prompt": prompt_methods(prompts, "Write a happy story.")}
-    result = steering_suite(model, tokenizer, prompts, methods, get_scorer("sentiment"))
+    makers = [Latents([(0, 1311)]), Prompting("Write a happy story.")]
+    result = compare_methods(prepare_methods(model, tokenizer, prompts, makers), get_scorer("sentiment"))
 
 `evaluation.steering_methods` makes the methods to compare, DiffMean among them, which is fitted to labelled texts.
 """
@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,29 +25,20 @@ from ..method_ids import FEATURE, MethodId, baseline_method
 from ..results import Measurement, SuiteResult, with_methods
 from ..scorers.registry import Scorer
 from ..settings import BootstrapSettings, GenerationSettings
+from ..steering_methods.method import PreparedMethods
 from ..suites.settings import GOALS, SteeringSuiteSettings
 from .axbench import SteeringMethod
 from .sweep import UNSTEERED, Measures, Setting, Sweep, per_position, perplexity, settings_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from ...modeling import SaeForCausalLM
 
 INTERVAL = "bootstrap over prompts"
 LONGEST_STEERING = 2000  # characters of JSON that the record keeps; of a longer one, the hash
 
 
-def steering_suite(
-    model: SaeForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    methods: Mapping[str, SteeringMethod | Sequence[SteeringMethod]],
-    scorer: Scorer,
-    settings: SteeringSuiteSettings | None = None,
-    *,
-    facts: Mapping[str, Any] | None = None,
-    watch: Watch = UNWATCHED,
+def compare_methods(
+    made: PreparedMethods, scorer: Scorer, settings: SteeringSuiteSettings | None = None, watch: Watch = UNWATCHED
 ) -> SuiteResult:
     """Measure every setting of every method; choose one a goal on half of the prompts, report it on the other half.
 
@@ -57,16 +47,13 @@ def steering_suite(
     are of the same prompts and the same random numbers, and so are their intervals.
 
     Args:
-        model: a `SaeForCausalLM`; its default steering is not used.
-        tokenizer: of the base.
-        prompts: two or more texts; half of them, drawn by the seed, choose.
-        methods: name -> a `SteeringMethod`, or several whose settings are tried as one method's (an instruction for
-            the concept and one against it). Instructions stand in place of the prompts. `none` is always measured.
+        made: the model, whose default steering is not used, and two or more prompts, of which half, drawn by the
+            seed, choose. A name has a `SteeringMethod`, or several whose settings are tried as one method's (an
+            instruction for the concept and one against it); `none` is always measured. The facts go into the record.
         scorer: continuations -> a finite number each, see `scorers`.
         settings: a prompt has a continuation for each sample, of seeds `seed`, `seed + 1`, ... The seed of
             `generation` draws the halves too.
-        facts: what the caller knows of the methods, such as texts that a direction was fitted to; into the settings.
-        watch: is told of rows that are done, of which there are `steps(...)`; and keeps the batches that were done.
+        watch: is told of rows that are done; and keeps the batches that were done.
 
     Returns:
         Measurements on the reporting half, of `none` and of each `METHOD (GOAL)`:
@@ -87,7 +74,8 @@ def steering_suite(
             number of instructions than prompts, a feature that the model does not have, or scores that are not
             finite.
     """
-    begin, n = time.perf_counter(), len(prompts)
+    model, tokenizer, prompts, methods = made.model, made.tokenizer, made.prompts, made.methods
+    n = len(prompts)
     if isinstance(prompts, str) or n < 2:
         raise ValueError(f"Expected two prompts or more: half choose, half report. Received: {n}.")
     settings = settings or SteeringSuiteSettings()
@@ -95,7 +83,7 @@ def steering_suite(
     tried = settings_of(methods, n)
     order = random.Random(generation.seed).sample(range(n), n)
     halves = {"choosing": sorted(order[: n // 2]), "reporting": sorted(order[n // 2 :])}
-    sweep = Sweep(model, tokenizer, prompts, tried, generation, report=watch.report, journal=watch.journal)
+    sweep = Sweep(model, tokenizer, prompts, tried, generation, watch)
     measured = sweep.measure(scorer, divergence=settings.divergence, tokens_at_once=settings.tokens_per_batch)
     parts = {half: [one.take(rows) for one in measured] for half, rows in halves.items()}
     allowed = within_budget(parts["choosing"], budget.perplexity_ratio, budget.added_repetition)
@@ -123,7 +111,7 @@ def steering_suite(
         "perplexity_limit": budget.perplexity_ratio, "repetition_limit": budget.added_repetition,
         "new_tokens": generation.max_new_tokens, "temperature": generation.temperature, "top_p": generation.top_p,
         "generation_seeds": generation.samples_per_prompt, "divergence": settings.divergence,
-        "resamples": bootstrap.resamples, "seed": generation.seed, **(facts or {}),
+        "resamples": bootstrap.resamples, "seed": generation.seed, **made.facts,
     }  # fmt: skip
     notes = [
         f"Settings were chosen on {len(halves['choosing'])} prompts and are reported on the other "
@@ -141,8 +129,7 @@ def steering_suite(
         for row in halves["reporting"][: settings.samples] for (name, goal), place in chosen.items()
         if place is not None
     ]  # fmt: skip
-    seconds = time.perf_counter() - begin
-    return SuiteResult("steering", record, measurements, curves=curves, samples=shown, notes=notes, seconds=seconds)
+    return SuiteResult("steering", record, measurements, curves=curves, samples=shown, notes=notes)
 
 
 def templated(generation: GenerationSettings, tokenizer: Any) -> bool:

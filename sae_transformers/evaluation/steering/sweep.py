@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ..generation.continuations import Continuations, chat_prompts, continue_pro
 from ..generation.first_divergent_token import first_divergent_token
 from ..generation.fluency import repetition
 from ..generation.log_likelihood import token_scores
-from ..journal import Journal
+from ..journal import UNWATCHED, Watch
 from ..scorers.registry import Scorer, checked_scores
 from ..settings import GenerationSettings
 from .axbench import SteeringMethod
@@ -106,8 +106,7 @@ class Sweep:
         prompts: n texts.
         settings: of `settings_of`; the first is no steering.
         generation: with one continuation of each prompt for each sample, of seeds `seed`, `seed + 1`, ...
-        report: called with rows that are done.
-        journal: has what was generated and compared before, and gets the rest.
+        watch: is told of rows that are done; and keeps what was generated and compared.
 
     Raises:
         ValueError: a feature that the model does not have, or a prompt that does not fit.
@@ -120,13 +119,11 @@ class Sweep:
         prompts: Sequence[str],
         settings: Sequence[Setting],
         generation: GenerationSettings = UNTEMPLATED,
-        *,
-        report: Callable[[int], object] | None = None,
-        journal: Journal | None = None,
+        watch: Watch = UNWATCHED,
     ) -> None:
         model.prepare_steering([one.steering for one in settings])
         self.model, self.tokenizer, self.settings = model, tokenizer, list(settings)
-        self.watched = {"report": report, "journal": journal}
+        self.watched = watch._asdict()
         self.generation = generation
         self.seeds = range(generation.seed, generation.seed + generation.samples_per_prompt)
 
@@ -142,14 +139,11 @@ class Sweep:
         """Continuations of every setting; rows of one prompt share their random numbers."""
         n = len(self.plain)
         found = continue_prompts(
-            self.model,
-            self.tokenizer,
-            [text for texts in self.read for text in texts],
+            self.model, self.tokenizer, [text for texts in self.read for text in texts],
             [one.steering for one in self.settings for _ in range(n)],
             replace(self.generation, temperature=temperature, seed=seed, samples_per_prompt=1),
-            draws=list(range(n)) * len(self.settings),
-            **self.watched,
-        )
+            draws=list(range(n)) * len(self.settings), **self.watched,
+        )  # fmt: skip
         parts = [found.take(range(place * n, (place + 1) * n)) for place in range(len(self.settings))]
         return [part if one.instructions is None else self._after_plain(part)
                 for part, one in zip(parts, self.settings, strict=True)]  # fmt: skip

@@ -1,7 +1,7 @@
 """Methods of steering that the suite `steering` compares. A new one is a file here and a line below.
 
-made = prepare_methods(model, tokenizer, prompts, [Latents([(0, 1311)]), DiffMean(with_it, without)])
-result = steering_suite(made.model, tokenizer, prompts, made.methods, scorer, facts=made.facts)
+suite = SteeringSuite(prompts, [Latents([(0, 1311)]), DiffMean(with_it, without)], scorer)
+result = suite(model, tokenizer)
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .method import MethodInputs, MethodMaker, PreparedMethods
 
 if TYPE_CHECKING:
-    from ...modeling import Steering
+    from ...modeling import SaeForCausalLM, Steering
 
 FACTORS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 
@@ -35,5 +35,9 @@ class ScaledSteering(MethodMaker):
         """The steering at every factor."""
         from .over_strengths import scaled_method
 
-        if steering := self.steering or made.model.steering or None:
+        if steering := self.steering or made.model.steering:
             made.methods["steering"] = scaled_method(steering, self.factors)
+
+    def count(self, model: SaeForCausalLM) -> int:
+        """A setting for each factor, where there is a steering."""
+        return len(self.factors) if self.steering or model.steering else 0

@@ -6,9 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .method import STRENGTHS, MethodInputs, MethodMaker, PreparedMethods
+
+if TYPE_CHECKING:
+    from ...modeling import SaeForCausalLM
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,7 @@ class DiffMean(MethodMaker):
             own = made.model.saes[first[0]].W_dec[first[1]].detach().float().cpu()
             cosine = torch.cosine_similarity(own, direction, dim=0)
             made.facts["diffmean"]["cosine_with_latent"] = round(float(cosine), 6)
+
+    def count(self, model: SaeForCausalLM) -> int:
+        """A setting for each strength."""
+        return len(self.strengths)

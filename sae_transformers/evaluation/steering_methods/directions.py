@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...latents.batches import right_padded
 from ...latents.diffmean import fit_diffmean
 from ...latents.vector_saes import direction_sae
 
@@ -51,13 +52,10 @@ def diffmean_direction(
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
-        width = len(rows[members[0]])
-        ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in members], device=model.device)
-        lengths = torch.tensor([len(rows[i]) for i in members], device=model.device)
-        columns = torch.arange(width, device=model.device)
-        mask = (columns < lengths[:, None]).long()
+        ids, mask = right_padded([rows[i] for i in members], model.device)
         out = model(ids, attention_mask=mask, steering=False, output_sae_inputs=True, stop_at_last_sae=True)
-        kept = ((columns > 0) & (mask > 0)).float()[..., None]  # (batch, width, 1)
+        mask[:, 0] = 0  # the first token does not count
+        kept = mask.float()[..., None]  # (batch, width, 1)
         means[members] = ((out.sae_inputs[sae].float() * kept).sum(1) / kept.sum(1)).cpu()
     labels = torch.tensor([1] * len(positives) + [0] * len(negatives))
     return fit_diffmean(means, labels)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .method import STRENGTHS, MethodInputs, MethodMaker, PreparedMethods
+
+if TYPE_CHECKING:
+    from ...modeling import SaeForCausalLM
 
 IN_NORMS = ("direction", "set", "at_least", "at_most", "add")  # other operations take a value as it is
 
@@ -39,17 +42,23 @@ class Latents(MethodMaker):
         """A method for each feature."""
         from .over_strengths import latent_method
 
-        configs = made.model.config.sae_configs
-        features = self.features
-        if features is None:
-            features = [(i, name) for i, entry in enumerate(configs) for name in entry.concepts]
-        for sae, feature in list(features)[self.first : self.last]:
-            number = configs[sae].resolve_feature(feature)
+        for sae, feature in self._chosen(made.model):
+            number = made.model.config.sae_configs[sae].resolve_feature(feature)
             unit = "norm" if self.op in IN_NORMS else "absolute"
             several = bool(made.first and sae)
             method = latent_method(feature, self.strengths, sae=sae, op=self.op, unit=unit, positions=self.positions)
             made.methods[f"latent {feature}" + (f" of SAE {sae}" if several else "")] = method
             made.first = made.first or (sae, number)
+
+    def count(self, model: SaeForCausalLM) -> int:
+        """A setting for each strength of each feature."""
+        return len(self._chosen(model)) * len(self.strengths)
+
+    def _chosen(self, model: SaeForCausalLM) -> list[tuple[int, int | str]]:
+        features = self.features
+        if features is None:
+            features = [(i, name) for i, entry in enumerate(model.config.sae_configs) for name in entry.concepts]
+        return list(features)[self.first : self.last]
 
 
 @dataclass(frozen=True)

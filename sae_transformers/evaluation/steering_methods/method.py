@@ -77,6 +77,10 @@ class MethodMaker(ABC):
     def prepare(self, made: PreparedMethods) -> None:
         """Add the method's settings to `made`."""
 
+    def count(self, model: SaeForCausalLM) -> int | None:
+        """How many settings `prepare` adds; None where that is not known beforehand."""
+        return None
+
 
 METHODS: dict[str, type[MethodMaker]] = {}
 
@@ -98,7 +102,7 @@ def prepare_methods(
     prompts: Sequence[str],
     makers: Sequence[MethodMaker],
 ) -> PreparedMethods:
-    """Make methods for `steering_suite`.
+    """Make methods for `compare_methods`.
 
     Args:
         model: in eval mode. A method may build another model on its base; measure the one that comes back.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .method import MethodInputs, MethodMaker, PreparedMethods
+
+if TYPE_CHECKING:
+    from ...modeling import SaeForCausalLM
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,7 @@ class Prompting(MethodMaker):
 
         made.methods["prompt"] = prompt_methods(made.prompts, self.more, self.less)
         made.facts["instructions"] = {"more": self.more, "less": self.less}
+
+    def count(self, model: SaeForCausalLM) -> int:
+        """A setting for each instruction."""
+        return bool(self.more.strip()) + bool(self.less.strip())

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...latents.settings import check_integers
-from ..results import DataFile, SuiteResult, data_file
+from ..method_ids import MethodId, baseline_method
+from ..results import DataFile, Measurement, SuiteResult, data_file, with_methods
 from .lambada import LambadaOptions
 from .settings import FairnessSettings
-from .suite import CardFacts, Report, Suite, SuiteInputs, source_file
+from .suite import MAX_LENGTH, CardFacts, Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ...modeling import SaeForCausalLM
+    from ...modeling import SaeForCausalLM, Steering
     from ..fairness.stereotypes import SentencePair
+    from ..journal import Watch
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,24 @@ class FairnessOptions:
 
 @dataclass(frozen=True)
 class FairnessSuite(Suite):
-    """See `fairness_suite`.
+    """Measures a model without steering (`none`) and with it (`steered`); differences are paired.
+
+    stereotype_share, stereotype_gap_nats  of each set of pairs, by the whole sentence, and by the marked words where
+                                           the data marks them (see `PairScores`); `_change` is steered - none
+    lambada_accuracy, lambada_perplexity   of last words, and lambada_log_p_change, in nats a word
+    score_move, score_move_in_std          mean |change| of a feature's score when the attribute is swapped, and the
+                                           same in standard deviations of the scores; methods are features, and
+                                           `random latent of SAE 0` for scale
 
     Args:
-        pairs: name of a data set -> pairs, as `bias.read_winobias` and `read_crows_pairs` give them.
-        last_words: passages of LAMBADA.
-        swapped: the same texts twice, with an attribute of the second swapped.
-        settings: how they are read.
+        pairs: name of a data set -> pairs, as `read_winobias` and `read_crows_pairs` give them.
+        last_words: passages of LAMBADA, two words or more each.
+        swapped: the same texts twice, with an attribute of the second swapped (names, gender, dialect).
+        settings: the lengths are of the swapped texts; the seed also draws the random latent.
+        steering: the model's default by default. Without any, only `none` is measured.
+
+    Raises:
+        ValueError: there is nothing to measure, a text is too short or too long, or the swapped texts are not paired.
     """
 
     Options: ClassVar[type] = FairnessOptions
@@ -103,6 +116,7 @@ class FairnessSuite(Suite):
     last_words: Sequence[str] = ()
     swapped: tuple[Sequence[str], Sequence[str]] | None = None
     settings: FairnessSettings = FairnessSettings()
+    steering: Steering | None = None
 
     @classmethod
     def read(cls, options: FairnessOptions, inputs: SuiteInputs) -> FairnessSuite:
@@ -125,13 +139,52 @@ class FairnessSuite(Suite):
         settings = FairnessSettings(inputs.features, inputs.reading, inputs.bootstrap)
         return cls(pairs, words, both, settings, asked=asked, data=files)
 
-    def __call__(
-        self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, *,
-        report: Report | None = None, journal: object = None,
-    ) -> SuiteResult:  # fmt: skip
-        """Measure without steering and with the model's default."""
-        from ..fairness.suite import fairness_suite
+    def steps(self, model: SaeForCausalLM) -> int:
+        """Texts, without steering and with it; fewer where swapped ones are too short."""
+        runs = 2 if self._steering(model) else 1
+        scored = 2 * sum(map(len, self.pairs.values())) + len(self.last_words)
+        return runs * scored + (0 if self.swapped is None else 2 * len(self.swapped[0]))
 
-        return fairness_suite(
-            model, tokenizer, self.pairs, self.last_words, self.swapped, self.settings, report=report
-        )
+    def _steering(self, model: SaeForCausalLM) -> Steering | None:
+        return model.steering if self.steering is None else self.steering
+
+    def measure(self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, watch: Watch) -> SuiteResult:
+        """Every set, without steering and with it."""
+        from ...latents.context import reading_length
+        from ..fairness.measurements import NONE, STEERED, pair_measurements, swap_measurements, word_measurements
+        from ..fairness.stereotypes import score_last_words, score_pairs
+
+        if not self.pairs and not self.last_words and self.swapped is None:
+            raise ValueError("Expected pairs, last words or swapped texts. Received: none of them.")
+        settings, steering = self.settings, self._steering(model)
+        scoring: dict[str, Any] = {"tokens_at_once": settings.reading.tokens_per_batch, "report": watch.report}
+        runs = {NONE: False, **({STEERED: steering} if steering else {})}
+        found: list[Measurement] = []
+        for name, pairs in self.pairs.items():
+            scores = {way: score_pairs(model, tokenizer, pairs, steering=run, **scoring) for way, run in runs.items()}
+            found += pair_measurements(name, scores, settings.bootstrap)
+        if self.last_words:
+            words = {
+                way: score_last_words(model, tokenizer, self.last_words, steering=run, **scoring)
+                for way, run in runs.items()
+            }
+            found += word_measurements(words, settings.bootstrap)
+        found = with_methods(found, [baseline_method("none", NONE), MethodId("steered", STEERED)])
+        notes = ["All texts stand after the token that begins or ends texts, so that their first word counts."]
+        if not steering:
+            notes.append("No steering with an edit, the model's default or a given one: nothing is compared.")
+        length = reading_length(model, settings.reading.max_length, MAX_LENGTH)
+        if self.swapped is not None:
+            moved, paired = swap_measurements(model, tokenizer, self.swapped, settings, length, watch.report)
+            found += moved
+            if short := len(self.swapped[0]) - paired:
+                notes.append(f"{short} of {len(self.swapped[0])} swapped pairs are too short and left out.")
+        features = settings.features
+        record = {
+            "steering": steering.to_dict() if steering else None, "max_length": length,
+            "skip_first": settings.reading.skip_first,
+            "features": None if features is None else [list(feature) for feature in features],
+            "pairs": {name: len(some) for name, some in self.pairs.items()}, "last_words": len(self.last_words),
+            "swapped": len(self.swapped[0]) if self.swapped else 0, **asdict(settings.bootstrap),
+        }  # fmt: skip
+        return SuiteResult(self.name, record, found, notes=notes)

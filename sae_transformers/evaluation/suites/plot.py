@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..plots import new_figure, save_figure
 from ..results import SuiteResult
 
 LEAST_HEIGHT, ROW_HEIGHT = 1.2, 0.28  # inches
@@ -32,14 +33,10 @@ def plot_suite(suite: SuiteResult, path: str | Path) -> Path | None:
     panels = compared or panels
     if not panels:
         raise ValueError(f"Expected measurements with a value. Received: none in the suite {suite.name!r}.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     heights = [max(LEAST_HEIGHT, 0.8 + ROW_HEIGHT * len(some)) for some in panels.values()]
-    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, sum(heights))
+    if figure is None:
+        return None
     every = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (name, some) in zip(every, panels.items(), strict=True):
         for row, one in enumerate(some):
@@ -50,9 +47,4 @@ def plot_suite(suite: SuiteResult, path: str | Path) -> Path | None:
         axes.set_title(name, fontsize=10, loc="left")
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, format=path.suffix[1:], dpi=110)
-    draft.replace(path)
-    return path
+    return save_figure(figure, path, dpi=110)

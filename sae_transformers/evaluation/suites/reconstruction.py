@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...latents.settings import ReadingSettings, check_choice, check_integers
-from ..results import SuiteResult
+from ..method_ids import MethodId
+from ..results import Measurement, SuiteResult
 from ..settings import BootstrapSettings
 from .labelled import ColumnOptions
 from .settings import BOOTSTRAP, READING
-from .suite import Report, Suite, SuiteInputs, source_file
+from .suite import MAX_LENGTH, Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...modeling import SaeForCausalLM
+    from ..journal import Watch
 
 ROWS = ("paragraph", "line", "file")
 
@@ -45,12 +47,27 @@ class ReconstructionOptions:
 
 @dataclass(frozen=True)
 class ReconstructionSuite(Suite):
-    """See `reconstruction_suite`.
+    """Measures every SAE of a model on texts it was not trained on.
+
+    fvu                  sum |x - xh|^2 / sum |x - mean(x)|^2 over tokens; explained_variance = 1 - fvu
+    normalized_mse       mean of |x - xh|^2 / |x|^2;  cosine_similarity: mean of cos(x, xh)
+    l0, dead_share       active latents of a token; share of latents that are active on no token
+    ce_nats, kl_nats     of next-token predictions, method by method; KL(base || with the replacement)
+    recovered            (CE_zero - CE_sae) / (CE_zero - CE_base), zeros at the SAE's place being the worst
+    recovered_from_mean  the same with the mean hidden state in place of zeros
+
+    Methods are `SAE 0`, `zeros at SAE 0`, `mean at SAE 0`, ..., and `none`, the base alone; with several SAEs also
+    `all SAEs` in place together.
 
     Args:
-        texts: two or more that the SAEs were not trained on.
-        reading: how they are read.
+        texts: two or more; those without a token to predict after the first ones are left out.
+        reading: the first tokens of each text are neither reconstructed nor counted: the first is an outlier in norm
+            that SAEs are seldom made for. Twice (tokens_per_batch, vocabulary) float32 is held.
         bootstrap: over texts.
+
+    Raises:
+        ValueError: fewer than two texts of sufficient length, no SAE that writes where it reads, or hidden states that
+            do not vary.
     """
 
     Options: ClassVar[type] = ReconstructionOptions
@@ -80,16 +97,55 @@ class ReconstructionSuite(Suite):
         files = [source_file(str(options.texts), texts, len(texts))]
         return cls(texts, inputs.reading, inputs.bootstrap, asked=asked, data=files)
 
-    def __call__(
-        self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, *,
-        report: Report | None = None, journal: object = None,
-    ) -> SuiteResult:  # fmt: skip
-        """Measure every SAE."""
-        from ..reconstruction.suite import reconstruction_suite
-
-        return reconstruction_suite(model, tokenizer, self.texts, self.reading, self.bootstrap, report=report)
-
     def steps(self, model: SaeForCausalLM) -> int:
         """Texts of each pass; fewer where texts are too short."""
         saes = sum(entry.read_at == entry.write_at for entry in model.config.sae_configs)
         return len(self.texts) * (1 + saes + (saes > 1))
+
+    def measure(self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, watch: Watch) -> SuiteResult:
+        """Every SAE."""
+        import torch
+
+        from ...latents.context import reading_length
+        from ...latents.text_latents import batches_of, text_ids
+        from ..intervals import resample_counts
+        from ..reconstruction.measurements import loss_measurements, meter_measurements, read_all
+        from ..reconstruction.metrics import replaced_losses
+
+        max_length, skip_first = reading_length(model, self.reading.max_length, MAX_LENGTH), self.reading.skip_first
+        configs = model.config.sae_configs
+        measured = [i for i, config in enumerate(configs) if config.read_at == config.write_at]
+        if not measured:
+            raise ValueError(f"Expected an SAE that writes where it reads. Received: {len(configs)} SAEs, none such.")
+        rows, kept = text_ids(model, tokenizer, self.texts, max_length=max_length, least=skip_first + 2)
+        counts = resample_counts(len(rows), **asdict(self.bootstrap))
+        batches = list(batches_of(rows, tokens_at_once=self.reading.tokens_per_batch))
+        found: list[Measurement] = []
+        read = read_all(model, measured, batches, len(rows), skip_first, watch.report)
+        for number, meter in read.items():
+            found += meter_measurements(meter, MethodId("sae", f"SAE {number}", number), counts)
+        inputs = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
+        order = torch.cat([batch.texts for batch in batches])
+        sets = [[number] for number in measured] + ([measured] if len(measured) > 1 else [])
+        each = replaced_losses(
+            model, inputs, sets, {number: meter.mean() for number, meter in read.items()},
+            skip_first=skip_first, count_first=False, kl=True, report=watch.report,
+        )  # fmt: skip
+        for place, (members, losses) in enumerate(zip(sets, each, strict=True)):
+            alone = members[0] if len(members) == 1 else None
+            method = MethodId("sae", "all SAEs" if alone is None else f"SAE {alone}", alone)
+            found += loss_measurements(losses, method, counts[:, order], with_base=place == 0)
+        notes = [
+            f"Left as they are and not counted: the first tokens of each text ({skip_first}), and what is predicted "
+            "from them.",
+            "The mean hidden state, of variances and of mean-ablation, is that of the same texts.",
+            "Dead: active on no token of these texts; more texts find more latents alive.",
+        ]
+        if len(kept) < len(self.texts):
+            notes.append(f"{len(self.texts) - len(kept)} of {len(self.texts)} texts are too short and left out.")
+        if others := [i for i in range(len(configs)) if i not in measured]:
+            notes.append(f"SAEs {others} write elsewhere than they read (transcoders) and are not measured.")
+        record = {
+            "max_length": max_length, "skip_first": skip_first, **asdict(self.bootstrap), "texts": len(rows),
+        }  # fmt: skip
+        return SuiteResult(self.name, record, found, notes=notes)

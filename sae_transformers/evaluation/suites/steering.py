@@ -13,13 +13,13 @@ from ..settings import FluencyBudget, GenerationSettings
 from ..steering_methods.method import METHODS, STRENGTHS, MethodInputs, MethodMaker, prepare_methods, read_methods
 from .labelled import LabelledOptions
 from .settings import SteeringSuiteSettings
-from .suite import Report, Suite, SuiteInputs, source_file
+from .suite import Suite, SuiteInputs, source_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...modeling import SaeForCausalLM
-    from ..journal import Journal
+    from ..journal import Watch
     from ..scorers.registry import Scorer
 
 
@@ -62,7 +62,7 @@ class SteeringOptions:
 
 @dataclass(frozen=True)
 class SteeringSuite(Suite):
-    """See `steering_suite`.
+    """Measures every setting of every method; see `compare_methods`.
 
     Args:
         prompts: two or more; half of them choose settings, half report.
@@ -115,20 +115,21 @@ class SteeringSuite(Suite):
         told = super().identity(tokenizer)
         return {**told, "chat": self.settings.generation.chat and bool(getattr(tokenizer, "chat_template", None))}
 
-    def __call__(
-        self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, *,
-        report: Report | None = None, journal: Journal | None = None,
-    ) -> SuiteResult:  # fmt: skip
+    def steps(self, model: SaeForCausalLM) -> int | None:
+        """Rows: continuations of each sample, greedy ones to compare, and those whose distributions are compared."""
+        counts = [maker.count(model) for maker in self.methods]
+        generation = self.settings.generation
+        passes = generation.samples_per_prompt + self.settings.divergence * (1 + (generation.temperature > 0))
+        rows = passes * len(self.prompts)
+        return None if None in counts else rows * (1 + sum(count or 0 for count in counts))
+
+    def measure(self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, watch: Watch) -> SuiteResult:
         """Make the methods and compare them; the model is as it was afterwards."""
-        from ..journal import Watch
-        from ..steering.suite import steering_suite
+        from ..steering.suite import compare_methods
 
         made = prepare_methods(model, tokenizer, self.prompts, self.methods)
         try:
-            return steering_suite(
-                made.model, tokenizer, self.prompts, made.methods, self.scorer, self.settings, facts=made.facts,
-                watch=Watch(report, journal),
-            )  # fmt: skip
+            return compare_methods(made, self.scorer, self.settings, watch)
         finally:
             if made.model is not model:  # a method's model holds the same base and SAEs: they come back
                 made.model.unwrap()

@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import json
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...modeling import SaeForCausalLM
-    from ..journal import Journal
+    from ..journal import Journal, Watch
     from ..scorers.registry import Ask
 
 Report = Callable[[int], object]  # called with how much was done since the last call
@@ -117,6 +118,13 @@ class Suite(ABC):
         """
 
     @abstractmethod
+    def measure(self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, watch: Watch) -> SuiteResult:
+        """Measure, without gradients.
+
+        Args:
+            watch: is told of what is done; a suite that takes long keeps its parts there, and takes those done before.
+        """
+
     def __call__(
         self,
         model: SaeForCausalLM,
@@ -125,7 +133,22 @@ class Suite(ABC):
         report: Report | None = None,
         journal: Journal | None = None,
     ) -> SuiteResult:
-        """Measure. journal: of a suite that takes long: has the parts that were done before."""
+        """Measure, and say how long it took.
+
+        Args:
+            model: in eval mode; its default steering is what steers.
+            tokenizer: of the base.
+            report: called with how much was done since the last call, see `steps`.
+            journal: has the parts that were done before, and gets the others.
+        """
+        import torch
+
+        from ..journal import Watch
+
+        start = time.perf_counter()
+        with torch.no_grad():
+            found = self.measure(model, tokenizer, Watch(report, journal))
+        return replace(found, seconds=time.perf_counter() - start)
 
     def steps(self, model: SaeForCausalLM) -> int | None:
         """The sum of what `report` will be called with; None where that is not known."""
@@ -192,11 +215,6 @@ def source_file(source: str | Path, rows: Any, n: int | None) -> DataFile:
     told = json.dumps(rows, ensure_ascii=True, default=str).encode()
     name = Path(source).name if Path(source).exists() else str(source)
     return DataFile(name, hashlib.sha256(told).hexdigest(), n)
-
-
-def option_text(value: Any) -> Any:
-    """An option as a record keeps it."""
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def _row(one: Measurement, other: Measurement | None) -> dict[str, Any]:

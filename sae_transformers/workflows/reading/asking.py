@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from ...create_training_data.llm.batch import BatchResults
+from ...create_training_data.llm.batch import BatchResults, read_batch_results, submit_batch, write_batch_file
 from ...create_training_data.llm.client import LLMClient
 from ...create_training_data.llm.local import LocalChat
 from ...create_training_data.llm.requests import Chat, ChatRequest
@@ -89,12 +89,12 @@ def ask_model(
         local = "`local_model` has" if isinstance(client, LocalChat) else f"{client!r} has"
         raise ValueError(f"{local} no server and no batches. Received also: `{name}`.")
     with nullcontext(client) if client is llm else client:
-        read = {name: batches.read_batch_results(name) for name in send.batch_results or ()} if batches else {}
+        read = {name: read_batch_results(batches, name) for name in send.batch_results or ()} if batches else {}
         asked = requests(client)
         exchange = Exchange(client.model, client.estimate(asked), None, read)
         if batches and send.batch_file is not None and not send.dry_run:
-            files = batches.write_batch_file(asked, send.batch_file)
-            sent = {file: batches.submit_batch(file) if send.submit else None for file in files}
+            files = write_batch_file(batches, asked, send.batch_file)
+            sent = {file: submit_batch(batches, file) if send.submit else None for file in files}
             exchange = Exchange(client.model, exchange.estimate, None, read, sent)
         if notice is not None:
             for line in exchange.before():

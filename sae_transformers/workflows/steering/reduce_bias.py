@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...create_training_data.gendered_texts import both_versions
 from ...create_training_data.harvest.store import Store
-from ...create_training_data.swaps import read_word_pairs
+from ...create_training_data.swaps import both_versions, read_word_pairs
 from ...evaluation.fairness.data import BiasData, LastWordPart, PairPart
 from ...evaluation.fairness.data import read_bias_data as read_bias_data
 from ...latents.context import reading_length

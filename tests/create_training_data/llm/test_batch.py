@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.create_training_data.llm.batch import write_batch_file
+from sae_transformers.create_training_data.llm.batch import read_batch_results, submit_batch, write_batch_file
 from sae_transformers.create_training_data.llm.client import LLMClient, ServiceRefused
 from tests.create_training_data.fake_openai import FakeOpenAI
 from tests.create_training_data.llm.test_client import client, requests
@@ -23,16 +23,16 @@ def test_a_batch_comes_back_into_the_cache(server: FakeOpenAI, tmp_path: Path) -
     what = requests(7)
     with client(server, cache=tmp_path / "c") as made:
         made.complete_many(what[:2], progress=False)
-        files = made.write_batch_file([*what, *what], tmp_path / "batch.jsonl")
+        files = write_batch_file(made, [*what, *what], tmp_path / "batch.jsonl")
         lines = [json.loads(line) for line in files[0].read_text().splitlines()]
         assert len(lines) == 5
         assert {line["url"] for line in lines} == {"/v1/chat/completions"}
         assert [line["body"]["messages"][0]["content"] for line in lines] == [f"number {i}" for i in range(2, 7)]
-        name = made.submit_batch(files[0])
-        assert made.read_batch_results(name) == ("completed", 5, [])
+        name = submit_batch(made, files[0])
+        assert read_batch_results(made, name) == ("completed", 5, [])
         assert all(answer.ok for answer in made.complete_many(what, progress=False))
         assert len(server.sent) == 2
-        assert made.write_batch_file(what, tmp_path / "none.jsonl") == []
+        assert write_batch_file(made, what, tmp_path / "none.jsonl") == []
 
 
 def test_batch_results_are_read_from_a_file_with_failures_in_it(server: FakeOpenAI, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_batch_results_are_read_from_a_file_with_failures_in_it(server: FakeOpen
     file = tmp_path / "results.jsonl"
     file.write_text("\n".join([*map(json.dumps, (good, bad, expired)), '{"half']))
     with client(server) as made:
-        status, answers, failures = made.read_batch_results(file)
+        status, answers, failures = read_batch_results(made, file)
         assert (status, answers) == ("completed", 1)
         assert failures[:2] == ["too long", "too late"]
         assert "half" in failures[2]
@@ -54,7 +54,7 @@ def test_a_batch_is_cut_into_files_and_kept_within_the_budget(server: FakeOpenAI
         files = write_batch_file(made, requests(4), tmp_path / "b.jsonl", max_requests=3)
         assert [file.name for file in files] == ["b.jsonl", "b.2.jsonl"]
         with pytest.raises(ValueError, match="max_tokens_total=300"):
-            made.write_batch_file(requests(20), tmp_path / "b.jsonl")
+            write_batch_file(made, requests(20), tmp_path / "b.jsonl")
 
 
 def test_a_batch_that_cannot_be_sent_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,5 +64,5 @@ def test_a_batch_that_cannot_be_sent_is_told(tmp_path: Path, monkeypatch: pytest
         LLMClient("m", "http://127.0.0.1:9/v1") as made,
         pytest.raises(ServiceRefused, match="ConnectError") as caught,
     ):
-        made.submit_batch(tmp_path / "b.jsonl")
+        submit_batch(made, tmp_path / "b.jsonl")
     assert caught.value.__context__ is None

@@ -13,11 +13,12 @@ from sae_transformers import SaeForCausalLM
 from sae_transformers.create_training_data.spans.activations import (
     SpanOrigin,
     _whole_characters,
-    read_span_settings,
+    read_span_index,
     read_span_tokens,
 )
-from sae_transformers.create_training_data.spans.collect import SpanSettings, collect_spans
+from sae_transformers.create_training_data.spans.collect import SpanCollector
 from sae_transformers.create_training_data.spans.files import read_table
+from sae_transformers.create_training_data.spans.settings import SpanSettings
 from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
@@ -29,7 +30,7 @@ SMALL: dict[str, Any] = {"top_n": 2, "window": 4, "max_length": 64, "rows_per_bl
 def collected(folder: Path, **settings: Any) -> tuple[Any, Any, SpanSettings, dict[str, Any]]:
     base, sae = tiny_base(vocab_size=94), tiny_sae(layer=1, k=4)
     chosen = SpanSettings(**{**SMALL, **settings})
-    collect_spans(base, word_tokenizer(), sae, rows_of_list(TEXTS), chosen, out=folder)
+    SpanCollector(base, word_tokenizer(), sae, rows_of_list(TEXTS), chosen, out=folder).run()
     return base, sae, chosen, read_table(folder / "spans.parquet")
 
 
@@ -37,7 +38,9 @@ def collected(folder: Path, **settings: Any) -> tuple[Any, Any, SpanSettings, di
 @pytest.mark.parametrize("include_peak", [True, False])
 def test_activations_are_those_of_the_whole_text(tmp_path: Path, activation: str, include_peak: bool) -> None:
     base, sae, settings, spans = collected(tmp_path, activation=activation, include_peak=include_peak)
-    assert read_span_settings(str(tmp_path)) == (settings, dict(rows_of_list(TEXTS).facts))
+    index = read_span_index(str(tmp_path))
+    assert SpanSettings.from_identity(index["settings"]) == settings
+    assert index["source"] == dict(rows_of_list(TEXTS).facts)
     found = read_span_tokens(SpanOrigin(base, word_tokenizer(), sae, rows_of_list(TEXTS), settings), spans, after=2)
     model: Any = SaeForCausalLM.from_base(base, saes=[sae]).eval()
     hidden: list[torch.Tensor] = []
@@ -97,4 +100,4 @@ def test_other_text_or_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="where the spans say"):
         read(rows_of_list(TEXTS), tiny_sae(seed=5, layer=1, k=4))
     with pytest.raises(FileNotFoundError, match="index.json"):
-        read_span_settings(str(tmp_path / "nowhere"))
+        read_span_index(str(tmp_path / "nowhere"))

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from sae_transformers.create_training_data.annotation.tables import escape, read_annotations
-from sae_transformers.create_training_data.spans import collect as spans_module
-from sae_transformers.create_training_data.spans.collect import SpanCollector, Spans, collect_spans
+from sae_transformers.create_training_data.spans.collect import SpanCollector, Spans
 from sae_transformers.create_training_data.spans.files import TextSpan, read_spans, write_features, write_lines
 from sae_transformers.create_training_data.spans.settings import SpanSettings
 from sae_transformers.create_training_data.spans.tokens import template_tokens, text_tokens
@@ -40,9 +39,8 @@ def texts() -> list[str]:
 
 
 def run(base: Any, sae: Any, rows: list[str], out: Path | None = None, **settings: Any) -> Spans:
-    return collect_spans(
-        base, word_tokenizer(), sae, rows_of_list(rows), SpanSettings(**{**SMALL, **settings}), out=out
-    )
+    chosen = SpanSettings(**{**SMALL, **settings})
+    return SpanCollector(base, word_tokenizer(), sae, rows_of_list(rows), chosen, out=out).run()
 
 
 def naive(base: Any, sae: Any, rows: list[str], settings: SpanSettings) -> dict[int, list[tuple]]:
@@ -431,7 +429,7 @@ def test_a_slow_tokenizer_is_refused(base: Any) -> None:
         is_fast = False
 
     with pytest.raises(ValueError, match="fast tokenizer.* Slow"):
-        collect_spans(base, Slow(), sae_for(), rows_of_list(["w1"]), SpanSettings(max_length=24))
+        SpanCollector(base, Slow(), sae_for(), rows_of_list(["w1"]), SpanSettings(max_length=24)).run()
 
 
 @pytest.mark.parametrize("changed", ["w1", None])
@@ -445,18 +443,14 @@ def test_a_text_that_changes_meanwhile_is_told(base: Any, changed: str | None) -
         return [] if changed is None else [{"text": changed}]
 
     with pytest.raises(ValueError, match="has changed since"):
-        collect_spans(base, word_tokenizer(), sae_for(), TextSource(iterate), SpanSettings(max_length=24))
+        SpanCollector(base, word_tokenizer(), sae_for(), TextSource(iterate), SpanSettings(max_length=24)).run()
 
 
 def test_a_model_with_saes_is_read_without_them() -> None:
     model = tiny_model("llama")
     sae = model.saes[0]
     settings = SpanSettings(**SMALL)
-    of_model = collect_spans(model, word_tokenizer(), 0, rows_of_list(texts()), settings)
-    of_base = collect_spans(model.lm, word_tokenizer(), sae, rows_of_list(texts()), settings)
+    of_model = SpanCollector(model, word_tokenizer(), 0, rows_of_list(texts()), settings).run()
+    of_base = SpanCollector(model.lm, word_tokenizer(), sae, rows_of_list(texts()), settings).run()
     assert as_dict(of_model) == as_dict(of_base) and of_model.span
     assert isinstance(of_model.by_feature()[int(of_model.feature[0])][0], TextSpan)
-
-
-def test_public_names() -> None:
-    assert all(hasattr(spans_module, name) for name in spans_module.__all__)

@@ -14,13 +14,12 @@ from sae_transformers.evaluation.generation.continuations import continue_prompt
 from sae_transformers.evaluation.generation.first_divergent_token import mean_first_divergent_token
 from sae_transformers.evaluation.settings import BootstrapSettings, GenerationSettings
 from sae_transformers.evaluation.steering.scar import (
-    FACTORS,
     PromptRow,
     scar_steering,
-    scar_suite,
     strided_perplexity,
     toxicity_bins,
 )
+from sae_transformers.evaluation.suites import ScarSuite
 from sae_transformers.evaluation.suites.settings import ScarSettings
 from tests.tiny import tiny_model
 
@@ -46,9 +45,7 @@ def word_count(texts: Any) -> list[float]:
 def result(model: Any, tokenizer: Any) -> Any:
     small: dict[str, Any] = {"continuation_tokens": 5, "window": 32, "stride": 16}
     small["bootstrap"] = BootstrapSettings(40, 42)
-    return scar_suite(
-        model, tokenizer, ROWS, "toxicity", word_count, ScarSettings((-100.0, 0.0, 1.0), **small), texts=TEXTS,
-    )  # fmt: skip
+    return ScarSuite(ROWS, "toxicity", word_count, TEXTS, ScarSettings((-100.0, 0.0, 1.0), **small))(model, tokenizer)
 
 
 def test_bins() -> None:
@@ -116,7 +113,7 @@ def test_windows_that_do_not_work(model: Any, ids: list[int], window: int, strid
 
 def test_every_factor_by_hand(result: Any, model: Any, tokenizer: Any) -> None:
     assert scar_steering("toxicity", 2.0) == Steering.from_dict(scar_steering("toxicity", 2.0).to_dict())
-    assert not scar_steering("toxicity", 2.0).keep_error and FACTORS == (-100, -50, -1, 0, 1, 50, 100)
+    assert not scar_steering("toxicity", 2.0).keep_error and ScarSettings().factors == (-100, -50, -1, 0, 1, 50, 100)
     prompts = [row.prompt for row in ROWS]
     plain = continue_prompts(model, tokenizer, prompts, settings=GenerationSettings(5, temperature=0.0))
     way = scar_steering("toxicity", -100.0)
@@ -166,10 +163,10 @@ def test_bins_of_the_result(result: Any) -> None:
 
 def test_the_most_toxic_alone(model: Any, tokenizer: Any) -> None:
     settings = ScarSettings((1.0,), least_toxicity=0.9, continuation_tokens=2, bootstrap=BootstrapSettings(5, 42))
-    found = scar_suite(model, tokenizer, ROWS, 5, word_count, settings)
+    found = ScarSuite(ROWS, 5, word_count, settings=settings)(model, tokenizer)
     assert found.settings["prompts"] == 2 and len(found.curves["by_bin"]) == 2
     assert not [one for one in found.measurements if one.metric.startswith(("fdt", "text"))]
     with pytest.raises(ValueError, match="Received: 0 prompts"):
-        scar_suite(model, tokenizer, ROWS[:1], 5, word_count, ScarSettings(least_toxicity=0.9))
+        ScarSuite(ROWS[:1], 5, word_count, settings=ScarSettings(least_toxicity=0.9))(model, tokenizer)
     with pytest.raises(ValueError, match="999"):
-        scar_suite(model, tokenizer, ROWS, 999, word_count)
+        ScarSuite(ROWS, 999, word_count)(model, tokenizer)

@@ -19,8 +19,9 @@ from sae_transformers.evaluation.results import Results
 from sae_transformers.evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
 from sae_transformers.evaluation.steering.axbench import SteeringMethod
 from sae_transformers.evaluation.steering.kl_divergence import Reading, divergence_from_unsteered
-from sae_transformers.evaluation.steering.suite import Describe, choose, steering_suite, within_budget
+from sae_transformers.evaluation.steering.suite import Describe, choose, compare_methods, within_budget
 from sae_transformers.evaluation.steering.sweep import Measures, Setting, Sweep, settings_of
+from sae_transformers.evaluation.steering_methods import PreparedMethods
 from sae_transformers.evaluation.steering_methods.over_strengths import latent_method, prompt_methods
 from sae_transformers.evaluation.suites.settings import SteeringSuiteSettings
 
@@ -51,10 +52,8 @@ def methods() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def result(model: Any, tokenizer: Any, methods: Any) -> Any:
-    return steering_suite(
-        model, tokenizer, PROMPTS, methods, word_mean,
-        settings(samples_per_prompt=2, samples=2, scorer_name="words"), facts={"texts": 7},
-    )  # fmt: skip
+    made = PreparedMethods(model, tokenizer, PROMPTS, methods, {"texts": 7})
+    return compare_methods(made, word_mean, settings(samples_per_prompt=2, samples=2, scorer_name="words"))
 
 
 def halves() -> tuple[list[int], list[int]]:
@@ -140,11 +139,12 @@ def test_the_choice_is_the_best_within_the_budget(result: Any) -> None:
 def test_the_reporting_half_takes_no_part_in_the_choice(model: Any, tokenizer: Any) -> None:
     """Other prompts in its place, and a scorer that turns around there, leave the choice as it is."""
     _, held = halves()
-    method = {"latent 3": latent_method(3, STRENGTHS)}
+    method: dict[str, Any] = {"latent 3": latent_method(3, STRENGTHS)}
     seen: dict[str, list[str]] = {}
 
     def run(prompts: list[str], scorer: Any) -> Any:
-        return steering_suite(model, tokenizer, prompts, method, scorer, settings(divergence=False, temperature=0.0))
+        made = PreparedMethods(model, tokenizer, prompts, method)
+        return compare_methods(made, scorer, settings(divergence=False, temperature=0.0))
 
     first = run(PROMPTS, word_mean)
     others = [f"w{40 + place} w50" if place in held else text for place, text in enumerate(PROMPTS)]
@@ -170,13 +170,11 @@ def test_the_reporting_half_takes_no_part_in_the_choice(model: Any, tokenizer: A
 def test_batches_do_not_matter(model: Any, tokenizer: Any) -> None:
     asked = PROMPTS[:4]
     methods = {"latent 3": latent_method(3, [0.5]), "prompt": prompt_methods(asked, "w30 w31")}
+    made = PreparedMethods(model, tokenizer, asked, methods)
     one, eight = (
-        steering_suite(
-            model, tokenizer, asked, methods, word_mean,
-            settings(4, goals=("raise",), batch_size=rows, tokens_per_batch=tokens),
-        )
+        compare_methods(made, word_mean, settings(4, goals=("raise",), batch_size=rows, tokens_per_batch=tokens))
         for rows, tokens in ((1, 1), (8, 512))
-    )  # fmt: skip
+    )
     assert len(one.measurements) == len(eight.measurements) and not one.samples
     for a, b in zip(one.measurements, eight.measurements, strict=True):
         assert (a.metric, a.method, a.note, a.n) == (b.metric, b.method, b.note, b.n)
@@ -218,10 +216,9 @@ def test_the_record(result: Any, methods: Any) -> None:
 
 
 def test_nothing_within_the_budget(model: Any, tokenizer: Any) -> None:
-    found = steering_suite(
-        model, tokenizer, PROMPTS[:2], {"latent 3": latent_method(3, [0.5])}, word_mean,
-        settings(limit=0.5, goals=("raise",), divergence=False, temperature=0.0),
-    )  # fmt: skip
+    made = PreparedMethods(model, tokenizer, PROMPTS[:2], {"latent 3": latent_method(3, [0.5])})
+    given = settings(limit=0.5, goals=("raise",), divergence=False, temperature=0.0)
+    found = compare_methods(made, word_mean, given)
     (one,) = [m for m in found.measurements if (m.metric, m.method) == ("concept_score", "latent 3 (raise)")]
     assert one.value is None and one.note == "no setting stays within the budget"
     assert not any(row["chosen_to"] for row in found.curves["reporting"]) and not found.samples
@@ -299,4 +296,4 @@ def test_what_is_refused(model: Any, tokenizer: Any, options: dict[str, Any], to
     given |= {"divergence": False, **options}
     prompts, methods, scorer = (given.pop(name) for name in ("prompts", "methods", "scorer"))
     with pytest.raises(ValueError, match=told):
-        steering_suite(model, tokenizer, prompts, methods, scorer, settings(**given))
+        compare_methods(PreparedMethods(model, tokenizer, prompts, methods), scorer, settings(**given))

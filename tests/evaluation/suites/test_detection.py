@@ -10,9 +10,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from sae_transformers.evaluation.detection.suite import best_threshold, detection_suite, split_rows
+from sae_transformers.evaluation.detection.detectors import best_threshold, split_rows
 from sae_transformers.evaluation.results import Results, SuiteResult, compared_with
 from sae_transformers.evaluation.settings import BootstrapSettings
+from sae_transformers.evaluation.suites import DetectionSuite
 from sae_transformers.evaluation.suites.settings import DetectionSettings
 from sae_transformers.hub_cards.facts import ModelFacts
 from sae_transformers.hub_cards.model_card import eval_results
@@ -47,7 +48,7 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def result() -> SuiteResult:
     settings = DetectionSettings(**OPTIONS)
-    return detection_suite(model(), word_tokenizer(), TEXTS, LABELS, settings, features=[(0, "sea"), (0, 5)])
+    return DetectionSuite(TEXTS, LABELS, [(0, "sea"), (0, 5)], settings)(model(), word_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_trees(result: SuiteResult) -> None:
 def test_other_seeds_are_other_splits_and_trees_are_optional(result: SuiteResult) -> None:
     given = DetectionSettings(**{**OPTIONS, "seeds": (7,), "trees": False})
     features = [(0, "sea"), (0, 5)]
-    fewer = [detection_suite(model(), word_tokenizer(), TEXTS, LABELS, given, features=features) for _ in range(2)]
+    fewer = [DetectionSuite(TEXTS, LABELS, features, given)(model(), word_tokenizer()) for _ in range(2)]
     assert fewer[0].measurements == fewer[1].measurements
     assert fewer[0].value("auroc", "sea of SAE 0") != result.value("auroc", "sea of SAE 0")
     assert not any(one.metric.startswith("tree") for one in fewer[0].measurements)
@@ -183,13 +184,14 @@ def test_best_threshold_of_a_few() -> None:
 def test_bad_input_is_refused(labels: list[int], options: dict, features: list | None, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         settings = DetectionSettings(**{**OPTIONS, **options})
-        detection_suite(model(), word_tokenizer(), TEXTS, labels, settings, features=features)
+        DetectionSuite(TEXTS, labels, features, settings)(model(), word_tokenizer())
 
 
 def test_a_concept_may_be_called_like_a_baseline() -> None:
     names = ["random access", "base rate neglect", "mean-spirited", "prompt injection", "best friend", "SAE of SAE x"]
     sae = tiny_sae(layer=1, site="resid_post", concepts={name: 9 + i for i, name in enumerate(names)})
-    found = detection_suite(tiny_model(saes=[sae]), word_tokenizer(), TEXTS, LABELS, DetectionSettings(**OPTIONS))
+    suite = DetectionSuite(TEXTS, LABELS, settings=DetectionSettings(**OPTIONS))
+    found = suite(tiny_model(saes=[sae]), word_tokenizer())
     baselines = {one.method for one in found.measurements if one.baseline}
     place = "layers.1.resid_post"
     assert baselines == {

@@ -9,8 +9,8 @@ import torch
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.fairness.stereotypes import SentencePair
-from sae_transformers.evaluation.fairness.suite import fairness_suite
 from sae_transformers.evaluation.settings import BootstrapSettings
+from sae_transformers.evaluation.suites import FairnessSuite
 from sae_transformers.evaluation.suites.settings import FairnessSettings
 from sae_transformers.latents.settings import ReadingSettings
 from tests.create_training_data.words import word_texts, word_tokenizer
@@ -47,9 +47,7 @@ def log_p(made, text: str, steering: Any) -> torch.Tensor:
 
 def test_preferences_before_and_after_are_the_models_likelihoods() -> None:
     made = model(STEERING)
-    found = fairness_suite(
-        made, word_tokenizer(), {"pairs": PAIRS}, settings=FairnessSettings(bootstrap=BootstrapSettings(50))
-    )
+    found = FairnessSuite({"pairs": PAIRS}, settings=MORE)(made, word_tokenizer())
     gaps = {
         method: torch.stack([log_p(made, p.more, plan).sum() - log_p(made, p.less, plan).sum() for p in PAIRS])
         for method, plan in (("none", False), ("steered", STEERING))
@@ -71,9 +69,7 @@ def test_preferences_before_and_after_are_the_models_likelihoods() -> None:
 
 def test_last_words() -> None:
     made = model(STEERING)
-    found = fairness_suite(
-        made, word_tokenizer(), last_words=TEXTS, settings=FairnessSettings(bootstrap=BootstrapSettings(50))
-    )
+    found = FairnessSuite(last_words=TEXTS, settings=MORE)(made, word_tokenizer())
     last = {plan: torch.stack([log_p(made, t, plan)[-1] for t in TEXTS]) for plan in (False, None)}
     for method, plan in (("none", False), ("steered", None)):
         expected = math.exp(-float(last[plan].mean()))
@@ -83,19 +79,18 @@ def test_last_words() -> None:
 
 
 def test_a_given_steering_stands_in_for_the_default_and_none_compares_nothing() -> None:
-    by_default = fairness_suite(model(STEERING), word_tokenizer(), {"p": PAIRS}, settings=FEW)
-    given = fairness_suite(model(), word_tokenizer(), {"p": PAIRS}, settings=FEW, steering=STEERING)
+    by_default = FairnessSuite({"p": PAIRS}, settings=FEW)(model(STEERING), word_tokenizer())
+    given = FairnessSuite({"p": PAIRS}, settings=FEW, steering=STEERING)(model(), word_tokenizer())
     assert given.measurements == by_default.measurements
-    alone = fairness_suite(model(), word_tokenizer(), {"p": PAIRS}, settings=FEW)
+    alone = FairnessSuite({"p": PAIRS}, settings=FEW)(model(), word_tokenizer())
     assert {m.method for m in alone.measurements} == {"none"} and "nothing is compared" in alone.notes[-1]
 
 
 def test_swapped_texts_move_scores() -> None:
     made, tokenizer = model(), word_tokenizer()
     swapped = [text.replace("w1", "w8") for text in TEXTS]
-    found = fairness_suite(
-        made, tokenizer, swapped=(TEXTS, swapped), settings=replace(SHORT, features=((0, "sea"), (0, 5)))
-    )
+    settings = replace(SHORT, features=((0, "sea"), (0, 5)))
+    found = FairnessSuite(swapped=(TEXTS, swapped), settings=settings)(made, tokenizer)
     told = {one.method: one.baseline for one in found.measurements}
     assert told == {"sea of SAE 0": False, "latent 5 of SAE 0": False, "random latent of SAE 0": True}
     for name, latent in (("sea", 9), ("latent 5", 5)):
@@ -110,22 +105,21 @@ def test_swapped_texts_move_scores() -> None:
             expected = float(moved / scores[0].std())
             assert found.value("score_move_in_std", f"{name} of SAE 0") == pytest.approx(expected, rel=1e-3)
     assert found.value("score_move", "random latent of SAE 0") is not None
-    same = fairness_suite(made, tokenizer, swapped=(TEXTS, TEXTS), settings=SHORT)
+    same = FairnessSuite(swapped=(TEXTS, TEXTS), settings=SHORT)(made, tokenizer)
     assert same.value("score_move", "sea of SAE 0") == 0.0
-    short = fairness_suite(made, tokenizer, swapped=([*TEXTS, "w1"], [*swapped, "w2"]), settings=SHORT)
+    short = FairnessSuite(swapped=([*TEXTS, "w1"], [*swapped, "w2"]), settings=SHORT)(made, tokenizer)
     assert "1 of 11 swapped pairs are too short" in short.notes[-1]
 
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="none of them"):
-        fairness_suite(model(), word_tokenizer())
+        FairnessSuite()(model(), word_tokenizer())
     with pytest.raises(ValueError, match="10 and 9"):
-        fairness_suite(model(), word_tokenizer(), swapped=(TEXTS, TEXTS[1:]))
+        FairnessSuite(swapped=(TEXTS, TEXTS[1:]))(model(), word_tokenizer())
     with pytest.raises(ValueError, match="'joy'"):
-        fairness_suite(
-            model(), word_tokenizer(), swapped=(TEXTS, TEXTS), settings=replace(SHORT, features=((0, "joy"),))
-        )
+        settings = replace(SHORT, features=((0, "joy"),))
+        FairnessSuite(swapped=(TEXTS, TEXTS), settings=settings)(model(), word_tokenizer())
     with pytest.raises(ValueError, match="latent|5 of SAE 4"):
-        fairness_suite(model(), word_tokenizer(), swapped=(TEXTS, TEXTS), settings=replace(SHORT, features=((4, 5),)))
+        FairnessSuite(swapped=(TEXTS, TEXTS), settings=replace(SHORT, features=((4, 5),)))(model(), word_tokenizer())
     with pytest.raises(ValueError, match="2 of 10|0 of 2"):
-        fairness_suite(model(), word_tokenizer(), swapped=(["w1 w2", "w1 w3"], ["w1", "w1"]), settings=SHORT)
+        FairnessSuite(swapped=(["w1 w2", "w1 w3"], ["w1", "w1"]), settings=SHORT)(model(), word_tokenizer())

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.capability.lm_eval import harness_model, run_tasks
-from sae_transformers.evaluation.capability.suite import capability_suite
 from sae_transformers.evaluation.capability.tasks import (
     MmluSubject,
     MultipleChoice,
@@ -29,6 +28,7 @@ from sae_transformers.evaluation.capability.tasks import (
 )
 from sae_transformers.evaluation.fairness.stereotypes import score_last_words
 from sae_transformers.evaluation.generation.log_likelihood import token_scores
+from sae_transformers.evaluation.suites import CapabilitySuite
 from sae_transformers.evaluation.suites.settings import CapabilitySettings
 from tests.tiny import tiny_base, tiny_model
 
@@ -91,11 +91,11 @@ def model() -> Any:
 def test_the_suite_measures_the_base_the_model_and_the_steered_model(offline, model) -> None:
     generated = Steering(STRONG.edits, positions="generated")
     seen: list[int] = []
-    found = capability_suite(
-        model, tokenizer(), CapabilitySettings(2, 4, 3), lambada=passages(9),
-        mmlu=MMLU | {"others": MmluSubject(questions(6, 3), questions(2, 5))},
-        steerings={"strong": STRONG, "generated": generated}, report=seen.append,
+    suite = CapabilitySuite(
+        passages(9), MMLU | {"others": MmluSubject(questions(6, 3), questions(2, 5))}, CapabilitySettings(2, 4, 3),
+        {"strong": STRONG, "generated": generated},
     )  # fmt: skip
+    found = suite(model, tokenizer(), report=seen.append)
     assert found.value("log_likelihood_difference", "none") == 0.0
     assert found.value("log_likelihood_difference", "strong") > 0.1  # pyright: ignore[reportOptionalOperand]
     for metric in ("lambada_accuracy", "lambada_perplexity", "mmlu_some_words_accuracy", "mmlu_accuracy"):
@@ -129,10 +129,9 @@ def test_without_steering_every_log_likelihood_is_the_bare_bases(architecture, t
 def test_the_default_steering_is_the_one_that_is_measured(offline, model) -> None:
     model.steering = STRONG
     try:
-        found = capability_suite(model, tokenizer(), CapabilitySettings(base=False), lambada=passages(3))
-        named = capability_suite(
-            model, tokenizer(), CapabilitySettings(base=False), lambada=passages(3), steerings={"same": STRONG}
-        )
+        settings = CapabilitySettings(base=False)
+        found = CapabilitySuite(passages(3), settings=settings)(model, tokenizer())
+        named = CapabilitySuite(passages(3), settings=settings, steerings={"same": STRONG})(model, tokenizer())
     finally:
         model.steering = None
     assert found.value("lambada_perplexity", "default") == named.value("lambada_perplexity", "same")
@@ -278,13 +277,12 @@ def test_bad_input(tmp_path, model) -> None:
     with pytest.raises(ValueError, match="'../x'"):
         write_tasks(tmp_path, mmlu={"../x": MMLU["others"]}, shots=0)
     with pytest.raises(ValueError, match="limit=0"):
-        capability_suite(model, tokenizer(), CapabilitySettings(limit=0), lambada=passages())
+        CapabilitySettings(limit=0)
     with pytest.raises(ValueError, match="Received: \\['base'\\]"):
-        capability_suite(model, tokenizer(), lambada=passages(), steerings={"base": STRONG})
+        CapabilitySuite(passages(), steerings={"base": STRONG})(model, tokenizer())
     with pytest.raises(ValueError, match="numbered from 0. Received: sae=4"):
-        capability_suite(
-            model, tokenizer(), lambada=passages(), steerings={"x": [FeatureEdit(sae=4, feature=1, op="ablate")]}
-        )
+        edit = FeatureEdit(sae=4, feature=1, op="ablate")
+        CapabilitySuite(passages(), steerings={"x": [edit]})(model, tokenizer())
     with pytest.raises(ValueError, match="needs a model with SAEs"):
         harness_model(model.lm, tokenizer(), steering=STRONG)
 
@@ -292,7 +290,7 @@ def test_bad_input(tmp_path, model) -> None:
 def test_without_lm_eval_the_message_says_what_to_install(monkeypatch, model) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r"pip install 'sae-transformers\[capability\]'"):
-        capability_suite(model, tokenizer(), lambada=passages())
+        CapabilitySuite(passages())(model, tokenizer())
 
 
 @pytest.mark.slow

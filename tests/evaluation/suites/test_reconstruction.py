@@ -7,9 +7,9 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig
 from sae_transformers.evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
-from sae_transformers.evaluation.reconstruction.suite import reconstruction_suite
 from sae_transformers.evaluation.results import SuiteResult
 from sae_transformers.evaluation.settings import BootstrapSettings
+from sae_transformers.evaluation.suites import ReconstructionSuite
 from sae_transformers.latents.settings import ReadingSettings
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, tiny_model, tiny_sae
@@ -19,7 +19,7 @@ TEXTS = word_texts(12, shortest=4, longest=10)
 
 def suite(saes: list[SparseAutoencoder], **options) -> SuiteResult:
     reading = ReadingSettings(**{"max_length": 12, "tokens_per_batch": 40, **options})
-    return reconstruction_suite(tiny_model(saes=saes), word_tokenizer(), TEXTS, reading, BootstrapSettings(50))
+    return ReconstructionSuite(TEXTS, reading, BootstrapSettings(50))(tiny_model(saes=saes), word_tokenizer())
 
 
 def made(weight: float, b_dec: torch.Tensor | None = None, **settings) -> SparseAutoencoder:
@@ -95,7 +95,7 @@ def test_numbers_are_scikit_learns_and_those_of_the_meter() -> None:
 
 
 def test_the_base_zeros_and_means_are_baselines() -> None:
-    found = reconstruction_suite(tiny_model(), word_tokenizer(), TEXTS, ReadingSettings(12), BootstrapSettings(5))
+    found = ReconstructionSuite(TEXTS, ReadingSettings(12), BootstrapSettings(5))(tiny_model(), word_tokenizer())
     told = {one.method: one.baseline for one in found.measurements}
     assert told == {"SAE 0": False, "none": True, "zeros at SAE 0": True, "mean at SAE 0": True}
 
@@ -136,9 +136,8 @@ def test_batches_do_not_matter_and_intervals_hold_their_values() -> None:
 def test_reports_and_leaves_short_texts_out() -> None:
     seen: list[int] = []
     model, texts = tiny_model(), [*TEXTS[:3], "w1 w2", "w3"]
-    found = reconstruction_suite(
-        model, word_tokenizer(), texts, ReadingSettings(12), BootstrapSettings(5), report=seen.append
-    )
+    suite = ReconstructionSuite(texts, ReadingSettings(12), BootstrapSettings(5))
+    found = suite(model, word_tokenizer(), report=seen.append)
     assert sum(seen) == 2 * 3 and "2 of 5 texts are too short" in found.notes[-1]
 
 
@@ -147,15 +146,14 @@ def test_no_pass_is_run_twice() -> None:
     model, passes, last = tiny_model(saes=[tiny_sae(layer=1), tiny_sae(layer=0)]), [], []
     model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
     model.lm.model.norm.register_forward_hook(lambda *_: last.append(1))
-    reconstruction_suite(
-        model, word_tokenizer(), TEXTS, ReadingSettings(12, tokens_per_batch=10_000), BootstrapSettings(5)
-    )
+    reading = ReadingSettings(12, tokens_per_batch=10_000)
+    ReconstructionSuite(TEXTS, reading, BootstrapSettings(5))(model, word_tokenizer())
     assert (len(passes), len(last)) == (1 + 1 + 3 * 3, 1 + 3 * 3)
 
 
 def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(ValueError, match="2 texts, 1 of them so long"):
-        reconstruction_suite(tiny_model(), word_tokenizer(), ["w1 w2 w3", "w1"], reading=ReadingSettings(8))
+        ReconstructionSuite(["w1 w2 w3", "w1"], ReadingSettings(8))(tiny_model(), word_tokenizer())
     config = SparseAutoencoderConfig(
         d_in=WIDTH, d_sae=8, apply_b_dec_to_input=False, hook="model.layers.1.mlp.input", hook_out="model.layers.1.mlp"
     )
@@ -166,6 +164,5 @@ def test_what_cannot_be_measured_is_said() -> None:
     assert {m.method for m in both.measurements} == {"none", "SAE 1", "zeros at SAE 1", "mean at SAE 1"}
     same = ["w7 w7 w7"] * 3
     with pytest.raises(ValueError, match="must vary"):
-        reconstruction_suite(
-            tiny_model(saes=[tiny_sae(layer=0, site="resid_pre")]), word_tokenizer(), same, ReadingSettings(8)
-        )
+        model = tiny_model(saes=[tiny_sae(layer=0, site="resid_pre")])
+        ReconstructionSuite(same, ReadingSettings(8))(model, word_tokenizer())

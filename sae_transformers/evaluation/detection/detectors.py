@@ -1,38 +1,30 @@
-"""The suite `detection`: how well latents tell texts with a concept from texts without, beside simpler detectors."""
+"""Detectors of a concept in texts, fitted and chosen on one part of them and measured on another."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...latents.context import reading_length
-from ...latents.text_latents import TextCodes, encode_text_means, named_features, text_ids
+from ...latents.text_latents import TextCodes
 from ..classification import summary
-from ..intervals import BOOTSTRAP, percentiles, resample_counts, weighted_aurocs, weighted_f1
-from ..method_ids import FEATURE, PRE_ACTIVATION, MethodId, baseline_method, feature_methods
-from ..results import Measurement, SuiteResult
+from ..intervals import BOOTSTRAP, percentiles, weighted_aurocs, weighted_f1
+from ..method_ids import PRE_ACTIVATION, MethodId, baseline_method
+from ..results import Measurement
 from ..steering.axbench import word_scorer
 from ..suites.settings import DetectionSettings
 from .decision_trees import concept_tree
 from .metrics import auroc, code_aurocs, fit_linear_probe
 from .sparse_probing import fit_sparse_probe, rank_latents
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from ...modeling import SaeForCausalLM
-
 PARTS = (0.5, 0.2, 0.3)  # of the texts of each label: to fit and choose, to set thresholds, to report
 LEAST = 3  # texts of each label in each part
 STUDENT = "Student's over splits"
 BEFORE = " before activation"
 BEST = "best_latent"
-READ_LENGTH = 256  # tokens, or what the model reads if that is less
 
 
 class Split(NamedTuple):
@@ -43,7 +35,7 @@ class Split(NamedTuple):
     test: Tensor
 
 
-class _Detector(NamedTuple):
+class Detector(NamedTuple):
     """method: what it is. scores: of all texts, (n,). latents: it looks at, the best first."""
 
     method: MethodId
@@ -51,103 +43,12 @@ class _Detector(NamedTuple):
     latents: list[int]
 
 
-class _Tree(NamedTuple):
+class Tree(NamedTuple):
     """sizes: metric -> number. predicted: labels of the test part, (.,); None where it was fitted to all texts."""
 
     method: MethodId
     sizes: dict[str, float]
     predicted: Tensor | None
-
-
-def detection_suite(
-    model: SaeForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    labels: Sequence[int],
-    settings: DetectionSettings | None = None,
-    *,
-    features: Sequence[tuple[int, int | str]] | None = None,
-    report: Callable[[int], object] | None = None,
-) -> SuiteResult:
-    """Measure detectors on several splits of labelled texts into training, validation and test parts.
-
-    Every text is scored by the mean over its tokens. Detectors, whose names are the methods of the result:
-
-    - `toxicity of SAE 0`, `latent 17 of SAE 0`: the features that are given, by activation and `before activation`
-    - `best latent of SAE 0`: the one with the highest AUROC on the training part
-    - `random latent of SAE 0`: any that is active there, for scale
-    - `5 latents of SAE 0`: k-sparse probing
-    - `DiffMean at layers.14.resid_post`, `linear probe at ...`: on the hidden states; `bag of words`
-
-    Metrics are `auroc`; `f1` and `accuracy`, each at the threshold that is best for it on the validation part;
-    `auroc_minus_diffmean`, paired; and of decision trees (SCAR's monosemanticity, see `monosemanticity`) `tree_depth`,
-    `tree_nodes`, `tree_accuracy` on the test part, `tree_top_share`, the share of the splits in the first three
-    levels that look at a latent, and `tree_root`, the share of trees that look at it first. All are means over the
-    splits. Intervals resample texts and keep the splits and what was fitted; those of a tree's size are Student's.
-
-    Args:
-        model: a `SaeForCausalLM`; it runs without steering.
-        tokenizer: of the base.
-        texts: 3 or more of each label for each part; those without a token after the first ones are left out.
-        labels: 0 or 1.
-        features: (SAE, latent or name of a concept); the concepts of the SAEs by default, and may be empty.
-        report: called with the number of texts read, then with 1 after each split.
-
-    Raises:
-        ImportError: scikit-learn is not installed.
-        ValueError: too few texts of a label, a label that is neither 0 nor 1, or a feature the model does not have.
-    """
-    start, settings = time.perf_counter(), settings or DetectionSettings()
-    reading = settings.reading
-    max_length, skip_first = reading_length(model, reading.max_length, READ_LENGTH), reading.skip_first
-    named = named_features(model, features)
-    if len(labels) != len(texts) or not set(labels) <= {0, 1}:
-        raise ValueError(
-            f"Expected a label, 0 or 1, for each of {len(texts)} texts. "
-            f"Received: {len(labels)} labels, {sorted(set(labels))[:5]}."
-        )
-    rows, kept = text_ids(model, tokenizer, texts, max_length=max_length, least=skip_first + 1)
-    truth, words = torch.tensor(labels)[kept], [texts[i] for i in kept]
-    splits = [split_rows(truth, one) for one in settings.seeds]
-    methods = feature_methods(named, features)
-    asked = [[latent for sae, latent in named.values() if sae == number] for number in range(len(model.saes))]
-    codes = encode_text_means(
-        model, rows, asked=asked, skip_first=skip_first, tokens_at_once=reading.tokens_per_batch, report=report
-    )
-    detectors = _Detectors(model, codes, words, truth, list(methods.values()), asked, settings)
-    found: dict[MethodId, list[_Detector]] = {}
-    trees: dict[MethodId, list[_Tree]] = {}
-    chosen: list[dict[str, Any]] = []
-    for split, seed in zip(splits, settings.seeds, strict=True):
-        for detector in detectors.fit(split, seed):
-            found.setdefault(detector.method, []).append(detector)
-            if detector.latents and detector.method.kind not in (FEATURE, PRE_ACTIVATION):
-                chosen.append({"seed": seed, "method": detector.method.label, "latents": detector.latents})
-        if settings.trees:
-            looked_for = [many[-1] for method, many in found.items() if method.kind in (FEATURE, BEST)]
-            for tree in _trees(model, codes, truth, split, looked_for, seed):
-                trees.setdefault(tree.method, []).append(tree)
-        if report is not None:
-            report(1)
-    bootstrap = settings.bootstrap
-    counts = resample_counts(len(truth), bootstrap.resamples, bootstrap.seed)
-    measurements = _measure(model, found, truth, splits, counts) + _measure_trees(trees, truth, splits, counts)
-    notes = [
-        "Each split: half of the texts of each label to fit and choose, a fifth to set thresholds, the rest to "
-        "report. Splits overlap; intervals resample texts and keep splits and fits.",
-        f"The first tokens of each text ({skip_first}) do not count.",
-    ]
-    if len(kept) < len(texts):
-        notes.append(f"{len(texts) - len(kept)} of {len(texts)} texts are too short and left out.")
-    record = {
-        "features": [list(pair) for pair in named.values()], "ks": list(settings.ks), "choose_by": settings.choose_by,
-        "trees": settings.trees, "seeds": list(settings.seeds), "parts": list(PARTS), "max_length": max_length,
-        "skip_first": skip_first, **asdict(bootstrap), "texts": len(truth), "positives": int(truth.sum()),
-    }  # fmt: skip
-    seconds = time.perf_counter() - start
-    return SuiteResult(
-        "detection", record, measurements, curves={"chosen latents": chosen}, notes=notes, seconds=seconds
-    )
 
 
 def split_rows(labels: Tensor, seed: int) -> Split:
@@ -195,7 +96,7 @@ def best_threshold(scores: Tensor, labels: Tensor, metric: str) -> float:
     return float((order.values[n - best - 1] + order.values[n - best]) / 2)
 
 
-class _Detectors:
+class Detectors:
     """Fits and chooses detectors on the training part of a split; each scores all texts."""
 
     def __init__(
@@ -211,7 +112,7 @@ class _Detectors:
         self.places, self.codes, self.texts, self.labels = _places(model, codes), codes, texts, labels
         self.methods, self.asked, self.settings = methods, asked, settings
 
-    def fit(self, split: Split, seed: int) -> Iterator[_Detector]:
+    def fit(self, split: Split, seed: int) -> Iterator[Detector]:
         """Every detector, in the order of the record."""
         yield from self._features()
         truth = self.labels[split.train]
@@ -219,35 +120,35 @@ class _Detectors:
             part = one.codes.take_rows(split.train)
             best = int(code_aurocs(part, truth).argmax())
             method = MethodId(BEST, f"best latent of SAE {number}", number)
-            yield _Detector(method, one.codes.columns(torch.tensor([best]))[:, 0], [best])
+            yield Detector(method, one.codes.columns(torch.tensor([best]))[:, 0], [best])
             live = part.live()
             if not len(live):
                 continue
             drawn = live[torch.randint(len(live), (1,), generator=torch.Generator().manual_seed(seed))]
             method = MethodId("random_latent", f"random latent of SAE {number}", number, baseline=True)
-            yield _Detector(method, one.codes.columns(drawn)[:, 0], drawn.tolist())
+            yield Detector(method, one.codes.columns(drawn)[:, 0], drawn.tolist())
             ranked = rank_latents(part, truth, self.settings.choose_by)
             for k in (k for k in self.settings.ks if k <= len(ranked)):
                 probe = fit_sparse_probe(part, truth, ranked[:k])
                 method = MethodId("sparse_probe", f"{k} latent{'s' * (k > 1)} of SAE {number}", number)
-                yield _Detector(method, probe.score(one.codes), probe.latents.tolist())
+                yield Detector(method, probe.score(one.codes), probe.latents.tolist())
         for place, hidden in self.places.items():
             mean = [hidden[split.train][truth == value].double().mean(0) for value in (0, 1)]
-            yield _Detector(diffmean_at(place), hidden.double() @ (mean[1] - mean[0]), [])
+            yield Detector(diffmean_at(place), hidden.double() @ (mean[1] - mean[0]), [])
             probe = fit_linear_probe(hidden[split.train], truth, seed=seed)
-            yield _Detector(baseline_method("linear_probe", f"linear probe at {place}"), probe.score(hidden), [])
+            yield Detector(baseline_method("linear_probe", f"linear probe at {place}"), probe.score(hidden), [])
         rows: list[int] = split.train.tolist()
         positives, negatives = ([self.texts[i] for i in rows if self.labels[i] == value] for value in (1, 0))
         scores = word_scorer(positives, negatives, seed=seed)(self.texts)
-        yield _Detector(baseline_method("words", "bag of words"), scores, [])
+        yield Detector(baseline_method("words", "bag of words"), scores, [])
 
-    def _features(self) -> Iterator[_Detector]:
+    def _features(self) -> Iterator[Detector]:
         for method in self.methods:
             sae, latent = method.sae or 0, int(method.feature or 0)
             scores = self.codes[sae].codes.columns(torch.tensor([latent]))[:, 0]
-            yield _Detector(method, scores, [latent])
+            yield Detector(method, scores, [latent])
             before = replace(method, kind=PRE_ACTIVATION, label=method.label + BEFORE)
-            yield _Detector(before, self.codes[sae].pre_acts[:, self.asked[sae].index(latent)], [latent])
+            yield Detector(before, self.codes[sae].pre_acts[:, self.asked[sae].index(latent)], [latent])
 
 
 def diffmean_at(place: str) -> MethodId:
@@ -261,41 +162,41 @@ def _places(model: Any, codes: Sequence[TextCodes]) -> dict[str, Tensor]:
     return {config.read_at: one.hidden for config, one in zip(configs, codes, strict=True)}
 
 
-def _trees(
+def fit_trees(
     model: Any,
     codes: Sequence[TextCodes],
     labels: Tensor,
     split: Split,
-    looked_for: Sequence[_Detector],
+    looked_for: Sequence[Detector],
     seed: int,
-) -> Iterator[_Tree]:
+) -> Iterator[Tree]:
     """Every tree; looked_for: detectors of a single latent, which the tree on all latents may look at."""
     truth, held = labels[split.train], labels[split.test]
     for number, one in enumerate(codes):
         parts = [one.codes.take_rows(rows) for rows in (split.train, split.test)]
         whole = concept_tree(parts[0], truth, parts[1], held, seed=seed)
         label = f"tree on all latents of SAE {number}"
-        yield _Tree(MethodId("tree", label, number), _sizes(whole), whole.predicted)
+        yield Tree(MethodId("tree", label, number), _sizes(whole), whole.predicted)
         everything = concept_tree(one.codes, labels, seed=seed)  # what SCAR's code reports
-        yield _Tree(MethodId("tree_of_all", f"{label}, fitted to all texts", number), _sizes(everything), None)
+        yield Tree(MethodId("tree_of_all", f"{label}, fitted to all texts", number), _sizes(everything), None)
         for detector in (detector for detector in looked_for if detector.method.sae == number):
             latent = detector.latents[0]
             shares = {"tree_top_share": whole.top_share(latent), "tree_root": float(whole.root == latent)}
             columns = [part.columns(torch.tensor([latent])) for part in parts]
             alone = concept_tree(columns[0], truth, columns[1], held, seed=seed)
             method = replace(detector.method, kind="latent_tree", label=f"tree on {detector.method.label}")
-            yield _Tree(method, {**_sizes(alone), **shares}, alone.predicted)
+            yield Tree(method, {**_sizes(alone), **shares}, alone.predicted)
     for place, hidden in _places(model, codes).items():
         tree = concept_tree(hidden[split.train], truth, hidden[split.test], held, seed=seed)
-        yield _Tree(baseline_method("hidden_tree", f"tree on hidden states at {place}"), _sizes(tree), tree.predicted)
+        yield Tree(baseline_method("hidden_tree", f"tree on hidden states at {place}"), _sizes(tree), tree.predicted)
 
 
 def _sizes(tree: Any) -> dict[str, float]:
     return {"tree_depth": float(tree.depth), "tree_nodes": float(tree.nodes)}
 
 
-def _measure(
-    model: Any, found: Mapping[MethodId, Sequence[_Detector]], labels: Tensor, splits: Sequence[Split], counts: Tensor
+def measure_detectors(
+    model: Any, found: Mapping[MethodId, Sequence[Detector]], labels: Tensor, splits: Sequence[Split], counts: Tensor
 ) -> list[Measurement]:
     values: dict[tuple[str, MethodId], tuple[float, Tensor]] = {}
     # A detector that a split does not have (fewer latents than k) is not reported.
@@ -324,8 +225,8 @@ def _measure(
     ]
 
 
-def _measure_trees(
-    trees: Mapping[MethodId, Sequence[_Tree]], labels: Tensor, splits: Sequence[Split], counts: Tensor
+def measure_trees(
+    trees: Mapping[MethodId, Sequence[Tree]], labels: Tensor, splits: Sequence[Split], counts: Tensor
 ) -> list[Measurement]:
     found, n = [], len(torch.cat([split.test for split in splits]).unique())
     for method, many in trees.items():

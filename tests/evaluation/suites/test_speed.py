@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
-from sae_transformers.evaluation.speed import speed_suite
+from sae_transformers.evaluation.suites import SpeedSuite
 from sae_transformers.evaluation.suites.settings import SpeedSettings
+from tests.create_training_data.words import word_tokenizer
 from tests.tiny import prompt, tiny_model
 
 SMALL = SpeedSettings(prompt_tokens=8, generated_tokens=3, repeats=2)
@@ -16,7 +17,7 @@ def test_all_calls_are_timed_and_the_model_is_as_it_was() -> None:
     model.steering = Steering([FeatureEdit(0, 3, "direction", 5.0)])
     before = model(input_ids=prompt()).logits
     seen: list[int] = []
-    found = speed_suite(model, replace(SMALL, batch_size=2), report=seen.append)
+    found = SpeedSuite(replace(SMALL, batch_size=2))(model, word_tokenizer(), report=seen.append)
     assert torch.equal(model(input_ids=prompt()).logits, before) and sum(seen) == 3 * 2
     times = {}
     for row in found.curves["repeats"]:
@@ -39,7 +40,7 @@ def test_all_calls_are_timed_and_the_model_is_as_it_was() -> None:
 
 
 def test_without_steering_it_is_left_out() -> None:
-    found = speed_suite(tiny_model().eval(), SMALL)
+    found = SpeedSuite(SMALL)(tiny_model().eval(), word_tokenizer())
     assert "steered" not in {m.method for m in found.measurements} and "not measured" in found.notes[-1]
 
 
@@ -49,7 +50,7 @@ def test_the_base_is_timed_without_hooks() -> None:
     module = model.lm.model.layers[1]
     forward = module.forward
     module.forward = lambda *args, **options: (hooked.append(len(module._forward_hooks)), forward(*args, **options))[1]
-    speed_suite(model, SMALL)
+    SpeedSuite(SMALL)(model, word_tokenizer())
     assert set(hooked) == {0, 1} and len(module._forward_hooks) == 1
 
 
@@ -59,4 +60,4 @@ def test_the_base_is_timed_without_hooks() -> None:
 )
 def test_bad_counts_are_refused(options: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        speed_suite(tiny_model(), replace(SMALL, **options))
+        SpeedSuite(replace(SMALL, **options))(tiny_model(), word_tokenizer())
