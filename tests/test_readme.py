@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig, attach
 from tests.create_training_data.words import word_tokenizer
@@ -28,6 +32,25 @@ def test_code(tmp_path, monkeypatch, capsys):
     frame, *texts = capsys.readouterr().out.splitlines()
     assert frame.split() == output.split("\n")[0].split() == ["position", "token", "feature", "name", "value"]
     assert len([line for line in texts if "<unk>" in line]) >= 3  # the continuations
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_commands():
+    """What `make` would run, and the extra that the first command installs."""
+    text = README.read_text(encoding="utf-8")
+    ends = {"demo": "sae-transformers quickstart", "test": "-m pytest"}
+    assert re.findall(r"^make (\w+)", text, flags=re.MULTILINE) == list(ends)
+    for target, end in ends.items():
+        shown = subprocess.run(["make", "-n", target], cwd=README.parent, capture_output=True, text=True, check=True)
+        assert end in shown.stdout.splitlines()[-1], shown.stdout
+    extra, *verb = re.findall(r"^(?:pip install '\.\[(\w+)\]'|sae-transformers) *(\w*)", text, flags=re.MULTILINE)
+    assert extra[0] in extras() and [name for _, name in verb] == ["quickstart"]
+
+
+def extras():
+    pyproject = (README.parent / "pyproject.toml").read_text(encoding="utf-8")
+    section = pyproject.split("[project.optional-dependencies]", 1)[1].split("\n[", 1)[0]
+    return re.findall(r"^(\w+) = ", section, flags=re.MULTILINE)
 
 
 def test_the_picture_and_the_badges_show_what_the_text_says():

@@ -125,7 +125,8 @@ def train(
         model, tokenizer: the base whose hidden states are read.
         hook_point: where the SAE reads, such as `layers.14.resid_post`.
         sae: settings of the SAE beside the recipe's, such as `{"d_sae": 4096, "k": 32}`.
-        training: settings of the run beside the recipe's, such as `{"max_steps": 1000}` (`SaeTrainingArguments`).
+        training: settings of the run beside the recipe's, such as `{"max_steps": 1000}` (`SaeTrainingArguments`);
+            `max_steps` is needed for texts whose number is not known: files and streaming data sets.
         text_column: of the text, where rows have columns.
         labels: columns of 0 and 1, for recipes that use labels.
         harvest: how texts become hidden states, in place of defaults; the hook points are the SAEs'.
@@ -153,6 +154,12 @@ def train(
         settings = dataclasses.replace(settings, sae=entries, training=run)
         places = [SparseAutoencoderConfig.from_dict({"d_in": 1, **entry}).read_at for entry in entries]
         dataset = _dataset(data, places, model, tokenizer, text_column, labels, harvest)
+        if isinstance(dataset, HiddenStateStream) and (run.get("max_steps") or 0) < 1:
+            raise ValueError(
+                "How many texts a file or a streaming data set holds is not known beforehand: say how long to train, "
+                f"`training={{'max_steps': ...}}`, or give a list. Received: data={data!r}, "
+                f"max_steps={run.get('max_steps')!r}."
+            )
         saes, metrics = run_recipe(settings, train_dataset=dataset, resume=resume, report=progress, quiet=True)
     return TrainResult(saes, metrics, settings)
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from tests.create_training_data.words import word_tokenizer
 
 
-def save_tiny_embedder(folder: Path, max_tokens: int = 16) -> str:
+def save_tiny_embedder(folder: Path, max_tokens: int = 16, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
     """One layer of weak attention over random word vectors of width 24; the mean over tokens, of unit length. Texts
     that share words are near."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     torch.manual_seed(0)
+    tokenizer = tokenizer or word_tokenizer()
     config = BertConfig(
-        vocab_size=len(word_tokenizer()),
+        vocab_size=len(tokenizer),
         hidden_size=24,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -31,7 +32,6 @@ def save_tiny_embedder(folder: Path, max_tokens: int = 16) -> str:
         model.embeddings.word_embeddings.weight.normal_()
     base = folder / "bert"
     model.save_pretrained(base)
-    tokenizer = word_tokenizer()
     tokenizer.model_max_length = max_tokens
     tokenizer.save_pretrained(base)
     layer = Transformer(str(base))

@@ -144,6 +144,19 @@ def test_what_is_missing_is_said(hidden):
         trained(3.0)
 
 
+def test_texts_without_a_number_need_a_number_of_steps(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
+    endless = {name: value for name, value in RUN.items() if name != "max_steps"}
+    with pytest.raises(
+        ValueError, match=r"`training=\{'max_steps': \.\.\.\}`.*Received: data=.*texts.txt.*max_steps=None"
+    ):
+        train(
+            tmp_path / "texts.txt", model=tiny_base(), tokenizer=word_tokenizer(), hook_point=PLACE, sae=SIZES,
+            training=endless, harvest=HARVEST,
+        )  # fmt: skip
+    assert trained(tmp_path / "texts.txt").config.d_sae == 64
+
+
 def test_a_recipe_runs_as_the_command_runs_it(tmp_path: Path) -> None:
     harvest(tiny_base(), word_tokenizer(), word_texts(40), tmp_path / "states", HARVEST)
     flags = ["--data", str(tmp_path / "states"), "--layer", "1", "--d_sae", "64", "--k", "8", "--max_steps", "2"]
