@@ -21,8 +21,8 @@ from tests.docs.world import World, byte_tokenizer, put, tiny_world
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDING = {"docs/topic-alignment.md", "docs/papers/topic-alignment.md"}  # pages that need a model of sentences
 SLOW = {"docs/topic-alignment.md"}  # LoRA
-# tests/test_docs_python.py runs the page of verbs. Pages of results name the data that was measured: their commands are
-# parsed by tests/test_docs_commands.py.
+# tests/test_docs_python.py runs the page of verbs. Pages of results name the data that was measured: only parsed, by
+# tests/test_docs_commands.py.
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.name != "python.md" and page.parent.name != "results"]
 RUN = {
     str(page.relative_to(ROOT)): found
