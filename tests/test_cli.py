@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -171,6 +173,15 @@ def test_help_names_every_option() -> None:
     assert result.exit_code == 0
     for option in ("--model", "--dataset", "--layer", "--out", "--small", "--seed"):
         assert option in result.output
+
+
+def test_names_with_underscores_are_whole_in_the_help() -> None:
+    """Help is Markdown, where a word between underscores is emphasised and loses them."""
+    for verb, command in typer.main.get_command(app).commands.items():  # pyright: ignore[reportAttributeAccessIssue]
+        shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "400"}).output
+        for option in command.params:
+            names = re.findall(r"[^\s`(]*_[^\s`),;:]*", option.help or "")
+            assert all(name.rstrip(".") in shown for name in names), f"{verb} {option.name}: {names}"
 
 
 def test_defaults_in_words_are_in_the_help() -> None:

@@ -18,7 +18,7 @@ def reduce_bias(
     model: Model,
     text: Annotated[str, typer.Argument(help="Text with gendered words to find features on, as harvest takes it.")],
     winobias: Annotated[
-        Path, typer.Option(help="Folder of WinoBias' files {pro,anti}_stereotyped_type{1,2}_....txt.")
+        Path, typer.Option(help="Folder of WinoBias, `{pro,anti}_stereotyped_type{1,2}_{dev,test}.txt`.")
     ],
     settings: BiasSettings,
     sae: Saes = None,

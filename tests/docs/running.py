@@ -22,7 +22,7 @@ SHORTER = {
     "ask-features": "--max-rows 4",
     "classify": "--seeds 1,2 --folds 2",
     "concept-set": "--positives 4 --negatives 4 --test 2 --hard-negatives 2 --steering 2",
-    "evaluate": "--max-new-tokens 4 --resamples 20 --repeats 1 --strengths 0.2,-0.2 --seeds 0 --ks 1",
+    "evaluate": "--max-new-tokens 4 --resamples 20 --repeats 1 --strengths 0.2,-0.2 --seeds 0 --ks 1 --no-trees",
     "explain": "--max-rows 4",
     "judge": "--max-rows 4",
     "push": "--no-verify",  # by new interpreters; tests/test_whole_way.py and tests/invariants/test_hub.py do
