@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets.config
 import huggingface_hub.hf_api
 import pytest
 from safetensors.torch import save_file
@@ -53,6 +54,7 @@ def tiny_world(home: Path) -> Iterator[World]:
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setenv("OPENAI_BASE_URL", chat.url)
         patch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
