@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..latents.labelled_texts import read_labelled_texts
 from .harvest.store import Store
-from .labelled_text import load_labelled_text
 
 POSITIVE, NEGATIVE, HARD = "positive", "negative", "hard negative"
 COLUMNS = ("input", "output", "output_concept", "concept_genre", "category", "dataset_category", "concept_id")
@@ -77,7 +77,7 @@ def read_concept_sets(
     folder = Path(source)
     if folder.is_dir() and (folder / FILES[0]).exists():
         return _read_axbench(folder)
-    data = load_labelled_text(str(source), text_column=text_column, label_column=label_column)
+    data = read_labelled_texts(str(source), text_column, label_column)
     parts = {name: [Example("", t) for t, y in zip(data.texts, data.labels, strict=True) if y == value]
              for name, value in ((POSITIVE, 1), (NEGATIVE, 0))}  # fmt: skip
     return [ConceptSet(folder.stem, parts)]

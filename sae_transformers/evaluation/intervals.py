@@ -3,8 +3,12 @@ so that differences between methods are paired."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from .results import Measurement
 
 BOOTSTRAP = "bootstrap over texts"
 
@@ -39,6 +43,14 @@ def percentiles(found: Tensor, level: float = 0.95) -> tuple[float | None, float
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = known.quantile(ends).tolist()
     return low, high
+
+
+def measured(
+    metric: str, value: float | Tensor, method: str, drawn: Tensor, *, interval: str = BOOTSTRAP, **facts: Any
+) -> Measurement:
+    """A number with the interval of what it is in each resample, (resamples,); facts: of `Measurement`."""
+    low, high = percentiles(drawn)
+    return Measurement(metric, float(value), method, low, high, interval, **facts)
 
 
 def weighted_aurocs(scores: Tensor, labels: Tensor, counts: Tensor) -> Tensor:

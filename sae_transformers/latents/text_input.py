@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .texts import TextSource, open_text, read_column, rows_of_list
+from .texts import TextSource, open_text, read_column, rows_of_dataset, rows_of_list
 
 TEXTS = (
     "a string, a list of strings, of rows or of token ids, a `datasets.Dataset`, a pandas DataFrame, a path, or what "
@@ -44,30 +45,24 @@ def text_source(data: Any, *, text_column: str = "text", labels: Sequence[str] =
         return rows_of_list([data])
     if isinstance(data, os.PathLike):
         return open_text(os.fspath(data), column=text_column, labels=labels)
-    options: dict[str, Any] = {"column": text_column, "labels": labels}
+    made = partial(TextSource, column=text_column, labels=labels)
     if hasattr(data, "iterrows"):  # a DataFrame
-        frame = data
-
-        def rows_of_frame(start: int) -> Iterator[Mapping[str, Any]]:
-            for number in range(start, len(frame)):
-                yield frame.iloc[number].to_dict()
-
-        return TextSource(rows_of_frame, length=len(data), facts={"text": "DataFrame", "rows": len(data)}, **options)
+        facts = {"text": "DataFrame", "rows": len(data)}
+        return made(lambda start: _rows_of_frame(data, start), length=len(data), facts=facts)
     if hasattr(data, "column_names") and hasattr(data, "__len__"):  # datasets.Dataset
-        dataset, count = data, len(data)
-        facts = {"text": getattr(data, "_fingerprint", "Dataset"), "rows": count}
-        return TextSource(
-            lambda start: (dataset[i] for i in range(start, count)), length=count, facts=facts, **options
-        )
+        facts = {"text": getattr(data, "_fingerprint", "Dataset"), "rows": len(data)}
+        return made(rows_of_dataset(data), length=len(data), facts=facts)
     if hasattr(data, "column_names") and hasattr(data, "skip"):  # datasets.IterableDataset
-        stream = data
-        return TextSource(lambda start: stream.skip(start), facts={"text": "IterableDataset"}, **options)
+        return made(rows_of_dataset(data), facts={"text": "IterableDataset"})
     if isinstance(data, Sequence) and all(isinstance(row, str) for row in data):
         return rows_of_list(data)
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
-        rows = data
-        return TextSource(lambda start: iter(rows[start:]), length=len(rows), facts={"text": "rows"}, **options)
+        return made(lambda start: iter(data[start:]), length=len(data), facts={"text": "rows"})
     raise TypeError(f"Expected texts: {TEXTS}. Received: {type(data).__name__}.")
+
+
+def _rows_of_frame(frame: Any, start: int) -> Iterator[Mapping[str, Any]]:
+    return (frame.iloc[number].to_dict() for number in range(start, len(frame)))
 
 
 def plain_texts(data: Any, *, text_column: str | None = None) -> list[str]:

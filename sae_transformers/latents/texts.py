@@ -261,14 +261,8 @@ def open_text(
         dataset = _load_hub(source, subset, split=split, revision=revision, streaming=streaming)
         facts = {"text": source, "subset": subset, "split": split, "revision": revision}
         length = None if streaming else len(dataset)
-        return TextSource(
-            _iterate_dataset(dataset, streaming),
-            column=column,
-            labels=labels,
-            length=length,
-            facts=facts,
-            images=images,
-        )
+        rows = rows_of_dataset(dataset)
+        return TextSource(rows, column=column, labels=labels, length=length, facts=facts, images=images)
     if fs.isdir(place):
         found = [name for name in fs.find(place) if suffix_of(name)]
     else:
@@ -300,7 +294,8 @@ def _load_hub(name: str, subset: str | None, **options: Any) -> Any:
         raise OSError(f"{name!r} is no file, and it could not be read as a Hub data set: {reason[0]}") from error
 
 
-def _iterate_dataset(dataset: Any, streaming: bool) -> Callable[[int], Iterable[Mapping[str, Any]]]:
-    if streaming:
-        return lambda start: dataset.skip(start)
-    return lambda start: (dataset[i] for i in range(start, len(dataset)))
+def rows_of_dataset(dataset: Any) -> Callable[[int], Iterable[Mapping[str, Any]]]:
+    """What gives the rows of a `datasets.Dataset` from a number on, or of a streaming one."""
+    if hasattr(dataset, "__len__"):
+        return lambda start: (dataset[i] for i in range(start, len(dataset)))
+    return lambda start: dataset.skip(start)

@@ -70,13 +70,18 @@ def decision_format(labels: Sequence[str]) -> dict[str, Any]:
     """A `response_format` for an object of `reason` and `decision`, one of the labels. The reason comes first, so
     that the decision can follow from it."""
     properties = {"reason": {"type": "string"}, "decision": {"type": "string", "enum": list(labels)}}
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-    return {"type": "json_schema", "json_schema": {"name": "judgement", "strict": True, "schema": schema}}
+    return object_format("judgement", properties)
+
+
+def object_format(name: str, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """A `response_format` for an object with these properties, and no others."""
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": object_schema(properties)}}
+
+
+def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with these properties, and no others."""
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def decisions_of(response_format: Mapping[str, Any] | None) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ...latents.whole_file import whole_file
 from ..llm.requests import Answer, Chat, ChatRequest
-from .parsing import clean_label, decision_format, read_judgement, without_thoughts
+from .parsing import clean_label, decision_format, object_format, object_schema, read_judgement, without_thoughts
 from .tables import AnnotationRow
 
 LABELS = ("yes", "maybe", "no")
@@ -140,14 +140,7 @@ def answers_format(labels: Sequence[str]) -> dict[str, Any]:
         "reason": {"type": "string"},
         "answer": {"type": "string", "enum": list(labels)},
     }
-    entry = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    schema = {
-        "type": "object",
-        "properties": {"answers": {"type": "array", "items": entry}},
-        "required": ["answers"],
-        "additionalProperties": False,
-    }
-    return {"type": "json_schema", "json_schema": {"name": "features", "strict": True, "schema": schema}}
+    return object_format("features", {"answers": {"type": "array", "items": object_schema(properties)}})
 
 
 def parse_answers(text: str, features: Sequence[int], labels: Sequence[str]) -> list[FeatureAnswer]:

@@ -78,6 +78,19 @@ class Store:
         except json.JSONDecodeError as error:
             raise ValueError(f"{name} of {self.url} is no JSON: {error}. Harvest to another folder.") from None
 
+    def differences(self, name: str, wanted: Mapping[str, Any]) -> str | None:
+        """What the values of a JSON file are there and are wanted now, where they differ; None without the file.
+
+        Args:
+            wanted: values as JSON has them.
+        """
+        there = self.read_json(name)
+        if there is None:
+            return None
+        flat, now = _flat(there), _flat(wanted)
+        different = [key for key in {**now, **flat} if flat.get(key) != now.get(key)]
+        return "; ".join(f"{key} is {flat.get(key)!r} there and {now.get(key)!r} now" for key in different)
+
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; NaN and infinities, which JSON does not know, as null."""
         text = json.dumps(_finite(value), indent=2, allow_nan=False)
@@ -236,8 +249,8 @@ def _open_index(store: Store, index: dict[str, Any], *, begin: bool) -> None:
     """Check that the index that is there is the same; write one, to `begin`, where there is none."""
     index = json.loads(json.dumps(index))  # tuples are lists there
     shards = store.shards()  # before the index, which another process may write just now, and its shards after it
-    there = store.read_json("index.json")
-    if there is None:
+    different = store.differences("index.json", index)
+    if different is None:
         if shards:
             raise ValueError(
                 f"A store has an index.json. Received: url={store.url!r} with {len(shards)} shards and none; harvest "
@@ -246,12 +259,10 @@ def _open_index(store: Store, index: dict[str, Any], *, begin: bool) -> None:
         if begin:
             store.write_json("index.json", index)
         return
-    flat, wanted = _flat(there), _flat(index)
-    if different := [key for key in {**wanted, **flat} if flat.get(key) != wanted.get(key)]:
-        told = "; ".join(f"{key} is {flat.get(key)!r} there and {wanted.get(key)!r} now" for key in different)
+    if different:
         raise ValueError(
-            f"A harvest continues with the settings it began with. Received: url={store.url!r}, where {told}. Use "
-            f"those settings or another folder."
+            f"A harvest continues with the settings it began with. Received: url={store.url!r}, where {different}. "
+            f"Use those settings or another folder."
         )
 
 

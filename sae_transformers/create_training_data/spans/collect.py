@@ -198,16 +198,15 @@ class SpanCollector:
         """Check what is collected here, or write it, to `begin`; the result where it is already there."""
         index = self.index()
         work, out = self._stores()
-        known = work.read_json("index.json")
-        if known is None:
+        different = work.differences("index.json", index)
+        if different is None:
             if begin:  # not before there is something to write: a run that failed takes other settings
                 work.write_json("index.json", index)
             return None
-        if different := [key for key in {**index, **known} if index.get(key) != known.get(key)]:
-            told = "; ".join(f"{key} is {known.get(key)!r} there and {index.get(key)!r} now" for key in different)
+        if different:
             raise ValueError(
-                f"Spans go on with what they began with. Received: out={out.url!r}, where {told}. Use the same or "
-                f"another folder."
+                f"Spans go on with what they began with. Received: out={out.url!r}, where {different}. Use the same "
+                f"or another folder."
             )
         finished = out.read_json("spans.json")
         if finished is None:

@@ -81,10 +81,3 @@ def text_tokens(tokenizer: Any, texts: Sequence[str], settings: SpanSettings) ->
             torch.tensor(ids, dtype=torch.long), first, start[own].clamp(0, size), end[own].clamp(0, size), counted
         )
     return found
-
-
-def template_tokens(tokenizer: Any, template: str, text: str = "text") -> tuple[int, int]:
-    """Tokens of a template before and after a text, special tokens included."""
-    settings = SpanSettings(template=template, max_length=2**20)
-    found = text_tokens(tokenizer, [text], settings)[0]
-    return found.first, len(found.ids) - found.first - len(found.start)

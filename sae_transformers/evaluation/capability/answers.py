@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..intervals import BOOTSTRAP, percentiles, resample_counts
+from ..intervals import measured, resample_counts
 from ..journal import Journal, result_of
 from ..results import Measurement
 from ..settings import BootstrapSettings
@@ -67,15 +67,13 @@ def _pair(
 ) -> list[Measurement]:  # fmt: skip
     once = torch.ones(1, len(values), dtype=torch.float64)
 
-    def measured(name: str, of: Callable[[Tensor], Tensor]) -> Measurement:
-        low, high = percentiles(of(counts))
-        return Measurement(
-            name, float(of(once)), method, low, high, BOOTSTRAP, len(values), data=metric.split("_")[0], better=better
-        )
+    def one(name: str, of: Callable[[Tensor], Tensor]) -> Measurement:
+        facts = {"n": len(values), "data": metric.split("_")[0], "better": better}
+        return measured(name, of(once), method, of(counts), **facts)
 
-    found = [measured(metric, lambda c: statistic(c, values))]
+    found = [one(metric, lambda c: statistic(c, values))]
     if other is not None:
-        found.append(measured(f"{metric}_change", lambda c: statistic(c, values) - statistic(c, other)))
+        found.append(one(f"{metric}_change", lambda c: statistic(c, values) - statistic(c, other)))
     return found
 
 

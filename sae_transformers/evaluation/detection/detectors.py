@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...latents.text_latents import TextCodes
 from ..classification import summary
-from ..intervals import BOOTSTRAP, percentiles, weighted_aurocs, weighted_f1
+from ..intervals import measured, weighted_aurocs, weighted_f1
 from ..method_ids import PRE_ACTIVATION, MethodId, baseline_method
 from ..results import Measurement
 from ..steering.axbench import word_scorer
@@ -96,21 +96,26 @@ def best_threshold(scores: Tensor, labels: Tensor, metric: str) -> float:
     return float((order.values[n - best - 1] + order.values[n - best]) / 2)
 
 
+@dataclass(frozen=True)
 class Detectors:
-    """Fits and chooses detectors on the training part of a split; each scores all texts."""
+    """Fits and chooses detectors on the training part of a split; each scores all texts.
 
-    def __init__(
-        self,
-        model: Any,
-        codes: Sequence[TextCodes],
-        texts: Sequence[str],
-        labels: Tensor,
-        methods: Sequence[MethodId],
-        asked: Sequence[Sequence[int]],
-        settings: DetectionSettings,
-    ) -> None:
-        self.places, self.codes, self.texts, self.labels = _places(model, codes), codes, texts, labels
-        self.methods, self.asked, self.settings = methods, asked, settings
+    Args:
+        model: a `SaeForCausalLM`.
+        codes: of each SAE, of n texts.
+        texts: n. labels: (n,).
+        methods: the features that are looked at, of `feature_methods`.
+        asked: of each SAE the latents whose pre-activations `codes` has.
+        settings: how they are fitted.
+    """
+
+    model: Any
+    codes: Sequence[TextCodes]
+    texts: Sequence[str]
+    labels: Tensor
+    methods: Sequence[MethodId]
+    asked: Sequence[Sequence[int]]
+    settings: DetectionSettings
 
     def fit(self, split: Split, seed: int) -> Iterator[Detector]:
         """Every detector, in the order of the record."""
@@ -132,7 +137,7 @@ class Detectors:
                 probe = fit_sparse_probe(part, truth, ranked[:k])
                 method = MethodId("sparse_probe", f"{k} latent{'s' * (k > 1)} of SAE {number}", number)
                 yield Detector(method, probe.score(one.codes), probe.latents.tolist())
-        for place, hidden in self.places.items():
+        for place, hidden in _places(self.model, self.codes).items():
             mean = [hidden[split.train][truth == value].double().mean(0) for value in (0, 1)]
             yield Detector(diffmean_at(place), hidden.double() @ (mean[1] - mean[0]), [])
             probe = fit_linear_probe(hidden[split.train], truth, seed=seed)
@@ -218,17 +223,23 @@ def measure_detectors(
     for method in [method for method in found if method.sae is not None]:
         mine, other = values["auroc", method], values["auroc", diffmean_at(places[method.sae or 0])]
         values["auroc_minus_diffmean", method] = (mine[0] - other[0], mine[1] - other[1])
-    n = len(torch.cat([split.test for split in splits]).unique())
+    facts = _facts(splits)
     return [
-        _with_interval(metric, method, value, drawn, n, len(splits))
-        for (metric, method), (value, drawn) in values.items()
+        measured(metric, value, of.label, drawn, baseline=of.baseline, of=of, **facts)
+        for (metric, of), (value, drawn) in values.items()
     ]
+
+
+def _facts(splits: Sequence[Split]) -> dict[str, Any]:
+    """What is said of every number of the test parts."""
+    n = len(torch.cat([split.test for split in splits]).unique())
+    return {"n": n, "seeds": len(splits), "better": "higher"}
 
 
 def measure_trees(
     trees: Mapping[MethodId, Sequence[Tree]], labels: Tensor, splits: Sequence[Split], counts: Tensor
 ) -> list[Measurement]:
-    found, n = [], len(torch.cat([split.test for split in splits]).unique())
+    found, facts = [], _facts(splits)
     for method, many in trees.items():
         rows = [tree.sizes for tree in many]
         guesses = [tree.predicted for tree in many if tree.predicted is not None]
@@ -237,7 +248,9 @@ def measure_trees(
                 _accuracy(guess == labels[split.test], counts[:, split.test])
                 for guess, split in zip(guesses, splits, strict=True)
             ]
-            found.append(_with_interval("tree_accuracy", method, *_mean(pairs), n, len(splits)))
+            value, drawn = _mean(pairs)
+            of = {"baseline": method.baseline, "of": method}
+            found.append(measured("tree_accuracy", value, method.label, drawn, **facts, **of))
         better = {"tree_depth": "lower", "tree_nodes": "lower"}
         for metric, over in summary(rows).items():
             sized = over.n > 1 and metric in better
@@ -253,11 +266,3 @@ def _accuracy(right: Tensor, counts: Tensor) -> tuple[float, Tensor]:
 
 def _mean(pairs: Sequence[tuple[float, Tensor]]) -> tuple[float, Tensor]:
     return sum(value for value, _ in pairs) / len(pairs), torch.stack([drawn for _, drawn in pairs]).nanmean(0)
-
-
-def _with_interval(metric: str, method: MethodId, value: float, drawn: Tensor, n: int, seeds: int) -> Measurement:
-    low, high = percentiles(drawn)
-    return Measurement(
-        metric, value, method.label, low, high, BOOTSTRAP, n, seeds, better="higher", baseline=method.baseline,
-        of=method,
-    )  # fmt: skip

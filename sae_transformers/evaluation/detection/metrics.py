@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ...latents.optional_packages import needs
-from ...latents.sparse_codes import SparseCodes, encode_texts
-from ...modeling import SparseAutoencoder
+from ...latents.sparse_codes import SparseCodes
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse, of logistic regression, tried by cross-validation
 
@@ -73,40 +72,11 @@ def mean_by_text(values: Tensor, text_index: Tensor, n_texts: int) -> Tensor:
     return sums / counts.view(-1, *[1] * (values.ndim - 1))
 
 
-@torch.no_grad()
-def latent_aurocs(
-    sae: SparseAutoencoder,
-    hidden: Tensor,
-    text_index: Tensor,
-    labels: Tensor,
-    *,
-    tokens_at_once: int = 2048,
-    latents_at_once: int = 1024,
-) -> Tensor:
-    """AUROC of every latent, each text scored by the mean activation of its tokens.
-
-    The best latent of an SAE that was not trained on the labels is `latent_aurocs(...).argmax()` on one part of the
-    texts; what it is worth shows on another.
-
-    Args:
-        sae: whose latents are judged.
-        hidden: (n_tokens, d_in).
-        text_index: (n_tokens,) int64, the text of each token.
-        labels: (n_texts,), 0 or 1; both must occur.
-        tokens_at_once: of an encoding. What stays of it are the active latents.
-        latents_at_once: judged together; (n_texts, latents_at_once) is held.
-
-    Returns:
-        (d_sae,) float64 on the CPU; 0.5 for a latent that is never active.
-    """
-    if (n_texts := int(text_index.max()) + 1) != len(labels):
-        raise ValueError(f"Every text needs a label. Received: {len(labels)} labels, {n_texts} texts.")
-    codes = encode_texts(sae, hidden, text_index, n_texts, tokens_at_once=tokens_at_once)
-    return code_aurocs(codes, labels, latents_at_once=latents_at_once)
-
-
 def code_aurocs(codes: SparseCodes, labels: Tensor, *, latents_at_once: int = 1024) -> Tensor:
     """AUROC of every latent as a score of the rows, (d_sae,) float64; 0.5 for a latent that is never active.
+
+    The best latent of an SAE that was not trained on the labels is `code_aurocs(...).argmax()` on one part of the
+    texts; what it is worth shows on another.
 
     Args:
         codes: (n, d_sae).

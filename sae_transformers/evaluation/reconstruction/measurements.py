@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...latents.text_latents import TextBatch
-from ..intervals import BOOTSTRAP, percentiles
+from ..intervals import measured
 from ..method_ids import MethodId, baseline_method
 from ..results import Measurement, with_methods
 from .metrics import ReconstructionMeter, ReplacedLosses
@@ -32,7 +32,7 @@ def meter_measurements(meter: ReconstructionMeter, method: MethodId, counts: Ten
         )
     better = {"fvu": "lower", "normalized_mse": "lower", "l0": ""}
     found = [
-        _measured(metric, method.label, value, drawn[metric], tokens, better.get(metric, "higher"))
+        measured(metric, value, method.label, drawn[metric], n=tokens, better=better.get(metric, "higher"))
         for metric, value in whole.items()
     ]
     dead = Measurement("dead_share", meter.dead_share(), method.label, n=len(meter.active_tokens), better="lower")
@@ -83,8 +83,8 @@ def loss_measurements(
     for metric, kinds in (("ce_nats", losses.ce), ("kl_nats", losses.kl)):
         for kind, sums in kinds.items():
             if kind != "base" or with_base:
-                drawn = rates(sums, counts)
-                found.append(_measured(metric, methods[kind].label, rates(sums, ones), drawn, tokens, "lower"))
+                value, drawn, label = rates(sums, ones), rates(sums, counts), methods[kind].label
+                found.append(measured(metric, value, label, drawn, n=tokens, better="lower"))
     for metric, worst in (("recovered", "zero"), ("recovered_from_mean", "mean")):
 
         def share(counts: Tensor, worst: str = worst) -> Tensor:
@@ -92,14 +92,6 @@ def loss_measurements(
             return torch.where(bad != base, (bad - sae) / (bad - base), torch.nan)
 
         note = "" if bool(share(ones).isfinite()) else "replacing the state changes no prediction"
-        found.append(_measured(metric, method.label, share(ones), share(counts), tokens, "higher", note))
+        value, drawn = share(ones), share(counts)
+        found.append(measured(metric, value, method.label, drawn, n=tokens, better="higher", note=note))
     return with_methods(found, methods.values())
-
-
-def _measured(
-    metric: str, method: str, value: Tensor, drawn: Tensor, n: int, better: str, note: str = ""
-) -> Measurement:
-    low, high = percentiles(drawn)
-    return Measurement(
-        metric, float(value), method, low=low, high=high, interval=BOOTSTRAP, n=n, better=better, note=note
-    )

@@ -15,7 +15,7 @@ from ...modeling import FeatureEdit, Steering
 from ..generation.first_divergent_token import first_divergent_token
 from ..generation.fluency import continuation_mask
 from ..generation.log_likelihood import start_token, token_scores
-from ..intervals import percentiles, resample_counts
+from ..intervals import measured, resample_counts
 from ..results import Measurement
 from ..settings import BootstrapSettings
 from ..suites.settings import ScarSettings
@@ -156,8 +156,7 @@ class Adder:
         self._add(metric, perplexity(losses, tokens), drawn.clamp(max=700).exp(), len(losses), "lower")
 
     def _add(self, metric: str, value: float, drawn: Tensor, n: int, better: str) -> None:
-        low, high = percentiles(drawn)
-        self.into.append(Measurement(metric, value, self.method, low, high, INTERVAL, n, better=better))
+        self.into.append(measured(metric, value, self.method, drawn, interval=INTERVAL, n=n, better=better))
 
 
 class RunningText:

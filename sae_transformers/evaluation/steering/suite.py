@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..intervals import percentiles, resample_counts
+from ..intervals import measured, percentiles, resample_counts
 from ..journal import UNWATCHED, Watch
 from ..method_ids import FEATURE, MethodId, baseline_method
 from ..results import Measurement, SuiteResult, with_methods
@@ -205,14 +205,10 @@ class Describe:
         made = []
         for name, statistic, direction in rows:
             value = float(statistic(self.once))
-            low, high = percentiles(statistic(self.draws))
             seeds = 1 if name.startswith(("first", "kl")) else self.seeds
             told = "not measured, or not defined" if math.isnan(value) else note
-            made.append(
-                Measurement(
-                    name, value, method, low, high, INTERVAL, found.tokens.numel(), seeds, better=direction, note=told
-                )
-            )
+            facts = {"n": found.tokens.numel(), "seeds": seeds, "better": direction, "note": told}
+            made.append(measured(name, value, method, statistic(self.draws), interval=INTERVAL, **facts))
         return made
 
 

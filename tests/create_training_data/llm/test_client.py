@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sae_transformers.create_training_data.llm.batch import write_batch_file
 from sae_transformers.create_training_data.llm.client import LLMClient, ServiceRefused
 from sae_transformers.create_training_data.llm.protocol import retry_after_s
 from sae_transformers.create_training_data.llm.requests import Answer, AnswerCache, ChatRequest
@@ -345,7 +346,7 @@ def test_the_key_is_in_no_file_log_exception_or_repr(
         for where in (server.url, url):
             with LLMClient("m", where, cache=tmp_path / "c", timeout=0.5, backoff=(0.01, 0.02)) as made:
                 texts += [repr(made), str(made), repr(made.complete_many(requests(8), progress=True))]
-                made.write_batch_file(requests(12), tmp_path / "batch.jsonl")
+                write_batch_file(made, requests(12), tmp_path / "batch.jsonl")
                 server.next("401")
                 with pytest.raises(ServiceRefused) as caught:
                     made.complete_many(requests(3, seed=len(where)), progress=False)

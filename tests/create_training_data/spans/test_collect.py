@@ -12,7 +12,7 @@ from sae_transformers.create_training_data.annotation.tables import escape, read
 from sae_transformers.create_training_data.spans.collect import SpanCollector, Spans
 from sae_transformers.create_training_data.spans.files import TextSpan, read_spans, write_features, write_lines
 from sae_transformers.create_training_data.spans.settings import SpanSettings
-from sae_transformers.create_training_data.spans.tokens import template_tokens, text_tokens
+from sae_transformers.create_training_data.spans.tokens import text_tokens
 from sae_transformers.create_training_data.spans.top_examples import SpanHeap, add_hidden
 from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
@@ -231,7 +231,12 @@ def test_the_same_call_again_reads_the_result(base: Any, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"), [({"window": 5}, "'window': 4"), ({"seed": 2}, "sae is"), ({"rows": 3}, "'rows': 3")]
+    ("change", "told"),
+    [
+        ({"window": 5}, "settings.window is 4 there"),
+        ({"seed": 2}, "sae is"),
+        ({"rows": 3}, "source.rows is 21 there and 3"),
+    ],
 )
 def test_a_folder_of_something_else_is_refused(base: Any, change: dict, told: str, tmp_path: Path) -> None:
     run(base, sae_for(), texts(), tmp_path)
@@ -300,11 +305,16 @@ def test_nothing_to_find(base: Any, rows: list[str], tmp_path: Path) -> None:
 
 
 def test_a_template_is_taken_off_by_characters(base: Any) -> None:
+    def around(tokenizer: Any, template: str) -> tuple[int, int]:
+        """Tokens before and after a text."""
+        found = text_tokens(tokenizer, ["text"], SpanSettings(template=template))[0]
+        return found.first, len(found.ids) - found.first - len(found.start)
+
     template = "<s> w1 w2 {text} w4 </s>"
-    assert template_tokens(word_tokenizer(), template) == (3, 2)
-    assert template_tokens(word_tokenizer(begins=True), "w1 w2 {text}") == (3, 0)  # with the tokenizer's own <s>
-    assert template_tokens(word_tokenizer(begins=True), template) == (3, 2)  # and not twice
-    assert template_tokens(word_tokenizer(begins=True), "{text}") == (1, 0)
+    assert around(word_tokenizer(), template) == (3, 2)
+    assert around(word_tokenizer(begins=True), "w1 w2 {text}") == (3, 0)  # with the tokenizer's own <s>
+    assert around(word_tokenizer(begins=True), template) == (3, 2)  # and not twice
+    assert around(word_tokenizer(begins=True), "{text}") == (1, 0)
     found = text_tokens(word_tokenizer(), ["w5  w6 w7", ""], SpanSettings(template=template))
     assert found[0].ids.tolist() == [1, 5, 6, 9, 10, 11, 8, 2] and found[0].counted.tolist() == [3, 4, 5]
     assert found[0].start.tolist() == [0, 4, 7] and found[0].end.tolist() == [2, 6, 9] and not len(found[1].ids)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from sae_transformers.evaluation.detection.metrics import auroc, fit_linear_probe, latent_aurocs, mean_by_text
+from sae_transformers.evaluation.detection.metrics import auroc, code_aurocs, fit_linear_probe, mean_by_text
+from sae_transformers.latents.sparse_codes import encode_texts
 from tests.tiny import WIDTH, tiny_sae
 
 
@@ -70,7 +71,8 @@ def test_aurocs_of_all_latents_equal_one_by_one(activation: str) -> None:
     with torch.no_grad():
         sae.b_enc[5] = -1e6  # never active
     hidden, index, labels = tokens_of_texts()
-    found = latent_aurocs(sae, hidden, index, labels, tokens_at_once=50, latents_at_once=13)
+    codes = encode_texts(sae, hidden, index, len(labels), tokens_at_once=50)
+    found = code_aurocs(codes, labels, latents_at_once=13)
     means = mean_by_text(sae.encode(hidden).detach(), index, len(labels))
     expected = torch.tensor([auroc(column, labels) for column in means.T], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -84,16 +86,17 @@ def test_a_latent_along_the_concept_is_the_best() -> None:
     with torch.no_grad():
         sae.W_enc[:, 9] = torch.nn.functional.one_hot(torch.tensor(0), WIDTH).float()
         sae.b_enc[9] = 0.0
-    assert int(latent_aurocs(sae, hidden, index, labels).argmax()) == 9
+    assert int(code_aurocs(encode_texts(sae, hidden, index, len(labels)), labels).argmax()) == 9
 
 
-def test_latent_aurocs_refuses() -> None:
+def test_code_aurocs_refuses() -> None:
     hidden, index, labels = tokens_of_texts()
+    codes = encode_texts(tiny_sae(), hidden, index, len(labels))
     for given in (labels[:-1], torch.cat([labels, labels[:1]])):
-        with pytest.raises(ValueError, match=rf"{len(given)} labels"):
-            latent_aurocs(tiny_sae(), hidden, index, given)
+        with pytest.raises(ValueError, match=rf"labels \({len(given)},\)"):
+            code_aurocs(codes, given)
     with pytest.raises(ValueError, match="0 positive"):
-        latent_aurocs(tiny_sae(), hidden, index, torch.zeros_like(labels))
+        code_aurocs(codes, torch.zeros_like(labels))
 
 
 def test_linear_probe_finds_a_direction() -> None:
