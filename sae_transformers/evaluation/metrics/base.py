@@ -62,18 +62,13 @@ class SaeMetric(evaluate.Metric):
         return self.measure(**{name: usual[name] for name in usual if name in self.facts.features}, **others)
 
 
-def rows(column: Iterable[Any]) -> list[Any]:
-    """What was gathered in one column, as plain Python values."""
-    return list(column)
-
-
 def tensor(column: Iterable[Any], name: str) -> Tensor:
     """A column of numbers (n,), or of equally long lists of them (n, m), float64.
 
     Raises:
         ValueError: the lists differ in length, or there is none.
     """
-    values = rows(column)
+    values = list(column)
     lengths = {len(value) if isinstance(value, list) else 1 for value in values}
     if len(lengths) != 1:
         raise ValueError(f"`{name}` must hold rows of one length. Received: lengths {sorted(lengths)[:5]}.")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..reconstruction.metrics import fvu, l0, normalized_mse
-from .base import COUNTS, NUMBER, NUMBERS, MetricFacts, SaeMetric, rows, tensor
+from .base import COUNTS, NUMBER, NUMBERS, MetricFacts, SaeMetric, tensor
 
 STATES = {
     "predictions": "what the SAE makes of each token's hidden state, d numbers a token.",
@@ -76,7 +76,7 @@ class L0(SaeMetric):
 
     @staticmethod
     def measure(predictions: Any) -> dict[str, float]:
-        active = [torch.ones(len(indices)) for indices in rows(predictions)]
+        active = [torch.ones(len(indices)) for indices in list(predictions)]
         return {"l0": l0(torch.nn.utils.rnn.pad_sequence(active, batch_first=True))}
 
 
@@ -97,7 +97,7 @@ class DeadShare(SaeMetric):
 
     @staticmethod
     def measure(predictions: Any, d_sae: int) -> dict[str, float]:
-        active = torch.cat([torch.tensor(indices, dtype=torch.long) for indices in rows(predictions)])
+        active = torch.cat([torch.tensor(indices, dtype=torch.long) for indices in list(predictions)])
         if d_sae < 1 or (len(active) and (int(active.min()) < 0 or int(active.max()) >= d_sae)):
             raise ValueError(f"Latents are numbered from 0 to d_sae - 1. Received: d_sae={d_sae!r}.")
         return {"dead_share": float((torch.bincount(active, minlength=d_sae) == 0).double().mean())}

@@ -8,7 +8,7 @@ from ..generation.first_divergent_token import mean_first_divergent_token
 from ..generation.fluency import repetition
 from ..knowledge import answer_behaviours
 from ..steering.axbench import Ratings
-from .base import COUNTS, NUMBER, TEXT, TEXTS, MetricFacts, SaeMetric, rows, tensor
+from .base import COUNTS, NUMBER, TEXT, TEXTS, MetricFacts, SaeMetric, tensor
 
 
 class SteeringScore(SaeMetric):
@@ -54,7 +54,7 @@ class Repetition(SaeMetric):
 
     @staticmethod
     def measure(predictions: Any, n: int = 3) -> dict[str, float]:
-        return {"repetition": repetition(rows(predictions), n)}
+        return {"repetition": repetition(list(predictions), n)}
 
 
 class FirstDivergentToken(SaeMetric):
@@ -77,7 +77,7 @@ class FirstDivergentToken(SaeMetric):
 
     @staticmethod
     def measure(predictions: Any, references: Any) -> dict[str, float]:
-        return {"first_divergent_token": mean_first_divergent_token(rows(predictions), rows(references))}
+        return {"first_divergent_token": mean_first_divergent_token(list(predictions), list(references))}
 
 
 class KnowledgeSelection(SaeMetric):
@@ -105,6 +105,6 @@ class KnowledgeSelection(SaeMetric):
 
     @staticmethod
     def measure(predictions: Any, context: Any, memory: Any) -> dict[str, float]:
-        found = answer_behaviours(rows(predictions), rows(context), rows(memory))
+        found = answer_behaviours(list(predictions), list(context), list(memory))
         n = len(found.context)
         return {"em_context": sum(found.context) / n, "em_memory": sum(found.memory) / n}

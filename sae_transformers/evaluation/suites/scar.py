@@ -88,7 +88,6 @@ class ScarSuite(Suite):
     def read(cls, options: ScarOptions, inputs: SuiteInputs) -> ScarSuite:
         """Prompts with their toxicity, and running text."""
         from ...latents.texts import open_text, read_column
-        from ..scorers.registry import get_scorer
         from ..steering.scar import read_prompt_rows
 
         source = str(options.toxicity_prompts)
@@ -98,11 +97,10 @@ class ScarSuite(Suite):
         if options.scar_texts is not None:
             texts = read_column(options.scar_texts)
             files.append(source_file(options.scar_texts, texts, len(texts)))
-        ask = inputs.ask() if options.scar_scorer.startswith("judge:") and inputs.ask is not None else None
-        scorer = get_scorer(options.scar_scorer, ask=ask, seed=inputs.bootstrap.seed)
         sae, feature = (inputs.features or ((0, None),))[0]
         settings = replace(options.settings, bootstrap=inputs.bootstrap, sae=sae, scorer_name=options.scar_scorer)
         asked: dict[str, Any] = {**asdict(settings), "feature": inputs.feature_texts, **inputs.judge}
+        scorer = inputs.scorer(options.scar_scorer)
         return cls(rows, feature, scorer, texts, settings, asked=asked, data=files)
 
     def steps(self, model: SaeForCausalLM) -> int:

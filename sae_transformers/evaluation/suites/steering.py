@@ -84,7 +84,6 @@ class SteeringSuite(Suite):
     def read(cls, options: SteeringOptions, inputs: SuiteInputs) -> SteeringSuite:
         """Prompts; of labelled texts one half makes DiffMean's direction, the other the scorer."""
         from ...latents.splits import label_halves
-        from ..scorers.registry import get_scorer
 
         path, seed = options.prompts or Path(), inputs.bootstrap.seed
         prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -94,8 +93,6 @@ class SteeringSuite(Suite):
             files.append(rows.file)
             fitting, scoring = (rows.sides(half) for half in label_halves(rows.labels, seed))
         name = options.scorer or ("words" if scoring else "sentiment")
-        ask = inputs.ask() if name.startswith("judge:") and inputs.ask is not None else None
-        scorer = get_scorer(name, labelled=scoring, ask=ask, seed=seed)
         strengths = STRENGTHS if options.strengths is None else options.strengths
         tokens = inputs.reading.tokens_per_batch
         settings = replace(
@@ -108,7 +105,8 @@ class SteeringSuite(Suite):
         for of_method in chosen.values():
             asked |= dataclasses.asdict(of_method) if of_method is not None else {}
         asked |= {"feature": inputs.feature_texts, **inputs.told("max_length"), **options.rows.told(), **inputs.judge}
-        return cls(prompts, read_methods(chosen, given), scorer, settings, asked=asked, data=files)
+        scorer, methods = inputs.scorer(name, scoring), read_methods(chosen, given)
+        return cls(prompts, methods, scorer, settings, asked=asked, data=files)
 
     def identity(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Prompts stand in a chat template only where the tokenizer has one."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ...modeling import SaeForCausalLM
     from ..journal import Journal, Watch
-    from ..scorers.registry import Ask
+    from ..scorers.registry import Ask, Scorer
 
 Report = Callable[[int], object]  # called with how much was done since the last call
 MAX_LENGTH = 256  # tokens of a text, or what the model reads if that is less
@@ -70,6 +70,13 @@ class SuiteInputs:
     bootstrap: BootstrapSettings = BootstrapSettings()
     ask: Callable[[], Ask] | None = None
     judge: Mapping[str, str | None] = field(default_factory=dict)
+
+    def scorer(self, name: str, labelled: tuple[Sequence[str], Sequence[str]] | None = None) -> Scorer:
+        """A scorer by its name; a judge asks the language model. labelled: for `words`, see `get_scorer`."""
+        from ..scorers.registry import get_scorer
+
+        ask = self.ask() if name.startswith("judge:") and self.ask is not None else None
+        return get_scorer(name, labelled=labelled, ask=ask, seed=self.bootstrap.seed)
 
     def told(self, *names: str) -> dict[str, Any]:
         """Some of `max_length`, `skip_first`, `tokens_at_once`, `resamples`, `seed`, as a record keeps them."""
