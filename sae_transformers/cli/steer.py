@@ -79,7 +79,7 @@ def _show(result: SteerResult, console: Any) -> None:
     show_rows(console, result.candidates, title="candidates")
     for line in result.summary():
         console.print(line, markup=False)
-    show_rows(console, [_cells(row) for row in result.curve_rows()], title="prompts that choose")
+    show_rows(console, [_cells(row) for row in result.rows()], title="prompts that choose")
     if result.report is not None:
         show_rows(console, [_cells(row) for row in result.report_rows()], title="prompts that report")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,17 +14,14 @@ from ..evaluation.classification import paired_t_test, summary
 from ..evaluation.plots import plot_methods
 from ..modeling import SaeForSequenceClassification
 from ..training.heads.comparison import Rows
-from .results import html_table, to_frame
+from .results import Result
 from .settings.classify import ClassifySettings
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 COLUMNS = ("accuracy", "f1", "auroc", "ece", "delta_logit", "delta_in_std", "flips", "reliance")
 
 
 @dataclass(frozen=True)
-class ClassifyResult:
+class ClassifyResult(Result):
     """Classifiers that may and may not use some features, compared.
 
     Args:
@@ -76,10 +73,6 @@ class ClassifyResult:
         names = [name for name in self.table()[0] if name != "method"]
         return [["method", *names[start : start + 4]] for start in range(0, len(names), 4)]
 
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON, what `results.json` holds."""
         tuned = {} if self.lora is None else {"lora": self.lora}
@@ -104,6 +97,3 @@ class ClassifyResult:
         self.model.save_pretrained(target / "model")
         self.tokenizer.save_pretrained(target / "model")
         return [target / "results.json", *([drawn] if drawn else []), target / "model"]
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table())

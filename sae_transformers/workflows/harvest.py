@@ -15,11 +15,11 @@ from transformers.modeling_utils import PreTrainedModel
 from ..create_training_data.harvest.blocks import HarvestSettings, KeepTokens
 from ..create_training_data.harvest.store import harvest_to_store, rank_and_world
 from ..latents.text_input import text_source
-from .results import Progress, html_table
+from .results import Progress, Result
 
 
 @dataclass(frozen=True)
-class HarvestResult:
+class HarvestResult(Result):
     """What is in a store of hidden states.
 
     Args:
@@ -58,9 +58,6 @@ class HarvestResult:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return dataclasses.asdict(self)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows())
 
 
 def harvest(

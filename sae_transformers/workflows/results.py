@@ -1,20 +1,44 @@
-"""What results have in common: rows for a table, and how they are shown and written."""
+"""What results have in common: rows for a table, a summary in lines, and how they are shown and written."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..create_training_data.harvest.store import Store
+from ..latents.progress import Count as Count
+from ..latents.progress import Progress as Progress
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Progress = Callable[[int, int], object]  # (done, total), after each batch
+
+class Result:
+    """What a verb found: numbers as rows, what to know of them in lines, and both in a notebook."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was found, a mapping of column to value each."""
+        return []
+
+    def table(self) -> Sequence[Mapping[str, Any]]:
+        """The rows as they are shown."""
+        return self.rows()
+
+    def summary(self) -> list[str]:
+        """What the table does not say, in lines."""
+        return []
+
+    def to_frame(self) -> DataFrame:
+        """`rows()` as a pandas DataFrame."""
+        return to_frame(self.rows())
+
+    def _repr_html_(self) -> str:
+        lines, rows = "<br>".join(map(html.escape, self.summary())), self.table()
+        return (f"<p>{lines}</p>" if lines else "") + (html_table(rows) if rows or not lines else "")
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:

@@ -29,11 +29,11 @@ from ..training.sae.in_memory import fit_conditioned_sae
 from ..training.sae.recipe import Recipe, own_options, read_recipe
 from ..training.sae.run import run_recipe
 from .loading import parse_place
-from .results import Progress, html_table
+from .results import Progress, Result
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Result):
     """What was trained.
 
     Args:
@@ -56,9 +56,6 @@ class TrainResult:
             {"metric": name, "value": f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"}
             for name, value in self.metrics.items()
         ]
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows(), limit=len(self.metrics))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: the metrics and the recipe."""

@@ -13,7 +13,7 @@ from ...create_training_data.annotation.tables import COLUMNS, AnnotationRow, re
 from ...create_training_data.annotation.tasks import Task
 from ..results import html_table, to_frame
 from ..settings.annotation import AnswerSettings
-from .asking import Exchange
+from .asking import AskedResult, Exchange
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -22,7 +22,7 @@ Features = str | Path | Sequence[AnnotationRow]  # a table, a folder of `spans` 
 
 
 @dataclass(frozen=True)
-class AnnotationResult:
+class AnnotationResult(AskedResult):
     """Annotated features.
 
     Args:
@@ -34,11 +34,6 @@ class AnnotationResult:
 
     rows: list[AnnotationRow] = field(repr=False)
     exchange: Exchange
-
-    @property
-    def asked(self) -> bool:
-        """Whether the model was asked at all."""
-        return self.exchange.account is not None
 
     def label(self, row: AnnotationRow) -> str:
         """What a feature is counted as."""
@@ -70,10 +65,11 @@ class AnnotationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: labels, what was used, and the rows."""
-        exchange = self.exchange
-        used = None if exchange.account is None else exchange.account._asdict()
-        facts = {"model": exchange.model, "estimate": exchange.estimate._asdict(), "account": used}
-        return {**facts, "labels": dict(self.counts()), "features": [dataclasses.asdict(row) for row in self.rows]}
+        return {
+            **self.used(),
+            "labels": dict(self.counts()),
+            "features": [dataclasses.asdict(row) for row in self.rows],
+        }
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the table as .tsv and .parquet; the files.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...create_training_data.annotation.questions import (
     FeatureAnswer,
@@ -16,17 +16,14 @@ from ...create_training_data.annotation.questions import (
     write_answers,
 )
 from ...create_training_data.llm.requests import Chat, ChatRequest
-from ..results import Progress, html_table, to_frame
+from ..results import Progress, Result
 from ..settings.ask_features import AskFeaturesSettings
 from .annotation import Features, feature_rows
-from .asking import Exchange, ask_model
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from .asking import AskedResult, Exchange, ask_model
 
 
 @dataclass(frozen=True)
-class AskFeaturesResult:
+class AskFeaturesResult(AskedResult, Result):
     """An answer for each feature.
 
     Args:
@@ -40,11 +37,6 @@ class AskFeaturesResult:
     answers: list[FeatureAnswer] = field(repr=False)
     labels: tuple[str, ...]
     exchange: Exchange
-
-    @property
-    def asked(self) -> bool:
-        """Whether the model was asked at all."""
-        return self.exchange.account is not None
 
     def counts(self) -> Counter[str]:
         """Answer -> features that have it."""
@@ -71,10 +63,6 @@ class AskFeaturesResult:
         """Feature, answer, reason, failure of each."""
         return [dataclasses.asdict(row) for row in self.answers]
 
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {"question": self.question, "model": self.exchange.model, "answers": self.rows()}
@@ -82,9 +70,6 @@ class AskFeaturesResult:
     def save(self, path: str | Path) -> Path:
         """Write `rows()` as .csv; the file."""
         return write_answers(self.answers, path)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows())
 
 
 def ask_features(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...create_training_data.llm.batch import BatchResults, read_batch_results, submit_batch, write_batch_file
 from ...create_training_data.llm.client import LLMClient
@@ -54,6 +54,23 @@ class Exchange:
         presumed = f" and up to {account.presumed_tokens:,} that were not reported" if account.presumed_tokens else ""
         tokens = account.prompt_tokens + account.completion_tokens
         return [f"{account.requests:,} requests, {tokens:,} tokens{presumed}{cost}"]
+
+
+class AskedResult:
+    """What came of asking a language model."""
+
+    exchange: Exchange
+
+    @property
+    def asked(self) -> bool:
+        """Whether the model was asked at all."""
+        return self.exchange.account is not None
+
+    def used(self) -> dict[str, Any]:
+        """As JSON: the model, what its answers were expected to take and what they took."""
+        account = self.exchange.account
+        known = {"model": self.exchange.model, "estimate": self.exchange.estimate._asdict()}
+        return {**known, "account": None if account is None else account._asdict()}
 
 
 def ask_model(

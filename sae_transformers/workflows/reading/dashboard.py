@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -33,19 +33,16 @@ from ...latents.text_input import text_source
 from ...modeling import SaeForCausalLM, SparseAutoencoder
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...modeling.repository_files import write_whole
-from ..results import Progress, html_table, to_frame
+from ..results import Progress, Result
 from ..settings.dashboard import DashboardSettings
 from .dashboard_sources import DashboardSources, check_source, short_name
 from .spans import SpansResult
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 ACTIVATIONS = {"relu": "the rectified pre-activation, whatever the SAE's activation is", "own": OWN_ACTIVATION}
 
 
 @dataclass(frozen=True)
-class DashboardResult:
+class DashboardResult(Result):
     """A page of features.
 
     Args:
@@ -86,16 +83,9 @@ class DashboardResult:
         columns |= {column["name"]: column["values"] for column in index["columns"]}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON: what the page lists, without the details of a feature."""
         return page_index(self.page, self.features)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows())
 
 
 def dashboard(

@@ -19,7 +19,7 @@ from ...latents.text_latents import batches_of
 from ...latents.texts import LABEL_NAMES, column_of, open_text
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.feature_search import held_out_f1
-from ..results import Progress, html_table, save_csv, to_frame
+from ..results import Progress, Result, html_table, save_csv, to_frame
 from ..settings.detect import DetectSettings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DetectResult:
+class DetectResult(Result):
     """The scores of n texts by one feature.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
@@ -17,15 +17,12 @@ from ...create_training_data.spans.files import COLUMNS, Spans, read_table
 from ...latents.text_input import text_source
 from ...modeling import SparseAutoencoder
 from ...modeling.modeling_sae import SaePreTrainedModel
-from ..results import Progress, html_table, to_frame
+from ..results import Progress, Result
 from ..settings.spans import SpanSettings
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
-class SpansResult(Spans):
+class SpansResult(Spans, Result):
     """The strongest spans of every latent; the fields of `Spans`, and how they were found.
 
     Args:
@@ -55,10 +52,6 @@ class SpansResult(Spans):
         named = (*COLUMNS, "span")
         return [dict(zip(named, row, strict=True)) for row in zip(*columns, self.span, strict=True)]
 
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
-
     def counts(self) -> dict[str, int]:
         """How many texts, tokens, spans, latents with spans, and latents there are."""
         found = {"texts": self.n_texts, "tokens": self.n_tokens, "spans": len(self.span)}
@@ -84,8 +77,9 @@ class SpansResult(Spans):
             raise ValueError("Other processes are still at work. Received: complete=False.")
         write_spans(self, Store(folder), self.index)
 
-    def _repr_html_(self) -> str:
-        return html_table([{"feature": r["feature"], "score": r["score"], "span": r["span"]} for r in self.rows()])
+    def table(self) -> list[dict[str, Any]]:
+        """Feature, score and text of each span."""
+        return [{name: row[name] for name in ("feature", "score", "span")} for row in self.rows()]
 
 
 def spans(

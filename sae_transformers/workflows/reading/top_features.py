@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from ...latents.context import reading_length
 from ...latents.text_input import tokenized
 from ...modeling.modeling_sae import SaePreTrainedModel
-from ..results import save_csv, to_frame
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from ..results import Result, save_csv
 
 
 @dataclass(frozen=True)
-class TopFeaturesResult:
+class TopFeaturesResult(Result):
     """The strongest features of each token of one text.
 
     Args:
@@ -65,10 +62,6 @@ class TopFeaturesResult:
             for f, value in zip(self.features[n].tolist(), self.values[n].tolist(), strict=True)
             if f >= 0
         ]
-
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...create_training_data.concept_sets import ConceptSet, write_concept_sets
 from ...create_training_data.concept_writing import (
@@ -18,19 +18,16 @@ from ...create_training_data.concept_writing import (
     make_concept_sets,
 )
 from ...create_training_data.llm.requests import KEPT, Chat, ChatRequest
-from ..reading.asking import Exchange, ask_model
-from ..results import Progress, html_table, to_frame
+from ..reading.asking import AskedResult, Exchange, ask_model
+from ..results import Progress, Result
 from ..settings.concept_set import ConceptSetSettings
 from ..settings.llm import SendSettings
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 PARTS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class ConceptSetResult:
+class ConceptSetResult(AskedResult, Result):
     """Texts with and without each concept.
 
     Args:
@@ -42,11 +39,6 @@ class ConceptSetResult:
     sets: list[ConceptSet] = field(repr=False)
     failures: dict[str, int]
     exchange: Exchange
-
-    @property
-    def asked(self) -> bool:
-        """Whether the model was asked at all."""
-        return self.exchange.account is not None
 
     def summary(self) -> list[str]:
         """What was used, and how many texts of each kind a concept has."""
@@ -81,17 +73,10 @@ class ConceptSetResult:
             for example in examples
         ]
 
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON: what was used, what is missing, the texts, and the instructions to steer on."""
-        exchange = self.exchange
-        used = None if exchange.account is None else exchange.account._asdict()
-        facts = {"model": exchange.model, "estimate": exchange.estimate._asdict(), "account": used}
         steering = {one.concept: list(one.steering_instructions) for one in self.sets}
-        return {**facts, "failures": self.failures, "texts": self.rows(), "steering_instructions": steering}
+        return {**self.used(), "failures": self.failures, "texts": self.rows(), "steering_instructions": steering}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write AxBench's layout, which `steer` and `read_concept_sets` read; the files.
@@ -107,9 +92,6 @@ class ConceptSetResult:
         if not self.sets:
             raise ValueError("There is no text to write: with `dry_run` nothing is asked.")
         return write_concept_sets(self.sets, folder)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows())
 
 
 def concept_set(

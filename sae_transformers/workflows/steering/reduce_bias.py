@@ -6,7 +6,7 @@ import itertools
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,8 @@ from ...latents.texts import read_column as read_column
 from ...modeling import SparseAutoencoder, Steering
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.bias_reduction import GENDERED_PAIRS, Ranking, rank_by_swaps, rank_by_tokens, reducing, sweep
-from ..results import Progress, html_table, to_frame
+from ..results import Progress, Result
 from ..settings.reduce_bias import BiasSettings
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Part = PairPart | LastWordPart
 
@@ -54,7 +51,7 @@ class BiasRun:
 
 
 @dataclass(frozen=True)
-class BiasResult:
+class BiasResult(Result):
     """Steering that takes out the features that go with gender, and what was measured with each number of them.
 
     Args:
@@ -65,7 +62,7 @@ class BiasResult:
         random_features: those of each random draw.
         runs: a measurement for each number of features.
         parts: what was measured on.
-        rows, tokens, cut: rows with gendered words that were read, their tokens, and how many rows were cut.
+        texts, tokens, cut: texts with gendered words that were read, their tokens, and how many texts were cut.
         seconds: of all.
         settings: how it was made.
     """
@@ -78,7 +75,7 @@ class BiasResult:
     random_features: list[list[int]] = field(repr=False)
     runs: list[BiasRun] = field(repr=False)
     parts: list[Part] = field(repr=False)
-    rows: int
+    texts: int
     tokens: int
     cut: int
     seconds: float
@@ -86,7 +83,7 @@ class BiasResult:
 
     def summary(self) -> list[str]:
         """What was read and chosen, in a few lines."""
-        lines = [f"{self.rows:,} rows with gendered words, {self.tokens:,} tokens"]
+        lines = [f"{self.texts:,} rows with gendered words, {self.tokens:,} tokens"]
         if self.cut:
             lines.append(f"{self.cut:,} rows were cut at {self.settings.reading.max_length} tokens (max_length)")
         return [*lines, f"{self.qualified:,} features qualify, {self.chosen} chosen"]
@@ -110,14 +107,14 @@ class BiasResult:
             rows.append(row)
         return rows
 
-    def to_frame(self) -> DataFrame:
-        """A row for each run, part and measure, as a pandas DataFrame: value and interval."""
-        rows = []
-        for run in self.runs:
-            for part, measures in run.measures.items():
-                for name, value in _flat(measures):
-                    rows.append({"features": run.features, "kind": run.kind, "part": part, "measure": name, **value})
-        return to_frame(rows)
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each run, part and measure: value and interval."""
+        return [
+            {"features": run.features, "kind": run.kind, "part": part, "measure": name, **value}
+            for run in self.runs
+            for part, measures in run.measures.items()
+            for name, value in _flat(measures)
+        ]
 
     def to_dict(self, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """results.json.
@@ -142,9 +139,6 @@ class BiasResult:
         for name, value in values.items():
             Store(folder).write_json(name, value)
         return [Path(folder) / name for name in values]
-
-    def _repr_html_(self) -> str:
-        return f"<p>{'<br>'.join(self.summary())}</p>{html_table(self.table(), limit=100)}"
 
 
 def reduce_bias(
@@ -208,7 +202,7 @@ def reduce_bias(
         random_features=drawn,
         runs=measure.runs,
         parts=parts,
-        rows=found.rows,
+        texts=found.rows,
         tokens=found.tokens,
         cut=found.cut,
         seconds=time.perf_counter() - start,

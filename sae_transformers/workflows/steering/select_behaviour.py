@@ -24,7 +24,7 @@ from ...training.steering.functional_features import (
     functional_steering,
     select_features,
 )
-from ..results import Progress, html_table, to_frame
+from ..results import Progress, Result, html_table, to_frame
 from ..settings.select_behaviour import SIDES, SelectBehaviourSettings
 from ..settings.select_knowledge import check_side
 from .functional import last_states, save_steered_model, save_steerings, with_activation
@@ -36,7 +36,7 @@ LEAST = 4  # prompts of a behaviour
 
 
 @dataclass(frozen=True)
-class SelectBehaviourResult:
+class SelectBehaviourResult(Result):
     """The steering towards both behaviours, and how well its features tell them apart.
 
     Args:

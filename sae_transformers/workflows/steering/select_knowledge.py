@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ from ...create_training_data.knowledge_conflict import ConflictQuestion, questio
 from ...evaluation.classification import summary
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.functional_features import FunctionalFeatures
-from ..results import Progress, html_table, to_frame
+from ..results import Progress, Result
 from ..settings.select_knowledge import SIDES, QuestionSplitSettings, SelectKnowledgeSettings, check_side
 from .functional import save_steered_model, save_steerings, with_activation
 from .knowledge.answers import AskedModel, PromptCount
@@ -24,14 +24,11 @@ from .knowledge.choice import ChosenSettings, choose_settings, edit_settings, kn
 from .knowledge.comparison import compare_methods, prompts_per_question
 from .knowledge.learning import VARIANTS, LearntFeatures, learn_features
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 SHOWN = ("em_context", "em_memory", "neither", "em_context_to_memory", "em_memory_to_context", "prefers_memory")
 
 
 @dataclass(frozen=True)
-class SelectKnowledgeResult:
+class SelectKnowledgeResult(Result):
     """The steering towards both sides, and what it does beside other methods.
 
     Args:
@@ -81,10 +78,6 @@ class SelectKnowledgeResult:
             for seed, metrics in zip(self.facts["seeds"], measured, strict=True)
         ]
 
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
-
     def to_dict(self) -> dict[str, Any]:
         """As `results.json` has it: metrics, settings that were tried and chosen, facts."""
         chosen = {side: setting._asdict() for side, setting in self.chosen.settings.items()}
@@ -104,9 +97,6 @@ class SelectKnowledgeResult:
         save_steerings(folder, self.features, self.steering, self.to_dict())
         if model is not None:
             save_steered_model(Path(folder) / "model", self.model, self.tokenizer, self.steering[model])
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table())
 
 
 def select_knowledge(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -27,17 +27,14 @@ from ...latents.text_latents import encode_text_means
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.calibration import Calibration, SteeringPoint, calibrate, ladders_of
 from ...training.steering.feature_search import FeatureSearch, best_of, search_features
-from ..results import Progress, html_table, to_frame
+from ..results import Progress, Result
 from ..settings.steer import SteerSettings
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 NAMES = {"vader": "sentiment", "toxicity": "profanity"}  # of scorers, as `get_scorer` has them
 
 
 @dataclass(frozen=True)
-class SteerResult:
+class SteerResult(Result):
     """What a search found.
 
     Args:
@@ -96,13 +93,17 @@ class SteerResult:
                 model.generation_config.sae_steering = None  # of a model that had a default of its own
         return model
 
-    def curve_rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """No steering and every one that was tried, with score, perplexity and repetition."""
         chosen = self.steering
         return [
             _row(point, chosen=bool(point.steering) and point.steering == chosen, within_budget=point.within_budget)
             for point in (self.calibration.unsteered, *self.curve)
         ]
+
+    def table(self) -> list[dict[str, Any]]:
+        """Prompts that report, and then those that choose."""
+        return self.report_rows() + self.rows()
 
     def report_rows(self) -> list[dict[str, Any]]:
         """The same of the prompts that report, without and with the chosen steering."""
@@ -119,10 +120,6 @@ class SteerResult:
         if self.cut:
             lines.append(f"{self.cut:,} texts were cut.")
         return lines
-
-    def to_frame(self) -> DataFrame:
-        """`curve_rows` as a pandas DataFrame."""
-        return to_frame(self.curve_rows())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, which is what report.json holds."""
@@ -167,9 +164,6 @@ class SteerResult:
                 "chosen_to": ["chosen"] if edits and point.steering == self.steering else [],
             })  # fmt: skip
         return plot_steering(rows, path, title=self.concept)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.report_rows() + self.curve_rows())
 
 
 def steer(

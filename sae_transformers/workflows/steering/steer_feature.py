@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ...evaluation.steering.side_by_side import check_layer, side_by_side, vector_steering
 from ...modeling import SaeForCausalLM, Steering
-from ..results import html_table, save_csv, to_frame
+from ..results import Result, save_csv
 from ..settings.steer_feature import SteerFeatureSettings
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
-class SteerFeatureResult:
+class SteerFeatureResult(Result):
     """Continuations of one prompt from the same random numbers.
 
     Args:
@@ -45,10 +42,6 @@ class SteerFeatureResult:
         pairs = zip(self.steered, self.unsteered, strict=True)
         return [{"steered": steered, "unsteered": unsteered} for steered, unsteered in pairs]
 
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         facts = {"prompt": self.prompt, "feature": self.feature, "sae": self.sae, "strength": self.strength}
@@ -58,9 +51,6 @@ class SteerFeatureResult:
     def save(self, path: str | Path) -> None:
         """Write the texts as .csv: steered, unsteered."""
         save_csv(path, self.rows())
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows())
 
 
 def steer_feature(

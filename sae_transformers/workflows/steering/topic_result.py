@@ -14,7 +14,7 @@ from ...evaluation.topics.alignment import TopicUncertainty
 from ...evaluation.topics.generation import MethodRow
 from ...modeling import Steering
 from ...training.steering.topic_scores import TopicScores, write_topic_scores
-from ..results import html_table, to_frame
+from ..results import Result, to_frame
 from ..settings.align_topic import TopicSettings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TopicResult:
+class TopicResult(Result):
     """Steering towards a topic, and what is known of it.
 
     Args:
@@ -170,9 +170,6 @@ class TopicResult:
             raise ValueError("Nothing was generated to plot. Received: prompt_count=0.")
         rows: dict[str, Any] = {name: [row] for name, row in self.methods.items()}
         return plot_methods(rows, path, x="perplexity", y="similarity_change")
-
-    def _repr_html_(self) -> str:
-        return f"<p>{'<br>'.join(self.summary())}</p>{html_table(self.table()) if self.methods else ''}"
 
 
 def _facts(settings: TopicSettings) -> dict[str, Any]:

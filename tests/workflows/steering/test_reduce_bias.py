@@ -50,7 +50,7 @@ def test_texts_in_memory_become_steering(model: Any, tmp_path: Path) -> None:
     assert all(edit.sae == 1 for edit in found.steering.feature_edits)
     assert [edit.feature for edit in found.steering.feature_edits] == found.features[: found.chosen]
     assert len(found.random_features) == 1 and len(found.random_features[0]) == 3
-    assert found.cut == found.rows > 10 and found.tokens <= 7 * found.rows
+    assert found.cut == found.texts > 10 and found.tokens <= 7 * found.texts
     assert found.summary()[1] == f"{found.cut} rows were cut at 8 tokens (max_length)"
     assert list(found.table()[0]) == [
         "features", "WinoBias 1 test", "WinoBias 2 test", "CrowS gender", "CrowS other", "LAMBADA: right, perplexity"
