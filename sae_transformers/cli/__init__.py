@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import remember_options
+from .verb import VerbCommand
 
 # Markdown: in the other forms typer takes `[default: ...]` for markup and shows nothing.
 app = typer.Typer(
@@ -48,4 +49,4 @@ FLAGS = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}  #
 for panel, names in VERBS.items():
     for name in names.split():
         function = getattr(import_module(f".{FILES.get(name, name)}", __name__), name)
-        app.command(rich_help_panel=panel, context_settings=FLAGS.get(name))(function)
+        app.command(cls=VerbCommand, rich_help_panel=panel, context_settings=FLAGS.get(name))(function)

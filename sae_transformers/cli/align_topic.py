@@ -9,7 +9,7 @@ import typer
 
 from ..workflows.settings.align_topic import TopicSettings
 from .options import HookPoint, Model, ModelDtype, Saes
-from .tables import open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 COLUMN = "Column of the text in {}. [default: text, or the only one]"
@@ -68,8 +68,7 @@ def align_topic(
             loaded, tokenizer, TopicTexts(**texts), settings,
             sae=number, scores=table, embedder=embedder, progress=progress,
         )  # fmt: skip
-    for line in found.summary():
-        console.print(line, markup=False)
+    show_lines(console, found.summary())
     if found.methods:
         show_rows(console, found.table(), title=f"{len(found.samples)} continuations: mean ± standard error")
     facts = {
@@ -77,7 +76,7 @@ def align_topic(
         "sae": sae[0] if sae and len(sae) == 1 else sae, "scores": scores and str(scores), **names, **columns,
         "out": str(out), "save_model": save_model,
     }  # fmt: skip
-    console.print(", ".join(map(str, found.save(out, facts))), markup=False)
+    console.print(", ".join(map(str, found.save(out, facts))))
     if save_model:
         loaded.steering = found.steering
         loaded.save_pretrained(out / "model")

@@ -10,7 +10,7 @@ import typer
 from ..workflows.settings.annotation import ExplainSettings, JudgeSettings
 from .errors import fail
 from .options import LLM_RENAMED, Table
-from .tables import notice_on, open_console, progress_bar
+from .tables import open_console, progress_bar, show_lines
 from .verb import verb
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def explain(features: Table, out: Out, settings: ExplainSettings) -> None:
 
     console = open_console()
     with progress_bar("answers") as progress:
-        result = explain_features(features, settings, progress=progress, notice=notice_on(console))
+        result = explain_features(features, settings, progress=progress, notice=console.print)
     _show(result, out, console)
 
 
@@ -45,7 +45,7 @@ def judge(
 
     console = open_console()
     with progress_bar("answers") as progress:
-        result = judge_features(features, task, settings, progress=progress, notice=notice_on(console))
+        result = judge_features(features, task, settings, progress=progress, notice=console.print)
     _show(result, out, console)
 
 
@@ -53,8 +53,7 @@ def _show(result: AnnotationResult, out: Path, console: Console) -> None:
     if not result.asked:
         return
     files = result.save(out)
-    for line in result.summary():
-        console.print(line, markup=False)
-    console.print(" ".join(str(file) for file in files), markup=False)
+    show_lines(console, result.summary())
+    console.print(" ".join(str(file) for file in files))
     if failure := result.failure():
         fail(failure, code=1)

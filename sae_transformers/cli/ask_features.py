@@ -10,7 +10,7 @@ import typer
 from ..workflows.settings.ask_features import AskFeaturesSettings
 from .errors import fail
 from .options import LLM_RENAMED, Table
-from .tables import notice_on, open_console, progress_bar
+from .tables import open_console, progress_bar, show_lines
 from .verb import verb
 
 
@@ -26,11 +26,10 @@ def ask_features(
 
     console = open_console()
     with progress_bar("requests") as progress:
-        found = ask_about(features, question, settings, progress=progress, notice=notice_on(console))
+        found = ask_about(features, question, settings, progress=progress, notice=console.print)
     if not found.asked:
         return
     file = found.save(out)
-    for line in (*found.exchange.used(), *found.summary(), f"{file}"):
-        console.print(line, markup=False)
+    show_lines(console, [*found.exchange.used(), *found.summary(), f"{file}"])
     if failure := found.failure():
         fail(failure, code=1)

@@ -31,6 +31,6 @@ def check(
     else:
         loaded = SaeForCausalLM.from_pretrained(model, **options)
     report = loaded.check(tolerance=tolerance)
-    open_console().print(str(report), markup=False)
+    open_console().print(str(report))
     if not report:
         raise typer.Exit(1)

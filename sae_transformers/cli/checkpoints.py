@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .options import HookPoint
-from .tables import open_console, show_rows
+from .tables import open_console, show_lines, show_rows
 from .verb import verb
 
 
@@ -39,9 +39,9 @@ def attach(
 
         chosen = [release for name, release in releases().items() if not sae or any(part in name for part in sae)]
         for release in chosen:
-            console.print(release.pattern, style="bold", markup=False)
+            console.print(release.pattern, style="bold")
             for fact in filter(None, (f"{release.base}, {release.licence}", release.summary())):
-                console.print(f"    {fact}", markup=False)
+                console.print(f"    {fact}")
         console.print(f"{len(chosen)} releases" if chosen else "No release of such a name.")
         return
     if not sae:
@@ -55,14 +55,14 @@ def attach(
         warnings.simplefilter("always", UserWarning)
         model = attach_saes(base, loaded, out, head=head, revision=revision, force=force)
     for warning in caught:
-        console.print(f"Warning: {warning.message}", markup=False)
+        console.print(f"Warning: {warning.message}")
     rows = []
     for number, one in enumerate(loaded):
         form = one.config.metadata.get("format", "sae_transformers")
         rows.append({"SAE": number, "what it is": describe(one.config), "format": form})
     show_rows(console, rows, title=f"{model.config.base_model_name_or_path} in {out}")
     loader = f"{type(model).auto_model.__name__}.from_pretrained"
-    console.print(f"{loader}({str(out)!r}, trust_remote_code=True)", markup=False)
+    console.print(f"{loader}({str(out)!r}, trust_remote_code=True)")
 
 
 @verb(renamed={"place": "hook_point"})
@@ -87,5 +87,4 @@ def convert(
 
     sae = load_sae(source, hook_point, dtype=dtype, sae_id=sae_id, k=k, input_scale=input_scale)
     model, tokenizer, _ = (None, None, None) if base is None else load_base(base)
-    for line in convert_sae(sae, out, to, model=model, tokenizer=tokenizer).summary():
-        open_console().print(line, markup=False)
+    show_lines(open_console(), convert_sae(sae, out, to, model=model, tokenizer=tokenizer).summary())

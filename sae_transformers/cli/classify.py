@@ -11,7 +11,7 @@ import typer
 
 from ..workflows.settings.classify import ClassifyOptions
 from .options import HookPoint, Model, ModelDtype
-from .tables import open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 unintended_option = partial(typer.Option, rich_help_panel="Unintended features")
@@ -62,7 +62,7 @@ def classify(
 
     console = open_console()
     data = read_labelled(train, test, settings.columns)
-    console.print(data.describe(), markup=False)
+    console.print(data.describe())
     swaps = None
     if original is not None and swapped is not None:
         swaps = read_swaps(original, swapped, swap_column)
@@ -82,11 +82,8 @@ def classify(
     title = f"{found.measured_on}, {len(found.facts['seeds'])} seeds: mean ± 95 % interval"
     for columns in found.columns():  # not wider than a terminal
         show_rows(console, [{name: row[name] for name in columns} for row in found.table()], title=title)
-    for line in found.summary():
-        console.print(line, markup=False)
+    show_lines(console, found.summary())
     results, *drawn, folder = found.save(out)
     picture = drawn[0] if drawn else "no plot: pip install sae-transformers[plots]"
-    console.print(f"{results}, {picture}", markup=False)
-    console.print(
-        f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)", markup=False
-    )
+    console.print(f"{results}, {picture}")
+    console.print(f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)")

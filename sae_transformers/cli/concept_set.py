@@ -9,7 +9,7 @@ import typer
 
 from ..workflows.settings.concept_set import ConceptSetSettings
 from .options import LLM_RENAMED
-from .tables import notice_on, open_console, progress_bar
+from .tables import open_console, progress_bar, show_lines
 from .verb import verb
 
 
@@ -27,12 +27,9 @@ def concept_set(
 
     console = open_console()
     with progress_bar("answers") as progress:
-        result = write_concepts(
-            concepts, settings, instructions=instructions, progress=progress, notice=notice_on(console)
-        )
+        result = write_concepts(concepts, settings, instructions=instructions, progress=progress, notice=console.print)
     if not result.asked:
         return
     files = result.save(out)
-    for line in result.summary():
-        console.print(line, markup=False)
-    console.print(" ".join(map(str, files)), markup=False)
+    show_lines(console, result.summary())
+    console.print(" ".join(map(str, files)))

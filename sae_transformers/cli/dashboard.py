@@ -15,7 +15,7 @@ from .verb import verb
 
 OLD = {
     "place": "hook_point", "column": "text_column", "new_tokens": "max_new_tokens", "plain": "no_compress",
-    "sae_number": "number",
+    "sae_number": "number", "model": "",
 }  # fmt: skip
 SAMPLES, TEXT = "Steering samples", "Text"
 
@@ -67,12 +67,8 @@ def dashboard(
     ] = None,
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
-    base: Annotated[str | None, typer.Option("--model", hidden=True)] = None,
 ) -> None:
     """One HTML page of an SAE's features: search, sort, histograms, spans, labels, steering; no server needed."""
-    if base is not None:
-        typer.secho("--model is now the first argument.", err=True)
-        model = base
     if steer is not None and prompts is None:
         raise ValueError("--steer needs --prompts, a file with one a line. Received: no --prompts.")
     wanted = replace(settings.samples, steer=() if steer is None else feature_list(steer))
@@ -106,4 +102,4 @@ def dashboard(
     if save_samples is not None and found.samples:
         found.save_samples(save_samples)
     size = out.stat().st_size / 1e6
-    open_console().print(f"{out}: {len(found.features):,} features, {size:.1f} MB", markup=False)
+    open_console().print(f"{out}: {len(found.features):,} features, {size:.1f} MB")

@@ -9,7 +9,7 @@ import typer
 
 from ..workflows.settings.detect import DetectSettings
 from .options import HookPoint, Model, ModelDtype, Saes, parse_feature
-from .tables import open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 PRE_ACTIVATIONS = typer.Option("--pre-activations/--activations", help="Score before the activation function.")
@@ -40,9 +40,8 @@ def detect(
         found = detect_texts(loaded, tokenizer, rows, name, labels, settings, sae=number, progress=progress)
     if out is not None:
         found.save(out)
-        console.print(f"{out}", markup=False)
-    for line in found.summary():
-        console.print(line, markup=False)
+        console.print(f"{out}")
+    show_lines(console, found.summary())
 
 
 @verb(renamed={"place": "hook_point"})
@@ -67,7 +66,7 @@ def features(
     console = open_console()
     if out is not None:
         found.save(out)
-        console.print(f"{out}", markup=False)
+        console.print(f"{out}")
     rows = found.rows() if per_token else found.strongest(k)
     if rows:
         show_rows(console, rows, title=f"{len(found.tokens)} tokens, SAE {found.sae}")

@@ -10,7 +10,7 @@ import typer
 
 from ..workflows.settings.evaluate import SUITES, EvaluateSettings, evaluate_options
 from .options import HookPoint, Model, ModelDtype, Saes, parse_feature
-from .tables import notice_on, open_console, show_suite, suite_bars
+from .tables import open_console, show_suite, suite_bars
 from .verb import recorded_command, verb
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ def with_registered_suites() -> Callable[..., None]:
 
         def show(result: SuiteResult, there: bool) -> None:
             if there:
-                console.print(f"{result.name}: in {path} already (--again measures it anew)", markup=False)
+                console.print(f"{result.name}: in {path} already (--again measures it anew)")
             picture = out / f"{result.name}.png" if plots else None
             show_suite(console, result, SUITES[result.name], picture)
 
         with suite_bars() as progress:
-            measure(loaded, tokenizer, suites, out, run, progress=progress, finished=show, notice=notice_on(console))
-        console.print(f"{path}", markup=False)
+            measure(loaded, tokenizer, suites, out, run, progress=progress, finished=show, notice=console.print)
+        console.print(f"{path}")
 
     return evaluate
 

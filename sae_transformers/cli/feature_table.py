@@ -11,7 +11,7 @@ import typer
 from ..workflows.settings.feature_table import FeatureTableSettings
 from ..workflows.settings.texts import TextSettings
 from .options import HookPoint, Model, ModelDtype
-from .tables import open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 
@@ -76,9 +76,8 @@ def feature_table(
     console.print(f"{len(found.table):,} features x {tokens:,} tokens in {found.seconds:.1f} s")
     files = found.save(out, {"sae": sae or f"{model} {number}", **({} if spans is None else {"spans": spans})})
     show_rows(console, found.statistics(), title=f"{len(found.table):,} features")
-    for line in found.summary():
-        console.print(line, markup=False)
+    show_lines(console, found.summary())
     if save_sae is not None:
         one.save_pretrained(save_sae)
         files.append(save_sae)
-    console.print(" ".join(str(file) for file in files), markup=False)
+    console.print(" ".join(str(file) for file in files))

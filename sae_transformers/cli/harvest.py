@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.harvest import HarvestOptions
-from .errors import fail
 from .options import Base, ModelDtype
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
 RENAMED = {
     "place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch",
-    "drop_special": "drop_special_tokens",
+    "drop_special": "drop_special_tokens", "keep_first": "skip_first 0", "skip_first": "skip_first 1",
 }  # fmt: skip
 
 
@@ -46,32 +45,22 @@ def harvest(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
     model_dtype: ModelDtype = "auto",
-    keep_first: Annotated[bool, typer.Option("--keep-first", hidden=True)] = False,
 ) -> None:
     """Write a model's hidden states on a text to shards. With torchrun, each process does its part."""
     states = replace(settings.states, hook_points=tuple(hook_point))
-    if keep_first:
-        typer.secho("--keep-first is now --skip-first 0.", err=True)
-        states = replace(states, skip_first=0)
     source = settings.rows.open(text, label or (), images)
-
-    import torch
-
     from ..workflows.harvest import harvest as harvest_states
     from ..workflows.loading import load_base
 
     base, tokenizer, name = load_base(model, revision=revision, model_dtype=model_dtype, images=images is not None)
-    try:
-        with progress_bar("rows") as progress:
-            found = harvest_states(
-                base, tokenizer, source, out, states, max_tokens=max_tokens, model_name=name, revision=revision,
-                progress=progress,
-            )  # fmt: skip
-    except torch.OutOfMemoryError as error:
-        fail(f"{error} Try a smaller --tokens-per-batch or --rows-per-shard.", code=1)
+    with progress_bar("rows") as progress:
+        found = harvest_states(
+            base, tokenizer, source, out, states, max_tokens=max_tokens, model_name=name, revision=revision,
+            progress=progress,
+        )  # fmt: skip
     console = open_console()
     if not found.complete:
-        console.print(found.summary()[0], markup=False)
+        console.print(found.summary()[0])
         return
     shown = {name: "-" if count is None else f"{count:,}" for name, count in found.rows()[0].items()}
     show_rows(console, [shown], title=out)

@@ -9,7 +9,7 @@ import typer
 
 from ..workflows.settings.publish import CardSettings, PushSettings
 from .errors import fail
-from .tables import notice_on, open_console
+from .tables import open_console, show_lines
 from .verb import verb
 
 
@@ -36,8 +36,7 @@ def card(
         folder, settings, results=results, facts=facts, annotations=annotations, repo_id=repo_id, base=base
     )
     console = open_console()
-    for line in result.summary():
-        console.print(line, markup=False)
+    show_lines(console, result.summary())
 
 
 @verb(PushSettings, renamed={"type": "kind"})
@@ -53,6 +52,6 @@ def push(
     from ..workflows.publish import push as push_folder
 
     try:
-        push_folder(folder, repo_id, settings, dashboard=dashboard, space=space, notice=notice_on(open_console()))
+        push_folder(folder, repo_id, settings, dashboard=dashboard, space=space, notice=open_console().print)
     except NotAsPushed as error:
         fail(error, code=1)

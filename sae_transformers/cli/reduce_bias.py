@@ -9,7 +9,7 @@ import typer
 
 from ..workflows.settings.reduce_bias import BiasSettings
 from .options import HookPoint, Model, ModelDtype, Saes, TextColumn
-from .tables import open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 
@@ -43,8 +43,7 @@ def reduce_bias(
     with progress_bar("measurements") as progress:
         found = reduce(loaded, tokenizer, texts, data, settings, sae=number, out=out, progress=progress)
     console = open_console()
-    for line in found.summary():
-        console.print(line, markup=False)
+    show_lines(console, found.summary())
     show_rows(console, found.table(), title=f"{name}, {loaded.config.sae_configs[number].read_at}")
     console.print("Mean gap in nats (0: no preference) and share of pairs whose stereotypical text is likelier.")
     facts = {
@@ -52,4 +51,4 @@ def reduce_bias(
         "model_dtype": str(loaded.lm.dtype).removeprefix("torch."),
     }  # fmt: skip
     files = ", ".join(map(str, found.save(out, facts)))
-    console.print(f"{files}; {found.seconds:,.0f} s", markup=False)
+    console.print(f"{files}; {found.seconds:,.0f} s")

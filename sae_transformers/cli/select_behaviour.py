@@ -52,4 +52,4 @@ def select_behaviour(
     if result.prompts:
         rows = [{**row, "prompt": row["prompt"][-60:]} for row in result.answer_rows()]
         show_rows(console, rows, title="answers to held-out prompts")
-    console.print(f"steering in {out}/towards-*.json", markup=False)
+    console.print(f"steering in {out}/towards-*.json")

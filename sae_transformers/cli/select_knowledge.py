@@ -9,7 +9,7 @@ import typer
 
 from ..workflows.settings.select_knowledge import SIDES, SelectKnowledgeSettings, check_side
 from .options import HookPoint, Model, ModelDtype, Saes
-from .tables import notice_on, open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
 RENAMED = {
@@ -46,9 +46,9 @@ def select_knowledge(
     facts, console = {"model": name, "sae": sae or []}, open_console()
     with progress_bar("prompts") as progress:
         result = select(
-            loaded, tokenizer, rows, settings, out=out, facts=facts, progress=progress, notice=notice_on(console)
+            loaded, tokenizer, rows, settings, out=out, facts=facts, progress=progress, notice=console.print
         )
     result.save(out, model=save_model)
     runs = f"{len(settings.questions.seeds)} choices of demonstrations: mean ± 95 % interval"
     show_rows(console, result.table(), title=f"{result.facts['test']} questions, {runs}")
-    console.print(f"{out / 'results.json'}, steering in {out}/towards-*.json", markup=False)
+    console.print(f"{out / 'results.json'}, steering in {out}/towards-*.json")

@@ -8,7 +8,7 @@ import typer
 
 from ..workflows.settings.publish import ServeSettings
 from .options import HookPoint, ModelDtype, Saes
-from .tables import notice_on, open_console
+from .tables import open_console
 from .verb import verb
 
 
@@ -40,6 +40,6 @@ def serve(
         )
         serve_model(
             loaded, tokenizer, (name or model, model), settings, steering=default, listening=port,
-            notice=notice_on(console),
+            notice=console.print,
         )  # fmt: skip
     console.print("Stopped.")

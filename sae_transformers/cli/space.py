@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.publish import SpaceSettings
-from .tables import open_console
+from .tables import open_console, show_lines
 from .verb import verb
 
 LICENCE = typer.Option("--license", help="Licence of the Space, as the Hub names it.")
@@ -30,8 +30,7 @@ def space(
     features = dict(named_feature(text) for text in feature or ())
     from ..workflows.space import space as write_space
 
-    for line in write_space(model_id, out, settings, features=features).summary():
-        open_console().print(line, markup=False)
+    show_lines(open_console(), write_space(model_id, out, settings, features=features).summary())
 
 
 def named_feature(text: str) -> tuple[str, tuple[int, int]]:

@@ -9,17 +9,20 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.spans import SpanOptions
-from .errors import fail
 from .options import HookPoint, Model, ModelDtype
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
+RENAMED = {
+    "place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch",
+    "keep_first": "skip_first 0", "skip_first": "skip_first 1",
+}  # fmt: skip
 PEAK = typer.Option("--include-peak/--exclude-peak", help="A span ends with the strongest token, or before it.")
 
 
 @verb(
     SpanOptions,
-    renamed={"place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch"},
+    renamed=RENAMED,
     own={"include_peak": PEAK},
     leave_out=("template", "pre_acts_at_once", "blocks_per_save"),
 )
@@ -40,7 +43,6 @@ def spans(
     hook_point: HookPoint = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
     model_dtype: ModelDtype = "auto",
-    keep_first: Annotated[bool, typer.Option("--keep-first", hidden=True)] = False,
 ) -> None:
     """The stretches of text on which each latent is strongest. With torchrun, each process does its part."""
     chosen = settings.spans
@@ -50,30 +52,21 @@ def spans(
         template = template_file.read_text(encoding="utf-8")
     if template is not None:
         chosen = replace(chosen, template=template)
-    if keep_first:
-        typer.secho("--keep-first is now --skip-first 0.", err=True)
-        chosen = replace(chosen, skip_first=0)
     source = settings.rows.open(text)
-
-    import torch
-
     from ..workflows.loading import load, load_base, load_sae
     from ..workflows.reading.spans import spans as find_spans
 
     one = None if sae is None else load_sae(sae, hook_point)
     read = load if one is None else load_base
     loaded, tokenizer, _ = read(model, model_dtype=model_dtype, revision=revision)
-    try:
-        with progress_bar("rows") as progress:
-            which = number if one is None else one
-            found = find_spans(loaded, tokenizer, source, chosen, sae=which, out=out, progress=progress)
-    except torch.OutOfMemoryError as error:
-        fail(f"{error} Try a smaller --tokens-per-batch or --rows-per-block.", code=1)
+    with progress_bar("rows") as progress:
+        which = number if one is None else one
+        found = find_spans(loaded, tokenizer, source, chosen, sae=which, out=out, progress=progress)
     console = open_console()
     if not found.complete:
-        console.print(f"{out}: {found.summary()[0]}", markup=False)
+        console.print(f"{out}: {found.summary()[0]}")
         return
     show_rows(console, [{name: f"{count:,}" for name, count in found.counts().items()}], title=out)
     if save_sae is not None:
         found.sae.save_pretrained(save_sae)
-        console.print(f"{save_sae}", markup=False)
+        console.print(f"{save_sae}")

@@ -10,7 +10,7 @@ import typer
 
 from ..workflows.settings.steer import SteerSettings
 from .options import HookPoint, LabelColumn, Model, ModelDtype, Saes, TextColumn
-from .tables import open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def steer(
         result = search_steering(loaded, tokenizer, texts, labels, lines, settings, progress=progress)
     _show(result, console)
     stale = not result.steering and (out / "model").exists()
-    console.print(", ".join(str(path) for path in result.save(out)[:2]), markup=False)
+    console.print(", ".join(str(path) for path in result.save(out)[:2]))
     if result.steering:
         console.print(f"AutoModelForCausalLM.from_pretrained({str(out / 'model')!r}, trust_remote_code=True)")
         return
@@ -71,14 +71,12 @@ def steer(
         f"steering.json changes nothing, and no model was saved{old}. What may help: more features "
         f"(--top {2 * settings.search.top}), another --selection or --scorer, weaker --strengths, or a "
         f"--perplexity-ratio above {settings.budget.perplexity_ratio:g}; the table shows which of them.",
-        markup=False,
     )
 
 
 def _show(result: SteerResult, console: Any) -> None:
     show_rows(console, result.candidates, title="candidates")
-    for line in result.summary():
-        console.print(line, markup=False)
+    show_lines(console, result.summary())
     show_rows(console, [_cells(row) for row in result.rows()], title="prompts that choose")
     if result.report is not None:
         show_rows(console, [_cells(row) for row in result.report_rows()], title="prompts that report")

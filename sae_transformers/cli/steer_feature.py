@@ -41,8 +41,8 @@ def steer_feature(
     console = open_console()
     table = Table(f"feature {feature}, {strength:g} {settings.unit}", "unsteered", show_lines=True)
     for row in found.rows():
-        table.add_row(*(text.replace("[", r"\[") for text in row.values()))
+        table.add_row(*row.values())
     console.print(table)
     if out is not None:
         found.save(out)
-        console.print(f"{out}", markup=False)
+        console.print(f"{out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def open_console(width: int | None = None) -> Console:
-    """What the verbs print to: no colours of its own, no line cut."""
+    """What the verbs print to: texts as they are, no colours of its own, no line cut."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False, width=width)
+    return Console(soft_wrap=True, highlight=False, markup=False, width=width)
 
 
 @contextmanager
@@ -33,9 +33,10 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield report
 
 
-def notice_on(console: Console) -> Callable[[str], None]:
-    """What a workflow tells before its long part: a line each."""
-    return lambda line: console.print(line, markup=False)
+def show_lines(console: Console, lines: Iterable[str]) -> None:
+    """A line each."""
+    for line in lines:
+        console.print(line)
 
 
 def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
@@ -44,19 +45,14 @@ def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None
 
     table = Table(*rows[0], title=title)
     for row in rows:
-        table.add_row(
-            *(
-                f"{value:.4g}"
-                if isinstance(value, float)
-                else repr(value)[1:-1]
-                if isinstance(value, str)
-                else "-"
-                if value is None
-                else str(value)
-                for value in row.values()
-            )
-        )
-    console.print(table, markup=False)
+        table.add_row(*map(_cell, row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else repr(value)[1:-1] if isinstance(value, str) else str(value)
 
 
 @contextmanager
@@ -94,9 +90,9 @@ def show_suite(console: Any, result: Any, suite: Any, picture: Path | None = Non
         first, *rest = row.values()
         table.add_row("" if first == previous else str(first), *map(str, rest))
         previous = first
-    console.print(table, markup=False)
+    console.print(table)
     for note in result.notes:
-        console.print(f"- {note}", markup=False)
+        console.print(f"- {note}")
     if picture is not None:
         missing = "No plot: matplotlib is not installed (sae-transformers[plots])."
-        console.print(str(suite.plot(result, picture) or missing), markup=False)
+        console.print(str(suite.plot(result, picture) or missing))

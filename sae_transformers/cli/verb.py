@@ -9,11 +9,12 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
 from .errors import fail
@@ -35,7 +36,15 @@ class _Field(NamedTuple):
     def option(self, own: Any) -> inspect.Parameter:
         flags = (f"--{self.name.replace('_', '-')}",) if self.kind is bool and self.default is False else ()
         made = own or typer.Option(*flags, help=self.help, rich_help_panel=self.panel)
-        return _keyword(self.name, self.default, Annotated[self.kind, made])
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(self.name, keyword, default=self.default, annotation=Annotated[self.kind, made])
+
+
+class VerbCommand(TyperCommand):
+    """A command that takes the old spellings of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _renamed(args, getattr(self.callback, "renamed", {})))
 
 
 def verb(
@@ -53,12 +62,12 @@ def verb(
 
     Args:
         settings: a dataclass whose docstring has an entry for each field; None for a verb without.
-        renamed: old spelling -> the option it is now, or `no_x` for a switch that sets `x` to False; accepted, with
-            a note, and not shown.
+        renamed: old spelling -> the option it is now, which may bring its value (`skip_first 0`), or nothing where
+            that is an argument now. Accepted with a note, by a `VerbCommand`. An option that is renamed to itself
+            with a value was a switch, which it is where no number follows.
         own: field -> `typer.Option` in place of the one that is made.
         leave_out: fields that are no options.
     """
-    old = dict(renamed or {})
 
     def decorate(action: Callable[..., None]) -> Callable[..., None]:
         given = [p for p in inspect.signature(action, eval_str=True).parameters.values() if p.name != "settings"]
@@ -67,22 +76,12 @@ def verb(
             fields.setdefault(field.name, field)
         options = [field.option((own or {}).get(field.name)) for field in fields.values()]
         known = {p.name: p for p in (*given, *options)}
-        required = {new for new in old.values() if new in known and known[new].default is inspect.Parameter.empty}
-        shown = [
-            p.replace(default=None, annotation=_optional(p.annotation)) if p.name in required else p
-            for p in known.values()
-        ]
-        aliases = [_alias(name, new, known) for name, new in old.items()]
 
         def run(**values: Any) -> None:
             # Read when torch is first imported. Threads that sleep while they wait, where the default is to spin, keep
             # their speed on a machine that does other work too; spinning ones fall to a fraction of it.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            _take_old_names(values, old)
             _RUNNING.set((action.__name__, {name: (known[name], value) for name, value in values.items()}))
-            for name in required:
-                if values[name] in (None, []):
-                    fail(f"Missing option --{name.replace('_', '-')}.", code=2)
             from ..workflows.settings.llm import ServiceRefused
 
             try:
@@ -94,11 +93,17 @@ def verb(
                 fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
             except (ValueError, OSError, TypeError, ImportError) as error:
                 fail(error, code=2)
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for this
+                    raise
+                fail(f"{error} Try a smaller --tokens-per-batch.", code=1)
 
         run.__name__, run.__doc__ = action.__name__, action.__doc__
         run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
-            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shown, *aliases)]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in known.values()]
         )
+        spelt = ((old.replace("_", "-"), new.replace("_", "-")) for old, new in (renamed or {}).items())
+        run.renamed = {f"--{old}": f"--{new}" if new else "" for old, new in spelt}  # pyright: ignore[reportFunctionMemberAccess]
         return run
 
     return decorate
@@ -213,34 +218,17 @@ def _tuple_of(kind: Any) -> Any:
     return None
 
 
-def _alias(name: str, new: str, known: Mapping[str, inspect.Parameter]) -> inspect.Parameter:
-    if new not in known and new.startswith("no_"):
-        return _keyword(name, False, Annotated[bool, typer.Option(f"--{name.replace('_', '-')}", hidden=True)])
-    return _keyword(name, None, Annotated[_kind(known[new].annotation) | None, typer.Option(hidden=True)])
-
-
-def _take_old_names(values: dict[str, Any], old: Mapping[str, str]) -> None:
-    for name, new in old.items():
-        value = values.pop(name)
-        if value is None or value is False or value == []:
+def _renamed(words: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
+    """Options as they are spelt now, with a note on each that is not."""
+    found: list[str] = []
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        new = renamed.get(flag)
+        has_number = equals or "".join(words[place + 1 : place + 2]).isdecimal()
+        if new is None or (new.split(" ")[0] == flag and has_number):
+            found.append(word)
             continue
-        typer.secho(f"--{name} is now --{new}.".replace("_", "-"), err=True)
-        if new in values:
-            values[new] = value
-        else:
-            values[new.removeprefix("no_")] = False
-
-
-def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _kind(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-
-
-def _optional(annotation: Any) -> Any:
-    if typing.get_origin(annotation) is not Annotated:
-        return annotation | None
-    kind, option = typing.get_args(annotation)
-    return Annotated[kind | None, option]
+        typer.secho(f"{flag} is now {new or 'the first argument'}.", err=True)
+        name, *rest = new.split(" ")
+        found += [part for part in (f"{name}{equals if name else ''}{value}", *rest) if part]
+    return found

@@ -68,7 +68,7 @@ def test_old_spellings_are_taken_with_a_note(tmp_path: Path) -> None:
     result = run(*given, "--model", "m", "--base-url", "http://127.0.0.1:9")
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines() == [
-        "--model is now --llm.", "--base-url is now --llm-url.", "--max-tokens is now --max-answer-tokens."
+        "--max-tokens is now --max-answer-tokens.", "--model is now --llm.", "--base-url is now --llm-url."
     ]  # fmt: skip
     none = run(*given)
     assert none.exit_code == 2 and "--llm" in none.stderr

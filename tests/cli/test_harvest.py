@@ -130,3 +130,7 @@ def test_old_spellings_are_still_taken(model_folder: Path, tmp_path: Path) -> No
         assert note in result.stderr
     settings = json.loads((tmp_path / "store" / "index.json").read_text())["settings"]
     assert settings["skip_first"] is False and settings["drop_special_tokens"] is True
+    switch = ["--hook-point", "layers.1.resid_post", "--text-column", "body", "--skip-first"]
+    result = harvest(model_folder, tmp_path / "texts.jsonl", *switch, "--out", tmp_path / "other")
+    assert result.exit_code == 0 and "--skip-first is now --skip-first 1." in result.stderr, result.output
+    assert json.loads((tmp_path / "other" / "index.json").read_text())["settings"]["skip_first"] is True

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from sae_transformers.cli.errors import remember_options
-from sae_transformers.cli.verb import argument_help, verb
+from sae_transformers.cli.verb import VerbCommand, argument_help, verb
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Whole:
     seed: int = 0
 
 
-OLD = {"model": "name", "plain": "no_chat", "at_most": "limit"}
+OLD = {"model": "name", "plain": "no_chat", "at_most": "limit", "unlimited": "limit 9", "seed": "seed 1"}
 
 
 def called(*words: str, leave_out: tuple[str, ...] = ()) -> tuple[list, str, int]:
@@ -66,7 +66,7 @@ def called(*words: str, leave_out: tuple[str, ...] = ()) -> tuple[list, str, int
     def main(context: typer.Context) -> None:
         remember_options(context)
 
-    @app.command()
+    @app.command(cls=VerbCommand)
     @verb(Whole, renamed={} if leave_out else OLD, leave_out=leave_out)
     def act(name: Annotated[str, typer.Option()], settings: Whole) -> None:
         """Do it."""
@@ -105,9 +105,18 @@ def test_old_spellings_are_taken_with_a_note():
     assert said.splitlines() == ["--model is now --name.", "--plain is now --no-chat.", "--at-most is now --limit."]
 
 
+def test_an_old_switch_brings_its_value_and_one_that_takes_a_number_now_is_both():
+    taken, said, _ = called("--unlimited", "--seed", "--model=a")
+    assert taken[0] == "a" and taken[1].first == Part(1, 9)
+    assert said.splitlines() == ["--unlimited is now --limit 9.", "--seed is now --seed 1.", "--model is now --name."]
+    taken, said, _ = called("--seed", "3", "--name", "a")
+    assert taken[1].seed == 3 and not said
+    assert called("--name", "a", "--seed=4")[0][1].seed == 4
+
+
 def test_a_required_option_with_an_old_spelling_is_still_required():
     taken, said, code = called("--seed", "1")
-    assert (taken, code) == ([], 2) and "Missing option --name." in said
+    assert (taken, code) == ([], 2) and "Missing option '--name'" in said
 
 
 def test_the_errors_of_settings_name_the_option():

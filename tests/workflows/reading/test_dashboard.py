@@ -137,6 +137,6 @@ def test_a_saved_model_and_old_spellings(folder: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines()[:3] == [
-        "--new-tokens is now --max-new-tokens.", "--sae-number is now --number.", "--model is now the first argument."
+        "--model is now the first argument.", "--sae-number is now --number.", "--new-tokens is now --max-new-tokens."
     ]  # fmt: skip
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
