@@ -58,15 +58,12 @@ def feature_table(
     texts = None if text is None else settings.rows.open(text)
     from ..workflows.loading import load, load_sae
     from ..workflows.reading.feature_table import feature_table as make_table
-    from ..workflows.reading.feature_table import read_spans
+    from ..workflows.reading.feature_table import read_spans, sae_of
 
     examples = None if spans is None else read_spans(spans)
     one = None if sae is None else load_sae(sae, hook_point)
     loaded, tokenizer, _ = load(model, None if one is None else [], model_dtype=model_dtype, revision=revision)
-    if one is None:
-        if not 0 <= number < len(loaded.saes):
-            raise ValueError(f"The model has SAEs 0 to {len(loaded.saes) - 1}. Received: `number`={number}.")
-        one = loaded.saes[number]
+    one = sae_of(loaded, number) if one is None else one
     with progress_bar("done") as progress:
         found = make_table(
             loaded, tokenizer, settings.table, sae=one, texts=texts, spans=examples, progress=progress

@@ -18,6 +18,7 @@ from ..modeling.hook_points import HookPoint, find_hook_point, hook_tensor
 from ..modeling.modeling_sae import SaePreTrainedModel
 from .batches import length_batches
 from .image_texts import ImageTexts
+from .progress import Count
 
 
 class HiddenStates(NamedTuple):
@@ -259,15 +260,7 @@ def read_hidden_states(
     ids = [torch.tensor(row) for row in rows]
     keep = [kept_positions(row) for row in ids]
     place = model.config.sae_configs[sae].read_at
-    done = 0
-
-    def count(members: list[int]) -> None:
-        nonlocal done
-        done += len(members)
-        if report:
-            report(done, len(rows))
-
-    reader = HiddenStateReader(model.lm, [place], config=model.config)
-    hidden = reader.read(ids, keep, tokens_at_once=tokens_at_once, report=count)[place].cpu()
+    count, reader = Count(report, len(rows)), HiddenStateReader(model.lm, [place], config=model.config)
+    hidden = reader.read(ids, keep, tokens_at_once=tokens_at_once, report=lambda rows: count(len(rows)))[place].cpu()
     text_index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(k) for k in keep]))
     return HiddenStates(hidden, text_index)

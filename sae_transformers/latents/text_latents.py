@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling import SparseAutoencoder
 from ..modeling.modeling_sae import SaePreTrainedModel
 from .batches import length_batches, right_padded
 from .context import check_length
@@ -117,6 +118,19 @@ def encode_text_means(
     back = torch.cat(order).argsort()
     codes = [stack_rows(some).take_rows(back) for some in parts]
     return [TextCodes(*found) for found in zip(hidden, codes, pre_acts, strict=True)]
+
+
+def sae_of(model: PreTrainedModel, number: int) -> SparseAutoencoder:
+    """One of a model's SAEs.
+
+    Raises:
+        ValueError: it has none, or none of that number.
+    """
+    if not isinstance(model, SaePreTrainedModel):
+        raise ValueError(f"A base has no SAE: give one with `sae=`. Received: sae={number!r}.")
+    if not 0 <= number < len(model.saes):
+        raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: `number`={number!r}.")
+    return model.saes[number]
 
 
 def named_features(

@@ -23,7 +23,7 @@ from ..training.heads.comparison import Comparison, Rows, put_head, read_texts, 
 from ..training.heads.train import TrainedHead
 from .classify_result import ClassifyResult
 from .loading import DTYPES, load_sae, this_device
-from .results import Progress
+from .results import Count, Progress
 from .settings.classify import ClassifySettings, ComparisonSettings, LabelSettings
 from .unintended import PooledTokens, find_unintended
 
@@ -159,13 +159,13 @@ def classify(
         loss_weights={"unintended": plan.penalty},
     )
     classifier.set_unintended(features.tolist())
-    count = _Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(plan.methods))
+    count = Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(plan.methods))
     plain = FeatureHead(FeatureHeadConfig(**{**head, "removal": "none"}), sae.config.d_in, 1, 1)
-    states = _states(classifier, plain, ids, data, settings, count.add)
+    states = _states(classifier, plain, ids, data, settings, count)
     comparison = Comparison(
         *states, data.labels, objective=data.objective, folds=plan.folds, sae=sae, unintended=features
     )
-    rows, trained = _compare(comparison, plan, lambda: count.add(len(ids["train"])))
+    rows, trained = _compare(comparison, plan, lambda: count(len(ids["train"])))
     _keep(classifier, plan.kept, trained[plan.kept])
     lora = None
     if settings.lora.lora_epochs > 0:
@@ -177,18 +177,6 @@ def classify(
     facts["unintended"] = features.tolist()
     where = "test rows" if "test" in parts else f"{plan.folds}-fold cross-validation"
     return ClassifyResult(classifier, tokenizer, rows, lora, facts, where, settings)
-
-
-class _Count:
-    """Texts done, reported as they grow."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-
-    def add(self, texts: int) -> None:
-        self.done += texts
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def _states(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...evaluation.generation.fluency import repetition
 from ...evaluation.journal import Journal
 from ...evaluation.scorers.registry import Scorer, checked_scores
 from ...evaluation.settings import FluencyBudget, GenerationSettings
+from ...latents.progress import Count, Progress
 from ...modeling import FeatureEdit, Steering
 from .settings import STRENGTHS
 
@@ -129,7 +130,7 @@ def calibrate(
     budget: FluencyBudget | None = None,
     *,
     report_share: float = 0.5,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> Calibration:
     """The steering that scores highest on held-out prompts among those that keep the text likely.
@@ -166,7 +167,7 @@ def calibrate(
     model.prepare_steering([steering for ladder in ladders for steering in ladder])  # tells of features it has not
     search, held = split_prompts(prompts, report_share, generation.seed)
     bench = _Bench(model, tokenizer, scorer, generation, journal, progress)
-    bench.total = (1 + sum(map(len, ladders))) * len(search) * generation.samples_per_prompt
+    bench.count.total = (1 + sum(map(len, ladders))) * len(search) * generation.samples_per_prompt
     (unsteered,) = bench.measure(search, [Steering()])
     least_likely = budget.perplexity_ratio * unsteered.perplexity
     most_repeated = math.inf if budget.added_repetition is None else unsteered.repetition + budget.added_repetition
@@ -189,7 +190,7 @@ def calibrate(
             stacklevel=2,
         )
     chosen = Steering() if best is None else best.steering
-    bench.total = bench.done + 2 * len(held) * generation.samples_per_prompt
+    bench.count.total = bench.count.done + 2 * len(held) * generation.samples_per_prompt
     report = None
     if held:
         first, second = bench.measure(held, [Steering(), chosen])
@@ -223,11 +224,10 @@ class _Bench:
         scorer: Scorer,
         generation: GenerationSettings,
         journal: Journal | None,
-        progress: Callable[[int, int], object] | None,
+        progress: Progress | None,
     ) -> None:
         self.model, self.tokenizer, self.scorer = model, tokenizer, scorer
-        self.generation, self.journal, self.progress = generation, journal, progress
-        self.done = self.total = 0  # continuations
+        self.generation, self.journal, self.count = generation, journal, Count(progress, 0)  # of continuations
 
     def measure(self, prompts: Sequence[str], steerings: Sequence[Steering]) -> list[SteeringPoint]:
         rows = [prompt for prompt in prompts for _ in range(self.generation.samples_per_prompt)]
@@ -238,7 +238,7 @@ class _Bench:
             [steering for steering in steerings for _ in rows],
             self.generation,
             draws=list(range(len(rows))) * len(steerings),
-            report=self._report,
+            report=self.count,
             journal=self.journal,
         )
         scores = checked_scores(self.scorer, found.texts)
@@ -252,8 +252,3 @@ class _Bench:
         by_prompt = scores.view(-1, self.generation.samples_per_prompt).mean(1)
         error = float(by_prompt.std() / len(by_prompt) ** 0.5) if len(by_prompt) > 1 else 0.0
         return SteeringPoint(steering, float(scores.mean()), error, found.perplexity, repetition(found.texts))
-
-    def _report(self, rows: int) -> None:
-        self.done += rows
-        if self.progress is not None:
-            self.progress(self.done, self.total)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...evaluation.detection.metrics import code_aurocs
 from ...evaluation.features.unembedding import final_norm
 from ...latents.sparse_codes import SparseCodes
+from ...latents.text_latents import sae_of
 from ...modeling import FeatureEdit, Steering
 from .settings import STATISTICS, OutputScoreSettings, SearchSettings
 
@@ -142,19 +143,13 @@ def logit_lens_tokens(model: Any, features: Tensor, *, sae: int = 0, top: int = 
         ValueError: the model has no final norm that can be found, or the SAE does not write to its residual stream.
     """
     head, norm = model.get_output_embeddings(), final_norm(model.lm)
-    of = _sae_of(model, sae)
+    of = sae_of(model, sae)
     rows = of.W_dec[features.to(of.device)]
     if rows.shape[1] != model.config.get_text_config().hidden_size:
         raise ValueError(f"The SAE must write hidden states. Received: rows of width {rows.shape[1]} of SAE {sae}.")
     like = head.weight
     found = [head(norm(part.to(like.device, like.dtype))).float().topk(top).indices for part in rows.split(at_once)]
     return torch.cat(found).cpu()
-
-
-def _sae_of(model: Any, number: int) -> Any:
-    if not 0 <= number < len(model.saes):
-        raise ValueError(f"The model has {len(model.saes)} SAE(s), numbered from 0. Received: sae={number!r}.")
-    return model.saes[number]
 
 
 @torch.no_grad()
@@ -191,7 +186,7 @@ def output_scores(
         ValueError: a latent that the SAE does not have, or no latent is active at the last token.
     """
     settings = settings or OutputScoreSettings()
-    prompt, d_sae = settings.prompt, _sae_of(model, sae).config.d_sae
+    prompt, d_sae = settings.prompt, sae_of(model, sae).config.d_sae
     if len(features) and not 0 <= int(features.min()) <= int(features.max()) < d_sae:
         raise ValueError(
             f"Latents of SAE {sae} are in [0, {d_sae}); are the features of another one? "
@@ -260,7 +255,7 @@ def search_features(
         return FeatureSearch(features, scores[features], None, statistic, selection, sae)
     if model is None or tokenizer is None:
         raise ValueError(f"Output scores need `model` and `tokenizer`. Received: selection={selection!r}.")
-    if (d_sae := _sae_of(model, sae).config.d_sae) != codes.d_sae:
+    if (d_sae := sae_of(model, sae).config.d_sae) != codes.d_sae:
         raise ValueError(
             f"The codes must be of SAE {sae}, which has {d_sae} latents. Received: codes of {codes.d_sae}."
         )

@@ -30,10 +30,11 @@ from ...hub_cards.dashboard_data import (
 )  # fmt: skip
 from ...latents.context import reading_length
 from ...latents.text_input import text_source
+from ...latents.text_latents import sae_of
 from ...modeling import SaeForCausalLM, SparseAutoencoder
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...modeling.repository_files import write_whole
-from ..results import Progress, Result
+from ..results import Count, Progress, Result
 from ..settings.dashboard import DashboardSettings
 from .dashboard_sources import DashboardSources, check_source, short_name
 from .spans import SpansResult
@@ -62,15 +63,8 @@ class DashboardResult(Result):
         Args:
             progress: called with (features done, features).
         """
-        done = 0
-
-        def report(features: int) -> None:
-            nonlocal done
-            done += features
-            if progress is not None:
-                progress(done, len(self.features))
-
-        return write_dashboard(self.page, path, compress=self.settings.compress, report=report)
+        count = Count(progress, len(self.features))
+        return write_dashboard(self.page, path, compress=self.settings.compress, report=count)
 
     def save_samples(self, path: str | Path) -> None:
         """Write the samples that were made, .json."""
@@ -124,9 +118,7 @@ def dashboard(
         raise ValueError("`texts` and `steer` need `model` and `sae`. Received: none.")
     number, one = settings.number, sae
     if one is None and isinstance(model, SaePreTrainedModel):
-        if not number < len(model.saes):
-            raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: `number`={number!r}.")
-        one = model.saes[number]
+        one = sae_of(model, number)
     if one is not None and model is not None:
         one = one.to(model.device)
     _check_features([*(chosen or ()), *steered], sources, one)
@@ -214,17 +206,11 @@ def _read_text(
         table["span"] = [spans.span[i] for i in rows.tolist()]
     else:
         span_settings = SpanSettings(max_length=reading_length(origin.model, settings.max_length, MAX_LENGTH))
-    histograms, done = ActivationHistograms(origin.sae.config.d_sae), 0
-
-    def report(tokens: int) -> None:
-        nonlocal done
-        done += tokens
-        if progress is not None:
-            progress(done, max(done, settings.max_tokens))
-
+    histograms = ActivationHistograms(origin.sae.config.d_sae)
     found = read_span_tokens(
         replace(origin, settings=span_settings), table,
-        after=settings.after, max_tokens=settings.max_tokens, visit=histograms.add, report=report,
+        after=settings.after, max_tokens=settings.max_tokens, visit=histograms.add,
+        report=Count(progress, settings.max_tokens),
     )  # fmt: skip
     shown: dict[int, list[SpanShown]] = {}
     for feature, score, one in zip(table["feature"].tolist(), table["score"].tolist(), found, strict=True):
@@ -242,15 +228,8 @@ def _steer(
 ) -> list[dict[str, Any]]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    wanted, done = settings.samples, 0
-    total = len(prompts) * (1 + len(wanted.steer) * len(wanted.strengths))
-
-    def report(texts: int) -> None:
-        nonlocal done
-        done += texts
-        if progress is not None:
-            progress(done, total)
-
+    wanted = settings.samples
+    count = Count(progress, len(prompts) * (1 + len(wanted.steer) * len(wanted.strengths)))
     steered: Any = model
     edit = replace(DIRECTION, sae=settings.number)
     if sae is not None:
@@ -258,7 +237,7 @@ def _steer(
         edit = DIRECTION
     return steering_samples(
         steered, tokenizer, prompts, wanted.steer, wanted.strengths, wanted.generation,
-        edit=edit, report=report,
+        edit=edit, report=count,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from ...latents.text_latents import batches_of
 from ...latents.texts import LABEL_NAMES, column_of, open_text
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.feature_search import held_out_f1
-from ..results import Progress, Result, html_table, save_csv, to_frame
+from ..results import Count, Progress, Result, html_table, save_csv, to_frame
 from ..settings.detect import DetectSettings
 
 if TYPE_CHECKING:
@@ -148,17 +148,16 @@ def detect(
     found = tokenized(tokenizer, texts, max_length=settings.max_length or 0, text_column=settings.text_column)
     if labels is not None and len(labels) != len(found.texts):
         raise ValueError(f"Expected a label for each of {len(found.texts)} texts. Received: {len(labels)} labels.")
-    scores, done = torch.full((len(found.ids),), torch.nan), 0
+    scores = torch.full((len(found.ids),), torch.nan)
     there = [i for i, row in enumerate(found.ids) if row]
+    count = Count(progress, len(there))
     for batch in batches_of([found.ids[i] for i in there], tokens_at_once=settings.tokens_per_batch):
         answer = model.detect(
             {"input_ids": batch.ids, "attention_mask": batch.mask}, feature=number, sae=sae,
             pooling=settings.pooling, pre_activations=settings.pre_activations, skip_first=settings.skip_first,
         )  # fmt: skip
         scores[[there[i] for i in batch.texts.tolist()]] = answer.per_text.float().cpu()
-        done += len(batch.texts)
-        if progress is not None:
-            progress(done, len(there))
+        count(len(batch.texts))
     return DetectResult(
         number, sae, found.texts, scores, None if labels is None else list(labels), found.cut, settings
     )

@@ -25,9 +25,10 @@ from ...evaluation.features.table_files import table_columns, write_feature_tabl
 from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
 from ...latents.text_input import text_source, tokenized
+from ...latents.text_latents import sae_of as sae_of
 from ...latents.texts import TextSource
 from ...modeling import SparseAutoencoder
-from ..results import Progress, html_table, to_frame
+from ..results import Count, Progress, html_table, to_frame
 from ..settings.feature_table import FeatureTableSettings
 
 if TYPE_CHECKING:
@@ -146,23 +147,14 @@ def feature_table(
         FileNotFoundError: there are no spans.
     """
     settings = settings or FeatureTableSettings()
-    one: SparseAutoencoder = sae if isinstance(sae, SparseAutoencoder) else model.saes[sae]  # pyright: ignore
-    one = one.to(model.device)
+    one = (sae if isinstance(sae, SparseAutoencoder) else sae_of(model, sae)).to(model.device)
     examples = read_spans(spans) if isinstance(spans, (str, Path)) else spans
     source = None if texts is None else text_source(texts, text_column=text_column)
     max_length = reading_length(model, settings.reading.max_length, 256)
-    done = 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, one.config.d_sae)
-
     start = time.perf_counter()
     table = table_of_weights(
         model, tokenizer, one, top_k=settings.top_k, fold_norm=settings.fold_norm, centre=settings.centre,
-        match=settings.match, report=report,
+        match=settings.match, report=Count(progress, one.config.d_sae),
     )  # fmt: skip
     seconds = time.perf_counter() - start
     if examples and max(examples) >= len(table):

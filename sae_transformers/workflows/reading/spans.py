@@ -15,8 +15,8 @@ from ...create_training_data.spans.activations import read_span_index
 from ...create_training_data.spans.collect import SpanCollector, read_maxima, write_spans
 from ...create_training_data.spans.files import COLUMNS, Spans, read_table
 from ...latents.text_input import text_source
+from ...latents.text_latents import sae_of
 from ...modeling import SparseAutoencoder
-from ...modeling.modeling_sae import SaePreTrainedModel
 from ..results import Progress, Result
 from ..settings.spans import SpanSettings
 
@@ -115,10 +115,8 @@ def spans(
     source = text_source(texts, text_column=text_column)
     if isinstance(sae, SparseAutoencoder):
         sae = sae.to(model.device)
-    elif not isinstance(model, SaePreTrainedModel):
-        raise ValueError(f"A base has no SAE: give one with `sae=`. Received: sae={sae!r}.")
-    elif not 0 <= sae < len(model.saes):
-        raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: `number`={sae!r}.")
+    else:
+        sae_of(model, sae)  # is there
     collector = SpanCollector(model, tokenizer, sae, source, settings, out=out)
     found = collector.run(progress=progress if collector.rank == 0 else None)
     if found.feature_max is not None and found.n_tokens:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...latents.context import reading_length
 from ...latents.text_input import tokenized
+from ...latents.text_latents import sae_of
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ..results import Result, save_csv
 
@@ -116,11 +117,9 @@ def top_features(
     found = tokenized(tokenizer, text, max_length=reading_length(model, max_length, 1024))
     if len(found.texts) != 1:
         raise ValueError(f"Expected one text. Received: {len(found.texts)}.")
-    if not 0 <= sae < len(model.config.sae_configs):
-        raise ValueError(f"The model has {len(model.config.sae_configs)} SAE(s), from 0. Received: sae={sae!r}.")
+    config = sae_of(model, sae).config
     ids = torch.tensor(found.ids)
     read = model.top_features(ids, k=k, sae=sae, skip_first=skip_first)
-    config = model.config.sae_configs[sae]
     known = {number: name for name, number in config.concepts.items()}
     known |= {int(number): name for number, name in config.feature_names.items()} | dict(names or {})
     features, values = read.features[0].cpu(), read.values[0].float().cpu()

@@ -27,9 +27,10 @@ from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
 from ...latents.sparse_codes import SparseCodes
 from ...latents.text_input import plain_texts
+from ...latents.text_latents import sae_of
 from ...latents.text_states import TextStates, read_text_states
 from ...latents.texts import read_column as read_column
-from ...modeling import SparseAutoencoder, Steering
+from ...modeling import Steering
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.lora import tune_on_texts
 from ...training.steering.topic_scores import (
@@ -41,7 +42,7 @@ from ...training.steering.topic_scores import (
     topic_steering,
 )
 from ...training.steering.topic_scores import read_topic_scores as read_topic_scores
-from ..results import Progress
+from ..results import Count, Progress
 from ..settings.align_topic import TopicScoringSettings, TopicSettings
 from .topic_result import TopicResult
 
@@ -93,8 +94,7 @@ def align_topic(
     settings = settings or TopicSettings()
     length = reading_length(model, settings.reading.max_length, 256)
     settings = replace(settings, reading=replace(settings.reading, max_length=length))
-    if not 0 <= sae < len(model.saes):
-        raise ValueError(f"The model has {len(model.saes)} SAE(s), from 0. Received: sae={sae!r}.")
+    sae_of(model, sae)
     return _Run(model, tokenizer, settings, sae, embedder or settings.embedding.load(), progress).result(texts, scores)
 
 
@@ -111,10 +111,9 @@ class _Run:
         progress: Progress | None,
     ) -> None:
         self.model, self.tokenizer, self.settings, self.number = model, tokenizer, settings, sae
-        self.sae: SparseAutoencoder = model.saes[sae]  # pyright: ignore[reportAttributeAccessIssue]
-        self.embedder, self.progress = embedder, progress
+        self.sae = sae_of(model, sae)
+        self.embedder, self.count = embedder, Count(progress, 0)
         self.classifier = settings.measuring.classifier()
-        self.done = self.total = 0
 
     def result(self, texts: TopicTexts, scores: TopicScores | None) -> TopicResult:
         if scores is not None and len(scores.scores) != self.sae.config.d_sae:
@@ -128,7 +127,7 @@ class _Run:
         methods, measuring = self.settings.scoring.methods(), self.settings.measuring
         runs = len([method for method in methods if method.name != UNSTEERED]) + 2 + (measuring.lora_epochs > 0)
         count = min(measuring.prompt_count, len(given["reference"] if prompts is None else prompts))
-        self.total = sum(map(len, given.values())) + runs * count
+        self.count.total = sum(map(len, given.values())) + runs * count
         begin = time.perf_counter()
         states = self._states(given)
         embeddings = {part: self.embedder.embed(states[part].texts) for part in states}
@@ -145,8 +144,7 @@ class _Run:
         if measuring.prompt_count > 0:
             comparison = self._comparison(states["reference"], test, prompts)
             self._measure(comparison, steerings, states["topic"], seconds)
-        if self.progress is not None:
-            self.progress(self.total, self.total)
+        self.count.reached(self.count.total)
         return TopicResult(
             steering=steering,
             scores=scores,
@@ -166,11 +164,6 @@ class _Run:
             settings=self.settings,
         )
 
-    def _advance(self, count: int) -> None:
-        self.done += count
-        if self.progress is not None:
-            self.progress(self.done, self.total)
-
     def _states(self, given: Mapping[str, Sequence[str]]) -> dict[str, TextStates]:
         reader = HiddenStateReader(self.model.lm, [self.sae.config.read_at], config=self.model.config)
         states: dict[str, TextStates] = {}
@@ -183,7 +176,7 @@ class _Run:
                 max_norm=states["reference"].max_norm if states else None,
                 skip_first=self.settings.reading.skip_first,
                 tokens_at_once=self.settings.reading.tokens_per_batch,
-                report=self._advance,
+                report=self.count,
             )
         return states
 
@@ -223,14 +216,14 @@ class _Run:
     ) -> None:
         measuring, count = self.settings.measuring, len(comparison.prompts)
         comparison.measure(UNSTEERED)
-        self._advance(count)
+        self.count(count)
         for name, steering in steerings.items():
             if name != UNSTEERED:
                 comparison.measure(name, steering, preparation_seconds=0.0 if name == "SAE" else seconds)
-                self._advance(count)
+                self.count(count)
         prefix = measuring.topic_prompt or self.tokenizer.decode(topic.ids[0], skip_special_tokens=True)
         comparison.measure("prompting", prefix=f"{prefix}\n\n")
-        self._advance(count)
+        self.count(count)
         if measuring.lora_epochs > 0:
             begin = time.perf_counter()
             tuned = tune_on_texts(
@@ -244,7 +237,7 @@ class _Run:
             continuations = comparison.generate(generator=tuned)
             tuned.unload()  # the base judges as it was
             comparison.judge("LoRA", continuations, trained)
-            self._advance(count)
+            self.count(count)
 
 
 def _threshold(reference: TextEvidence, topic_size: int, quantile: float) -> UncertaintyThreshold | None:

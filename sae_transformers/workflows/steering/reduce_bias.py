@@ -20,12 +20,13 @@ from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
 from ...latents.sparse_codes import encode_texts
 from ...latents.text_input import text_source, tokenized
+from ...latents.text_latents import sae_of
 from ...latents.texts import open_text as open_text
 from ...latents.texts import read_column as read_column
-from ...modeling import SparseAutoencoder, Steering
+from ...modeling import Steering
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.bias_reduction import GENDERED_PAIRS, Ranking, rank_by_swaps, rank_by_tokens, reducing, sweep
-from ..results import Progress, Result
+from ..results import Count, Progress, Result
 from ..settings.reduce_bias import BiasSettings
 
 Part = PairPart | LastWordPart
@@ -169,8 +170,7 @@ def reduce_bias(
     """
     start = time.perf_counter()
     settings = settings or BiasSettings()
-    if not 0 <= sae < len(model.saes):
-        raise ValueError(f"The model has {len(model.saes)} SAE(s), from 0. Received: sae={sae!r}.")
+    sae_of(model, sae)
     length = reading_length(model, settings.reading.max_length, 64)
     settings = replace(settings, reading=replace(settings.reading, max_length=length))
     data = data if isinstance(data, BiasData) else read_bias_data(data)
@@ -238,7 +238,7 @@ def _find(
     ][: settings.max_texts]  # fmt: skip
     if not used:
         raise ValueError(f"The text needs rows with gendered words among their first {length} tokens. Received: none.")
-    sae: SparseAutoencoder = model.saes[number]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+    sae = sae_of(model, number)
     reader = HiddenStateReader(model.lm, [sae.config.read_at], config=model.config)
     read = [
         _states(reader, [torch.tensor(ids[i]) for i in used], reading.skip_first, reading.tokens_per_batch)
@@ -290,7 +290,7 @@ class _Measure:
         total: int,
     ) -> None:
         self.model, self.tokenizer, self.parts, self.settings = model, tokenizer, parts, settings
-        self.store, self.progress, self.total = store, progress, total
+        self.store, self.count = store, Count(progress, total)
         self.kind, self.runs = "", list[BiasRun]()
         self.unsteered: list[Any] | None = None
 
@@ -306,8 +306,7 @@ class _Measure:
         if self.store is not None:
             runs = {run.name: run.measures for run in self.runs}
             self.store.write_json("results.json", {"facts": {"complete": False}, "runs": runs})
-        if self.progress is not None:
-            self.progress(len(self.runs), self.total)
+        self.count(1)
 
 
 def _choose(runs: list[BiasRun], parts: list[Part], max_loss: float) -> int:

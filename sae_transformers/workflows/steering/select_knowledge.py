@@ -16,10 +16,10 @@ from ...create_training_data.knowledge_conflict import ConflictQuestion, questio
 from ...evaluation.classification import summary
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.functional_features import FunctionalFeatures
-from ..results import Progress, Result
+from ..results import Count, Progress, Result
 from ..settings.select_knowledge import SIDES, QuestionSplitSettings, SelectKnowledgeSettings, check_side
 from .functional import save_steered_model, save_steerings, with_activation
-from .knowledge.answers import AskedModel, PromptCount
+from .knowledge.answers import AskedModel
 from .knowledge.choice import ChosenSettings, choose_settings, edit_settings, knowledge_steering
 from .knowledge.comparison import compare_methods, prompts_per_question
 from .knowledge.learning import VARIANTS, LearntFeatures, learn_features
@@ -144,7 +144,7 @@ def select_knowledge(
         pool[:n_shown],
         settings,
         None if out is None else Store(Path(out) / "work"),
-        PromptCount(_expected_prompts(settings, len(pool) - n_shown, len(tried)), progress),
+        Count(progress, _expected_prompts(settings, len(pool) - n_shown, len(tried))),
     )
     learnt = learn_features(asked, pool[n_shown:])
     _tell(notice, _learnt_lines(learnt))

@@ -27,7 +27,7 @@ from ...latents.text_latents import encode_text_means
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.calibration import Calibration, SteeringPoint, calibrate, ladders_of
 from ...training.steering.feature_search import FeatureSearch, best_of, search_features
-from ..results import Progress, Result
+from ..results import Count, Progress, Result
 from ..settings.steer import SteerSettings
 
 NAMES = {"vader": "sentiment", "toxicity": "profanity"}  # of scorers, as `get_scorer` has them
@@ -250,14 +250,6 @@ def _searches(
     progress: Progress | None,
 ) -> list[FeatureSearch]:
     """The candidates of each SAE by some of the texts, each given by its number and label."""
-    done = 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, len(labelled))
-
     reading = settings.reading
     ids, labels = [texts.ids[i] for i, _ in labelled], torch.tensor([label for _, label in labelled])
     if len(labels.unique()) < 2:
@@ -266,8 +258,9 @@ def _searches(
             f"texts so long in the half that searches."
         )
     means = encode_text_means(
-        model, ids, skip_first=reading.skip_first, tokens_at_once=reading.tokens_per_batch, report=report
-    )
+        model, ids, skip_first=reading.skip_first, tokens_at_once=reading.tokens_per_batch,
+        report=Count(progress, len(labelled)),
+    )  # fmt: skip
     return [
         search_features(of_sae.codes, labels, model, tokenizer, settings.search, sae=number)
         for number, of_sae in enumerate(means)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ...evaluation.steering.side_by_side import check_layer, side_by_side, vector_steering
+from ...latents.text_latents import sae_of
 from ...modeling import SaeForCausalLM, Steering
 from ..results import Result, save_csv
 from ..settings.steer_feature import SteerFeatureSettings
@@ -74,11 +75,9 @@ def steer_feature(
         ValueError: the feature or the layer is not there, or the prompt leaves no room for a continuation.
     """
     settings = settings or SteerFeatureSettings()
-    configs = model.config.sae_configs
-    if not 0 <= sae < len(configs):
-        raise ValueError(f"The model has SAEs 0 to {len(configs) - 1}. Received: sae={sae!r}.")
-    check_layer(configs[sae], settings.layer)
-    number = configs[sae].resolve_feature(feature)
+    config = sae_of(model, sae).config
+    check_layer(config, settings.layer)
+    number = config.resolve_feature(feature)
     steering = vector_steering(number, strength, unit=settings.unit, legacy=settings.legacy, sae=sae)
     found = side_by_side(
         model, tokenizer, prompt, steering, settings.generation, frequency_penalty=settings.frequency_penalty

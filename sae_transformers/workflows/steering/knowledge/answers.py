@@ -16,24 +16,10 @@ from ....create_training_data.knowledge_conflict import ConflictQuestion, confli
 from ....evaluation.generation.short_answers import answer_log_likelihoods, short_answers
 from ....evaluation.knowledge import Behaviours, answer_behaviours
 from ....modeling import SaeForCausalLM, Steering
-from ...results import Progress
+from ...results import Count
 from ...settings.select_knowledge import SelectKnowledgeSettings
 
 MaybeSteering = Steering | Literal[False]
-
-
-@dataclass
-class PromptCount:
-    """How many prompts are done, of those that are to come; each change is reported."""
-
-    total: int
-    report: Progress | None = None
-    done: int = 0
-
-    def reached(self, done: int) -> None:
-        self.done, self.total = done, max(done, self.total)
-        if self.report is not None:
-            self.report(self.done, self.total)
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ class AskedModel:
     shown: Sequence[int]
     settings: SelectKnowledgeSettings
     work: Store | None
-    count: PromptCount
+    count: Count
 
     def with_model(self, model: SaeForCausalLM) -> AskedModel:
         """The same questions for another model."""
