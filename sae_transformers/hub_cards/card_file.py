@@ -6,10 +6,11 @@ The last line of a card is a comment with the hash of all that stands above it, 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..latents.whole_file import whole_file
 
 MARK = "<!-- sae-transformers card {digest} -->"
 _MARK = re.compile(r"<!-- sae-transformers card ([0-9a-f]{16}) -->\s*\Z")
@@ -46,12 +47,8 @@ def write_card(text: str, folder: str | Path, *, first_cards: Sequence[str] = ()
     path = Path(folder) / "README.md"
     if path.is_file() and not force and not is_ours(path.read_text(encoding="utf-8", errors="replace"), first_cards):
         raise ValueError(f"{path} was edited by hand, or not written by `sae-transformers card`. `force` replaces it.")
-    draft = path.with_name(f".README.md.{os.getpid()}")
-    try:
+    with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

@@ -12,7 +12,6 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ..latents.whole_file import whole_file
 from .dashboard_data import DashboardData, feature_details, page_index
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,14 +79,8 @@ def write_dashboard(
         script_hash=_hash(script),
         n_features=len(features),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(page)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(page)
     return path
 
 

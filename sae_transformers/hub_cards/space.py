@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import jinja2
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
+
+from ..latents.whole_file import whole_file
 
 TEMPLATES = Path(__file__).parent / "templates" / "space"
 FILES = ("app.py", "requirements.txt", "README.md")
@@ -83,18 +84,11 @@ def write_space(
         "features": list(named.items()), "base": "" if Path(base).is_absolute() else base, "gradio": GRADIO,
         "header": yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
     }  # fmt: skip
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    drafts = {name: out / f".{name}.{os.getpid()}" for name in FILES}
-    try:
-        for name, draft in drafts.items():
-            draft.write_text(environment.get_template(f"{name}.jinja").render(facts), encoding="utf-8", newline="\n")
-        for name, draft in drafts.items():
-            draft.replace(out / name)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
-    return [out / name for name in FILES]
+    texts = {Path(out) / name: environment.get_template(f"{name}.jinja").render(facts) for name in FILES}
+    for path, text in texts.items():
+        with whole_file(path) as draft:
+            draft.write_text(text, encoding="utf-8", newline="\n")
+    return list(texts)
 
 
 def _config(model_id: str, revision: str | None) -> tuple[dict[str, Any], str | None]:

@@ -7,10 +7,6 @@ the folder. Its SAEs must be equal, and its logits on a fixed input.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,25 +15,11 @@ from typing import Any
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from .facts import HEADS, list_of, public_id, read_json
+from .fresh_interpreter import run_without_library
 from .publish import Publication, plain_errors
 
-# Runs alone, with -c: the library cannot be imported, only what the repository holds.
 SCRIPT = """
-import gc, hashlib, json, sys
-from importlib.abc import MetaPathFinder
-
-class Refusal(MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] == "sae_transformers":
-            raise ModuleNotFoundError(f"No module named {fullname!r}: it is blocked", name=fullname)
-
-sys.meta_path.insert(0, Refusal())
-task = json.loads(sys.argv[1])
-import torch
-import transformers
-
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+import gc, hashlib
 own = ("saes.", "feature_head.", "lm.score.", "lm.classifier.")
 
 @torch.no_grad()
@@ -142,24 +124,16 @@ def _load(publication: Publication, commit: str, config: Any, base: str | None, 
         "head": HEADS.get(architecture, "AutoModelForCausalLM"),
     }
     shared = _share_base(config, scratch / "hub") if base is None else None
-    environment = {
-        **os.environ,
-        "HF_HUB_CACHE": str(scratch / "hub"),
-        "HF_MODULES_CACHE": str(scratch / "modules"),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(task)],
-        capture_output=True, text=True, check=False, cwd=scratch, env=environment, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    if shared is not None and not any(shared.iterdir()):
-        shared.rmdir()  # nothing was fetched
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no reason was given"])[-1]
+    caches = {"HF_HUB_CACHE": str(scratch / "hub"), "HF_MODULES_CACHE": str(scratch / "modules")}
+    try:
+        return run_without_library(SCRIPT, task, scratch, **caches)
+    except RuntimeError as error:
         raise NotAsPushed(
-            f"{publication.repo_id}@{commit} has every file, but does not load on this machine: {last[:500]}"
-        )
-    return json.loads(result.stdout.strip().splitlines()[-1])
+            f"{publication.repo_id}@{commit} has every file, but does not load on this machine: {str(error)[:500]}"
+        ) from error
+    finally:
+        if shared is not None and not any(shared.iterdir()):
+            shared.rmdir()  # nothing was fetched
 
 
 def _share_base(config: Any, cache: Path) -> Path | None:

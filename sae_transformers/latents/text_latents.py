@@ -129,7 +129,7 @@ def sae_of(model: PreTrainedModel, number: int) -> SparseAutoencoder:
     if not isinstance(model, SaePreTrainedModel):
         raise ValueError(f"A base has no SAE: give one with `sae=`. Received: sae={number!r}.")
     if not 0 <= number < len(model.saes):
-        raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: `number`={number!r}.")
+        raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: SAE {number!r}.")
     return model.saes[number]
 
 

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..hub_cards.fresh_interpreter import run_without_library
 from ..modeling import Steering
 
-# Runs alone, with -c: the library cannot be imported, only what the folder holds.
 SCRIPT = """
-import json, sys
-from importlib.abc import MetaPathFinder
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-class Refusal(MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] == "sae_transformers":
-            raise ModuleNotFoundError(f"No module named {fullname!r}: it is blocked", name=fullname)
-
-sys.meta_path.insert(0, Refusal())
-task = json.loads(sys.argv[1])
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 torch.set_num_threads(task["threads"])
 try:
     import sae_transformers
@@ -86,16 +69,8 @@ def generate_in_fresh_interpreter(
         "device": device,
         "threads": torch.get_num_threads(),
     }
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(task)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder.parent.resolve(),
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-    )
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise RuntimeError(f"Loading {folder} in a fresh interpreter failed: {last}")
-    answer = json.loads(result.stdout.strip().splitlines()[-1])
+    try:
+        answer = run_without_library(SCRIPT, task, folder.parent.resolve())
+    except RuntimeError as error:
+        raise RuntimeError(f"Loading {folder} in a fresh interpreter failed: {error}") from error
     return answer["rows"], answer["class"]

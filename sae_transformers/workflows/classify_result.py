@@ -9,12 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..create_training_data.harvest.store import Store
 from ..evaluation.classification import paired_t_test, summary
 from ..evaluation.plots import plot_methods
 from ..modeling import SaeForSequenceClassification
 from ..training.heads.comparison import Rows
-from .results import Result
+from .results import Result, save_json
 from .settings.classify import ClassifySettings
 
 COLUMNS = ("accuracy", "f1", "auroc", "ece", "delta_logit", "delta_in_std", "flips", "reliance")
@@ -91,9 +90,8 @@ class ClassifyResult(Result):
     def save(self, folder: str | Path) -> list[Path]:
         """Write `results.json`, `methods.png` (with matplotlib) and the classifier, `model/`; the paths."""
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        Store(target).write_json("results.json", self.to_dict())
+        files = save_json(target, {"results.json": self.to_dict()})
         drawn = self.plot(target / "methods.png")
         self.model.save_pretrained(target / "model")
         self.tokenizer.save_pretrained(target / "model")
-        return [target / "results.json", *([drawn] if drawn else []), target / "model"]
+        return [*files, *([drawn] if drawn else []), target / "model"]

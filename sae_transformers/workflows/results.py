@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..create_training_data.harvest.store import Store
 from ..latents.progress import Count as Count
 from ..latents.progress import Progress as Progress
+from ..latents.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,12 +50,18 @@ def to_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
 
 def save_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as a table, whole or not at all; NaN and None are empty."""
-    file = io.StringIO(newline="")
-    table = csv.DictWriter(file, list(rows[0]) if rows else [])
-    table.writeheader()
-    table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    target = Path(path)
-    Store(target.parent).put(target.name, lambda draft: _write(draft, file.getvalue()))
+    with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]) if rows else [])
+        table.writeheader()
+        table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def save_json(folder: str | Path, values: Mapping[str, Any]) -> list[Path]:
+    """Write a JSON file for each name, whole or not at all; the files."""
+    store = Store(folder)
+    for name, value in values.items():
+        store.write_json(name, value)
+    return [Path(folder) / name for name in values]
 
 
 def html_table(rows: Sequence[Mapping[str, Any]], limit: int = 20) -> str:
@@ -69,11 +75,6 @@ def html_table(rows: Sequence[Mapping[str, Any]], limit: int = 20) -> str:
     )
     more = f"<p>{len(rows) - limit:,} more</p>" if len(rows) > limit else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
 
 
 def _cell(value: Any) -> Any:

@@ -83,7 +83,7 @@ def test_a_table_and_old_spellings(folder: Path, tmp_path: Path) -> None:
     start = ["select-behaviour", folder / "base", tmp_path / "a.csv", tmp_path / "b.csv", "--sae", folder / "sae1"]
     old = run(*start, "--out", tmp_path / "old", "--count", 6, "--degree", 3, "--column", "said")
     assert new.exit_code == old.exit_code == 0, old.output
-    assert old.stderr == "--column is now --text-column.\n--degree is now --strength.\n"
+    assert old.stderr == "--degree is now --strength.\n--column is now --text-column.\n"
     assert (tmp_path / "new" / "towards-a.json").read_bytes() == (tmp_path / "old" / "towards-a.json").read_bytes()
 
 

@@ -74,4 +74,4 @@ def test_the_texts_as_a_table(folder: Path, tmp_path: Path) -> None:
 
 def test_a_strength_is_needed(folder: Path) -> None:
     result = steer(folder, "--feature", 5)
-    assert result.exit_code == 2 and "Missing option --strength." in result.stderr
+    assert result.exit_code == 2 and "Missing option '--strength'" in result.stderr

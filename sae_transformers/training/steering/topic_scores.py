@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...evaluation.topics.settings import METHODS, SUMMARIES
 from ...latents.sparse_codes import SparseCodes, encode_texts
+from ...latents.whole_file import whole_file
 from ...modeling import FeatureEdit, FeatureReweighting, SparseAutoencoder, Steering
 
 AFTER_FIRST = ((1, None),)
@@ -220,9 +221,7 @@ def write_topic_scores(path: str | Path, scores: TopicScores, columns: dict[str,
     }
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"A table of scores is .csv or .parquet. Received: {path.name!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    try:
+    with whole_file(path) as draft:
         if path.suffix == ".csv":
             with draft.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
@@ -233,9 +232,6 @@ def write_topic_scores(path: str | Path, scores: TopicScores, columns: dict[str,
             import pyarrow.parquet
 
             pyarrow.parquet.write_table(pa.table({name: list(values) for name, values in table.items()}), draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

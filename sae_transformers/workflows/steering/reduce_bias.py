@@ -26,7 +26,7 @@ from ...latents.texts import read_column as read_column
 from ...modeling import Steering
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.bias_reduction import GENDERED_PAIRS, Ranking, rank_by_swaps, rank_by_tokens, reducing, sweep
-from ..results import Count, Progress, Result
+from ..results import Count, Progress, Result, save_json
 from ..settings.reduce_bias import BiasSettings
 
 Part = PairPart | LastWordPart
@@ -136,10 +136,7 @@ class BiasResult(Result):
         Returns:
             The files.
         """
-        values = {"results.json": self.to_dict(facts), "steering.json": self.steering.to_dict()}
-        for name, value in values.items():
-            Store(folder).write_json(name, value)
-        return [Path(folder) / name for name in values]
+        return save_json(folder, {"results.json": self.to_dict(facts), "steering.json": self.steering.to_dict()})
 
 
 def reduce_bias(

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ...create_training_data.concept_sets import read_concept_sets
 from ...create_training_data.concept_writing import rate_answers
-from ...create_training_data.harvest.store import Store
 from ...evaluation.generation.continuations import chat_prompts, prompt_ids
 from ...evaluation.journal import Journal, fingerprint
 from ...evaluation.results import versions
@@ -27,7 +26,7 @@ from ...latents.text_latents import encode_text_means
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.calibration import Calibration, SteeringPoint, calibrate, ladders_of
 from ...training.steering.feature_search import FeatureSearch, best_of, search_features
-from ..results import Count, Progress, Result
+from ..results import Count, Progress, Result, save_json
 from ..settings.steer import SteerSettings
 
 NAMES = {"vader": "sentiment", "toxicity": "profanity"}  # of scorers, as `get_scorer` has them
@@ -140,9 +139,7 @@ class SteerResult(Result):
     def save(self, folder: str | Path) -> list[Path]:
         """Write steering.json (a `Steering`), report.json and, where a steering was chosen, model/; the paths."""
         target = Path(folder)
-        for file, values in {"steering.json": self.steering.to_dict(), "report.json": self.to_dict()}.items():
-            Store(target).write_json(file, values)
-        paths = [target / "steering.json", target / "report.json"]
+        paths = save_json(target, {"steering.json": self.steering.to_dict(), "report.json": self.to_dict()})
         if self.steering:
             paths.append(target / "model")
             self.model().save_pretrained(target / "model")

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...create_training_data.harvest.store import Store
 from ...evaluation.plots import plot_methods
 from ...evaluation.topics.alignment import TopicUncertainty
 from ...evaluation.topics.generation import MethodRow
 from ...modeling import Steering
 from ...training.steering.topic_scores import TopicScores, write_topic_scores
-from ..results import Result, to_frame
+from ..results import Result, save_json, to_frame
 from ..settings.align_topic import TopicSettings
 
 if TYPE_CHECKING:
@@ -153,9 +152,7 @@ class TopicResult(Result):
         values: dict[str, Any] = {"steering.json": self.steering.to_dict(), "report.json": self.to_dict(facts)}
         if self.methods:
             values["samples.json"] = self.samples
-        for name, value in values.items():
-            Store(out).write_json(name, value)
-        return [*tables, *(out / name for name in values)]
+        return [*tables, *save_json(out, values)]
 
     def plot(self, path: str | Path) -> Path | None:
         """A point for each method: its perplexity against the similarity that it adds.

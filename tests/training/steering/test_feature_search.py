@@ -200,7 +200,7 @@ def test_features_of_another_sae_are_refused(model: Any, table: tuple) -> None:
         search_features(other, labels, model, word_tokenizer(), SearchSettings(selection="output"))
     with pytest.raises(ValueError, match="Received: 3 to 64"):
         output_scores(model, word_tokenizer(), torch.tensor([3, 64]))
-    with pytest.raises(ValueError, match=r"1 SAE\(s\), numbered from 0. Received: sae=1"):
+    with pytest.raises(ValueError, match="SAEs 0 to 0. Received: SAE 1"):
         output_scores(model, word_tokenizer(), torch.tensor([3]), sae=1)
     with pytest.raises(ValueError, match="No latent is more active"):
         search_features(SparseCodes.from_dense(codes[:, 6:7]), labels, settings=SearchSettings(selection="input"))

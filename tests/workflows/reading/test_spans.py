@@ -154,7 +154,7 @@ def test_a_saved_model_and_the_sae_that_is_saved(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(
         app, ["spans", str(tmp_path / "model"), *text, "--out", str(tmp_path / "c"), "--number", "1"]
     )
-    assert wrong.exit_code == 2 and "The model has SAEs 0 to 0. Received: --number=1" in wrong.output
+    assert wrong.exit_code == 2 and "The model has SAEs 0 to 0. Received: SAE 1" in wrong.output
     model, tokenizer, _ = load(tmp_path / "model")
     measured: Any = SparseAutoencoder.from_pretrained(str(tmp_path / "measured"))
     torch.testing.assert_close(measured.feature_max, by_hand(model, tokenizer), rtol=1e-4, atol=1e-5)

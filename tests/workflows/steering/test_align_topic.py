@@ -97,7 +97,7 @@ def test_another_sae_and_first_tokens_that_do_not_count(embedder: SentenceEmbedd
 def test_bad_input(embedder: SentenceEmbedder) -> None:
     texts = TopicTexts(REFERENCE, TOPIC)
     short = TopicScores(torch.ones(3), torch.ones(3))
-    with pytest.raises(ValueError, match="sae=1"):
+    with pytest.raises(ValueError, match="Received: SAE 1"):
         align_topic(model_of(), word_tokenizer(), texts, SETTINGS, embedder=embedder, sae=1)
     with pytest.raises(ValueError, match="each of 64 latents.*Received: 3"):
         align_topic(model_of(), word_tokenizer(), texts, SETTINGS, embedder=embedder, scores=short)

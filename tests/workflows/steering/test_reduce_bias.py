@@ -81,7 +81,7 @@ def test_parts_choose_or_report() -> None:
 
 
 def test_bad_input(model: Any) -> None:
-    with pytest.raises(ValueError, match="sae=2"):
+    with pytest.raises(ValueError, match="Received: SAE 2"):
         reduce_bias(model, tokenizer(), texts(), DATA, SETTINGS, sae=2)
     with pytest.raises(ValueError, match="rows with gendered words"):
         reduce_bias(model, tokenizer(), ["the clerk left"], DATA, SETTINGS)

@@ -37,7 +37,7 @@ def test_both_ways(model: SaeForCausalLM, tmp_path: Path) -> None:
     ("arguments", "settings", "told"),
     [
         ({"feature": 64}, {}, "64"),
-        ({"sae": 2}, {}, "SAEs 0 to 1. Received: sae=2"),
+        ({"sae": 2}, {}, "SAEs 0 to 1. Received: SAE 2"),
         ({}, {"layer": 2}, "layers.1.resid_post"),
         ({"prompt": ""}, {}, "0 tokens"),
     ],
