@@ -64,3 +64,88 @@ def plot_methods(
     axes.set(xlabel=names.get(x, x), ylabel=names.get(y, y))
     axes.grid(alpha=0.3)
     return save_figure(figure, path)
+
+
+def plot_bars(values: Mapping[str, float], path: str | Path, label: str) -> Path | None:
+    """A bar for each name, the first on top.
+
+    Args:
+        values: name -> how long its bar is.
+        path: of the picture, in the format of its ending.
+        label: what the bars count.
+
+    Returns:
+        The path; None without matplotlib.
+    """
+    figure = new_figure(7, 1 + 0.3 * len(values))
+    if figure is None:
+        return None
+    axes = figure.add_subplot()
+    axes.barh(range(len(values)), list(values.values()))
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set(xlabel=label)
+    return save_figure(figure, path)
+
+
+def plot_histograms(groups: Mapping[str, Sequence[float]], path: str | Path, label: str) -> Path | None:
+    """How the values of each group are distributed, as shares in the same twenty bins.
+
+    Args:
+        groups: name -> its values; groups without any are left out.
+        path: of the picture, in the format of its ending.
+        label: what the values are.
+
+    Returns:
+        The path; None without matplotlib.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    groups = {name: values for name, values in groups.items() if values}
+    if not groups:
+        raise ValueError("There is nothing to draw. Received: no value.")
+    figure = new_figure(7, 4)
+    if figure is None:
+        return None
+    axes = figure.add_subplot()
+    least = min(min(values) for values in groups.values())
+    most = max(max(values) for values in groups.values())
+    for name, values in groups.items():
+        n = len(values)
+        axes.hist(values, bins=20, range=(least, most), weights=[1 / n] * n, alpha=0.5, label=f"{name} (n = {n})")
+    axes.set(xlabel=label, ylabel="share")
+    axes.legend()
+    return save_figure(figure, path)
+
+
+def plot_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    path: str | Path,
+    x: str,
+    y: str,
+) -> Path | None:
+    """Curves with their intervals, a panel for each thing that is measured.
+
+    Args:
+        panels: title -> curve's name -> (x, value, low, high) of each point, low and high of its interval.
+        path: of the picture, in the format of its ending.
+        x, y: what the axes show.
+
+    Returns:
+        The path; None without matplotlib.
+    """
+    figure = new_figure(4 * len(panels), 4)
+    if figure is None:
+        return None
+    for place, (title, curves) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for name, points in curves.items():
+            across, values, low, high = zip(*points, strict=True)
+            down = [value - end for value, end in zip(values, low, strict=True)]
+            up = [end - value for value, end in zip(values, high, strict=True)]
+            axes.errorbar(across, values, yerr=[down, up], fmt="o-", capsize=2, label=name)
+        axes.set(title=title, xlabel=x, ylabel=y if place == 1 else "")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    return save_figure(figure, path)

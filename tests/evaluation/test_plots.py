@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.evaluation.plots import plot_methods
+from sae_transformers.evaluation.plots import plot_histograms, plot_methods
 
 ROWS = {
     "plain": [{"f1": 0.7, "ece": 0.1, "delta_in_std": 0.3}, {"f1": 0.8, "ece": 0.2, "delta_in_std": 0.4}],
@@ -30,3 +30,8 @@ def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     assert plot_methods(ROWS, tmp_path / "a.png") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_histogram_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Received: no value"):
+        plot_histograms({"label 1": [], "label 0": []}, tmp_path / "a.png", "score")

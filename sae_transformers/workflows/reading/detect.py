@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...evaluation.detection.metrics import auroc
+from ...evaluation.plots import plot_histograms
 from ...latents.context import reading_length
 from ...latents.text_input import tokenized
 from ...latents.text_latents import batches_of
@@ -109,6 +110,14 @@ class DetectResult(Result):
         """As JSON: what was measured and how, without the texts."""
         facts = {"feature": self.feature, "sae": self.sae, "texts": len(self.texts), "missing": self.missing}
         return {**facts, "cut": self.cut, **self.quality(), "settings": dataclasses.asdict(self.settings)}
+
+    def plot(self, path: str | Path) -> Path | None:
+        """How the scores of each label are distributed; None without matplotlib."""
+        groups: dict[str, list[float]] = {"label 1": [], "label 0": [], "no label": []}
+        for row in self.rows():
+            if row["score"] is not None:
+                groups["no label" if row["label"] is None else f"label {row['label']}"].append(row["score"])
+        return plot_histograms(groups, path, f"score by feature {self.feature} of SAE {self.sae}")
 
     def save(self, path: str | Path) -> None:
         """Write row, score and label of each text as .csv."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ...evaluation.plots import plot_bars
 from ...latents.context import reading_length
 from ...latents.text_input import tokenized
 from ...latents.text_latents import sae_of
@@ -67,6 +68,11 @@ class TopFeaturesResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {"text": self.text, "tokens": self.tokens, "sae": self.sae, "cut": self.cut, "features": self.rows()}
+
+    def plot(self, path: str | Path, k: int = 20) -> Path | None:
+        """A bar for each of the strongest features, as long as its largest activation; None without matplotlib."""
+        found = {f"{row['feature']} {row['name']}".strip(): row["max"] for row in self.strongest(k)}
+        return plot_bars(found, path, f"largest activation in {len(self.tokens)} tokens")
 
     def save(self, path: str | Path) -> None:
         """Write `rows()` as .csv."""

@@ -16,6 +16,7 @@ from ...create_training_data.harvest.store import Store
 from ...create_training_data.swaps import both_versions, read_word_pairs
 from ...evaluation.fairness.data import BiasData, LastWordPart, PairPart
 from ...evaluation.fairness.data import read_bias_data as read_bias_data
+from ...evaluation.plots import plot_curves
 from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
 from ...latents.sparse_codes import encode_texts
@@ -129,6 +130,18 @@ class BiasResult(Result):
             "seconds": self.seconds,
         }  # fmt: skip
         return {"facts": {**known, **(facts or {})}, "runs": {run.name: run.measures for run in self.runs}}
+
+    def plot(self, path: str | Path) -> Path | None:
+        """The gap on each part that reports over the number of features taken out; None without matplotlib."""
+        panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+        for part in self.parts:
+            if part.chooses or isinstance(part, LastWordPart):
+                continue
+            curves = panels.setdefault(part.name, {})
+            for run in self.runs:
+                gap = run.measures[part.name]["sentence"]["gap"]
+                curves.setdefault(run.kind, []).append((run.features, gap["value"], gap["low"], gap["high"]))
+        return plot_curves(panels, path, "features taken out", "mean gap, nats")
 
     def save(self, folder: str | Path, facts: dict[str, Any] | None = None) -> list[Path]:
         """Write results.json and steering.json.

@@ -14,6 +14,7 @@ from ...create_training_data.harvest.blocks import weights_digest
 from ...create_training_data.harvest.store import Store
 from ...create_training_data.knowledge_conflict import ConflictQuestion, question_groups, read_conflicts, split_pool
 from ...evaluation.classification import summary
+from ...evaluation.plots import plot_methods
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.functional_features import FunctionalFeatures
 from ..results import Count, Progress, Result
@@ -82,6 +83,10 @@ class SelectKnowledgeResult(Result):
         """As `results.json` has it: metrics, settings that were tried and chosen, facts."""
         chosen = {side: setting._asdict() for side, setting in self.chosen.settings.items()}
         return {"methods": self.methods, "tried": self.chosen.tried, "chosen": chosen, "facts": self.facts}
+
+    def plot(self, path: str | Path) -> Path | None:
+        """Answers from the context against answers from memory, a point for each method; None without matplotlib."""
+        return plot_methods(self.methods, path, x="em_memory", y="em_context")
 
     def save(self, folder: str | Path, *, model: str | None = None) -> None:
         """Write `towards-SIDE.json` of both sides, `features-N.safetensors` of each SAE, and `results.json`.

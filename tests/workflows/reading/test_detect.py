@@ -19,6 +19,7 @@ from sae_transformers.cli import app
 from sae_transformers.latents.texts import open_text
 from sae_transformers.serving.detecting import Detecting, Detector
 from tests.create_training_data.words import word_tokenizer
+from tests.figures import drawn
 from tests.tiny import tiny_base, tiny_sae
 
 TEXTS = ["w5 w6 w7 w8", "w9", "w10 w11 w12", " ".join(f"w{i}" for i in range(5, 25)), "w3 w4", "w40 w41 w42"]
@@ -170,6 +171,31 @@ def test_the_features_of_a_text(folder, loaded, tmp_path):
         assert [int(row["feature"]) for row in csv.DictReader(file)] == [row["feature"] for row in found.rows()]
     with pytest.raises(ValueError, match="Expected one text. Received: 6"):
         top_features(model, tokenizer, TEXTS)
+
+
+def test_a_plot_has_a_bar_for_each_of_the_strongest_features(folder, monkeypatch):
+    figures = drawn(monkeypatch)
+    model, tokenizer, _ = load(folder / "model")
+    found = top_features(model, tokenizer, TEXTS[3], names={FEATURE: "sea"})
+    found.plot("a.png", k=5)
+    (axes,) = figures[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [row["max"] for row in found.strongest(5)]
+    assert [text.get_text().split()[0] for text in axes.get_yticklabels()] == [
+        str(row["feature"]) for row in found.strongest(5)
+    ]
+
+
+def test_a_plot_shows_the_scores_of_each_label(folder, monkeypatch):
+    figures = drawn(monkeypatch)
+    model, tokenizer, _ = load(folder / "model")
+    found = detect(model, tokenizer, TEXTS, FEATURE, LABELS)
+    found.plot("a.png")
+    (axes,) = figures[0].axes
+    scored = [row["label"] for row in found.rows() if row["score"] is not None]
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == [f"label {label} (n = {scored.count(label)})" for label in (1, 0)]
+    shares = [bar.get_height() for bar in axes.patches]
+    assert len(shares) == 40 and sum(shares[:20]) == pytest.approx(1) == pytest.approx(sum(shares[20:]))
 
 
 def test_the_verbs_are_at_the_root():

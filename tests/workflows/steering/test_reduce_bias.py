@@ -16,6 +16,7 @@ from sae_transformers.evaluation.fairness.stereotypes import SentencePair
 from sae_transformers.evaluation.settings import BootstrapSettings
 from sae_transformers.latents.settings import ReadingSettings
 from tests.cli.test_reduce_bias import WORDS, tokenizer
+from tests.figures import drawn
 from tests.tiny import tiny_base, tiny_sae
 
 PAIRS = [SentencePair(f"the {w} met her .", f"the {w} met him .", kind="gender") for w in WORDS[10:13]]
@@ -37,7 +38,7 @@ def texts(count: int = 30) -> list[str]:
     return [" ".join(draw.choices(WORDS[4:21], k=10)) for _ in range(count)]
 
 
-def test_texts_in_memory_become_steering(model: Any, tmp_path: Path) -> None:
+def test_texts_in_memory_become_steering(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[tuple[int, int]] = []
     settings = replace(SETTINGS, reading=ReadingSettings(max_length=8))
     found = reduce_bias(
@@ -58,6 +59,14 @@ def test_texts_in_memory_become_steering(model: Any, tmp_path: Path) -> None:
     frame = found.to_frame()
     assert set(frame["part"]) == {part.name for part in found.parts} and "sentence.gap" in set(frame["measure"])
     assert "features qualify" in found._repr_html_()
+    figures = drawn(monkeypatch)
+    found.plot("a.png")
+    panels = {axes.get_title(): axes for axes in figures[0].axes}
+    assert list(panels) == ["WinoBias 1 test", "WinoBias 2 test", "CrowS gender", "CrowS other"]
+    own, random_draw = (bars.lines[0] for bars in panels["CrowS gender"].containers)
+    gaps = [run.measures["CrowS gender"]["sentence"]["gap"]["value"] for run in found.runs]
+    assert list(own.get_xdata()) == [0, 1, 3] and list(own.get_ydata()) == gaps[:3]
+    assert list(random_draw.get_xdata()) == [2] and list(random_draw.get_ydata()) == gaps[3:]
     assert [path.name for path in found.save(tmp_path, {"model": "m"})] == ["results.json", "steering.json"]
     facts = json.loads((tmp_path / "results.json").read_text())["facts"]
     assert facts["complete"] and facts["model"] == "m" and facts["features"] == found.features

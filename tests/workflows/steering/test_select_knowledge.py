@@ -16,6 +16,7 @@ from sae_transformers.workflows.steering.knowledge import answers as answers_mod
 from sae_transformers.workflows.steering.knowledge.answers import work_name
 from sae_transformers.workflows.steering.knowledge.choice import best_setting
 from tests.conflict_questions import write_selection_files
+from tests.figures import drawn
 
 SETTINGS = SelectKnowledgeSettings(
     QuestionSplitSettings(test=4, dev=3, pool=20, shots=1, seeds=(1, 2)),
@@ -39,7 +40,9 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_rows_in_memory_give_steering_and_metrics(loaded: Loaded, rows: list[dict], tmp_path: Path) -> None:
+def test_rows_in_memory_give_steering_and_metrics(
+    loaded: Loaded, rows: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer, _ = loaded
     lines: list[str] = []
     reports: list[tuple[int, int]] = []
@@ -58,6 +61,16 @@ def test_rows_in_memory_give_steering_and_metrics(loaded: Loaded, rows: list[dic
     assert len(result.to_frame()) == len(result.methods) * 2
     assert [row["method"] for row in result.table()] == list(result.methods)
     assert "SpARE, to memory" in result._repr_html_()
+    figures = drawn(monkeypatch)
+    result.plot("a.png")
+    (axes,) = figures[0].axes
+    means = {
+        name: [sum(row[metric] for row in rows) / len(rows) for metric in ("em_memory", "em_context")]
+        for name, rows in result.methods.items()
+    }
+    points = [[float(line.get_xdata()[0]), float(line.get_ydata()[0])] for line, *_ in axes.containers]
+    assert points == [pytest.approx(point) for point in means.values()]
+    assert [text.get_text() for text in axes.texts] == list(means)
     result.save(tmp_path, model="context")
     assert json.loads((tmp_path / "results.json").read_text())["facts"]["seeds"] == [1, 2]
     steered = Steering.from_json((tmp_path / "towards-context.json").read_text())
