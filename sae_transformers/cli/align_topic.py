@@ -13,7 +13,6 @@ from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 COLUMN = "Column of the text in {}. [default: text, or the only one]"
-OLD = {"place": "hook_point", "new_tokens": "max_new_tokens", "tokens_at_once": "tokens_per_batch"}
 OWN = {
     "keep_error": typer.Option(
         "--keep-error/--replace",
@@ -24,7 +23,7 @@ OWN = {
 }
 
 
-@verb(TopicSettings, renamed=OLD, own=OWN, leave_out=("chat", "samples_per_prompt"))
+@verb(TopicSettings, own=OWN, leave_out=("chat", "samples_per_prompt"))
 def align_topic(
     model: Model,
     reference: Annotated[str, typer.Option(help="Texts of all kinds: .csv, .jsonl, .parquet, .txt, a Hub id.")],

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..workflows.settings.annotation import ExplainSettings, JudgeSettings
-from .errors import fail
-from .options import LLM_RENAMED, Table
-from .tables import open_console, progress_bar, show_lines
+from .options import Table
+from .tables import open_console, progress_bar, show_asked
 from .verb import verb
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..workflows.reading.annotation import AnnotationResult
-
 Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
-RENAMED = {**LLM_RENAMED, "max_tokens": "max_answer_tokens", "first": "max_rows", "plain": "no_structured"}
+RENAMED = {"model": "llm", "max_tokens": "max_answer_tokens", "first": "max_rows", "plain": "no_structured"}
 
 
 @verb(ExplainSettings, renamed=RENAMED)
@@ -27,10 +21,9 @@ def explain(features: Table, out: Out, settings: ExplainSettings) -> None:
     """Say what each feature stands for, from its spans, with a language model; and have that verified."""
     from ..workflows.reading.explain import explain as explain_features
 
-    console = open_console()
     with progress_bar("answers") as progress:
-        result = explain_features(features, settings, progress=progress, notice=console.print)
-    _show(result, out, console)
+        result = explain_features(features, settings, progress=progress, notice=open_console().print)
+    show_asked(result, out)
 
 
 @verb(JudgeSettings, renamed=RENAMED)
@@ -43,17 +36,6 @@ def judge(
     """Say of each explained feature whether a task intends it. The others are what a classifier should not use."""
     from ..workflows.reading.judge import judge as judge_features
 
-    console = open_console()
     with progress_bar("answers") as progress:
-        result = judge_features(features, task, settings, progress=progress, notice=console.print)
-    _show(result, out, console)
-
-
-def _show(result: AnnotationResult, out: Path, console: Console) -> None:
-    if not result.asked:
-        return
-    files = result.save(out)
-    show_lines(console, result.summary())
-    console.print(" ".join(str(file) for file in files))
-    if failure := result.failure():
-        fail(failure, code=1)
+        result = judge_features(features, task, settings, progress=progress, notice=open_console().print)
+    show_asked(result, out)

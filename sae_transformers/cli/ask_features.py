@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.ask_features import AskFeaturesSettings
-from .errors import fail
-from .options import LLM_RENAMED, Table
-from .tables import open_console, progress_bar, show_lines
+from .options import Table
+from .tables import open_console, progress_bar, show_asked
 from .verb import verb
 
 
-@verb(AskFeaturesSettings, renamed={**LLM_RENAMED, "at_once": "features_per_request", "first": "max_rows"})
+@verb(AskFeaturesSettings, renamed={"model": "llm", "at_once": "features_per_request", "first": "max_rows"})
 def ask_features(
     features: Table,
     question: Annotated[str, typer.Option(help="Answered for each feature, e.g. 'Does it concern gender?'.")],
@@ -24,12 +23,6 @@ def ask_features(
     """Ask a language model one question about each feature of a table, many features to a request."""
     from ..workflows.reading.ask_features import ask_features as ask_about
 
-    console = open_console()
     with progress_bar("requests") as progress:
-        found = ask_about(features, question, settings, progress=progress, notice=console.print)
-    if not found.asked:
-        return
-    file = found.save(out)
-    show_lines(console, [*found.exchange.used(), *found.summary(), f"{file}"])
-    if failure := found.failure():
-        fail(failure, code=1)
+        found = ask_about(features, question, settings, progress=progress, notice=open_console().print)
+    show_asked(found, out)

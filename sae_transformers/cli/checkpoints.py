@@ -13,7 +13,7 @@ from .tables import open_console, show_lines, show_rows
 from .verb import verb
 
 
-@verb(renamed={"place": "hook_point"})
+@verb()
 def attach(
     sae: Annotated[
         list[str] | None,
@@ -65,7 +65,7 @@ def attach(
     console.print(f"{loader}({str(out)!r}, trust_remote_code=True)")
 
 
-@verb(renamed={"place": "hook_point"})
+@verb()
 def convert(
     source: Annotated[str, typer.Argument(help="An SAE, as attach takes it.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],

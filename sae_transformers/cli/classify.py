@@ -19,7 +19,6 @@ unintended_option = partial(typer.Option, rich_help_panel="Unintended features")
 
 @verb(
     ClassifyOptions,
-    renamed={"place": "hook_point", "tokens_at_once": "tokens_per_batch"},
     own={"label_column": typer.Option(help="Column of the label; a,b,c for several.", rich_help_panel="Data")},
     leave_out=("lora_learning_rate", "lora_batch_size", "lora_seed"),
 )

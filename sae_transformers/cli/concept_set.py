@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.concept_set import ConceptSetSettings
-from .options import LLM_RENAMED
-from .tables import open_console, progress_bar, show_lines
+from .tables import open_console, progress_bar, show_asked
 from .verb import verb
 
 
-@verb(ConceptSetSettings, renamed={**LLM_RENAMED, "max_tokens": "max_answer_tokens"}, leave_out=("extra",))
+@verb(ConceptSetSettings, renamed={"model": "llm", "max_tokens": "max_answer_tokens"}, leave_out=("extra",))
 def concept_set(
     concepts: Annotated[Path, typer.Argument(help="Concepts in words, one a line.")],
     out: Annotated[Path, typer.Option(help="Folder, in AxBench's layout.")],
@@ -25,11 +24,8 @@ def concept_set(
     """Have a chat model write texts with and without concepts, to find features and to measure detectors by."""
     from ..workflows.steering.concept_set import concept_set as write_concepts
 
-    console = open_console()
     with progress_bar("answers") as progress:
-        result = write_concepts(concepts, settings, instructions=instructions, progress=progress, notice=console.print)
-    if not result.asked:
-        return
-    files = result.save(out)
-    show_lines(console, result.summary())
-    console.print(" ".join(map(str, files)))
+        result = write_concepts(
+            concepts, settings, instructions=instructions, progress=progress, notice=open_console().print
+        )
+    show_asked(result, out)

@@ -13,14 +13,11 @@ from .options import HookPoint, ModelDtype
 from .tables import open_console, progress_bar
 from .verb import verb
 
-OLD = {
-    "place": "hook_point", "column": "text_column", "new_tokens": "max_new_tokens", "plain": "no_compress",
-    "sae_number": "number", "model": "",
-}  # fmt: skip
+RENAMED = {"plain": "no_compress", "sae_number": "number", "model": ""}
 SAMPLES, TEXT = "Steering samples", "Text"
 
 
-@verb(DashboardSettings, renamed=OLD, leave_out=("features", "steer", "samples_per_prompt"))
+@verb(DashboardSettings, renamed=RENAMED, leave_out=("features", "steer", "samples_per_prompt"))
 def dashboard(
     settings: DashboardSettings,
     model: Annotated[

@@ -15,7 +15,7 @@ from .verb import verb
 PRE_ACTIVATIONS = typer.Option("--pre-activations/--activations", help="Score before the activation function.")
 
 
-@verb(DetectSettings, renamed={"place": "hook_point"}, own={"pre_activations": PRE_ACTIVATIONS})
+@verb(DetectSettings, own={"pre_activations": PRE_ACTIVATIONS})
 def detect(
     model: Model,
     texts: Annotated[str, typer.Argument(help="Rows with a text: .csv, .jsonl, .parquet, .txt, a Hub id.")],
@@ -44,7 +44,7 @@ def detect(
     show_lines(console, found.summary())
 
 
-@verb(renamed={"place": "hook_point"})
+@verb()
 def features(
     model: Model,
     text: Annotated[str, typer.Argument(help="The text itself.")],

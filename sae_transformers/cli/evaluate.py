@@ -16,12 +16,7 @@ from .verb import recorded_command, verb
 if TYPE_CHECKING:
     from ..workflows.evaluate import SuiteResult
 
-RENAMED = {
-    "place": "hook_point", "judge_model": "llm", "judge_url": "llm_url",
-    "plain": "no_chat", "generation_seeds": "samples_per_prompt", "perplexity_limit": "perplexity_ratio",
-    "repetition_limit": "added_repetition", "new_tokens": "max_new_tokens", "rows_at_once": "generation_batch_size",
-    "tokens_at_once": "tokens_per_batch",
-}  # fmt: skip
+RENAMED = {"plain": "no_chat", "generation_seeds": "samples_per_prompt", "rows_at_once": "generation_batch_size"}
 QUIET = ("again", "out", "plots", "api_key_env", "cache")  # options that change no number
 
 

@@ -32,7 +32,6 @@ FOLD = typer.Option("--fold-norm/--keep-norm", help="Count the gain of the final
 
 @verb(
     Options,
-    renamed={"place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch"},
     own={"fold_norm": FOLD},
 )
 def feature_table(

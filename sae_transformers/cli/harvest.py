@@ -12,10 +12,7 @@ from .options import Base, ModelDtype
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
-RENAMED = {
-    "place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch",
-    "drop_special": "drop_special_tokens", "keep_first": "skip_first 0", "skip_first": "skip_first 1",
-}  # fmt: skip
+RENAMED = {"drop_special": "drop_special_tokens", "keep_first": "skip_first 0", "skip_first": "skip_first 1"}
 
 
 @verb(HarvestOptions, renamed=RENAMED, leave_out=("hook_points",))

@@ -17,11 +17,6 @@ TextColumn = Annotated[str, typer.Option(help="Column of the text.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the label, 0 or 1.")]
 ModelDtype = Annotated[str, typer.Option(help="auto: float32 on a CPU, else as published.")]
 
-# -- of language models that are asked: the options are the fields of `LLMSettings` and `SendSettings`
-
-# Old spellings of these, for `verb(renamed=)`.
-LLM_RENAMED = {"model": "llm", "base_url": "llm_url", "max_tokens_total": "max_total_tokens"}
-
 Table = Annotated[
     Path,
     typer.Argument(

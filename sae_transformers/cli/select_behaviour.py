@@ -13,15 +13,8 @@ from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
-RENAMED = {
-    "place": "hook_point",
-    "column": "text_column",
-    "degree": "strength",
-    "tokens_at_once": "tokens_per_batch",
-}
 
-
-@verb(SelectBehaviourSettings, renamed=RENAMED)
+@verb(SelectBehaviourSettings, renamed={"degree": "strength"})
 def select_behaviour(
     model: Model,
     prompts_a: Annotated[Path, typer.Argument(help="Prompts of behaviour A: a .txt with one a line, .jsonl, .csv.")],

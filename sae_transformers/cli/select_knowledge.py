@@ -12,15 +12,8 @@ from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
-RENAMED = {
-    "place": "hook_point",
-    "proportion": "proportions",
-    "degree": "strengths",
-    "tokens_at_once": "tokens_per_batch",
-}
 
-
-@verb(SelectKnowledgeSettings, renamed=RENAMED)
+@verb(SelectKnowledgeSettings, renamed={"proportion": "proportions", "degree": "strengths"})
 def select_knowledge(
     model: Model,
     questions: Annotated[

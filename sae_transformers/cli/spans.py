@@ -13,16 +13,12 @@ from .options import HookPoint, Model, ModelDtype
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
-RENAMED = {
-    "place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch",
-    "keep_first": "skip_first 0", "skip_first": "skip_first 1",
-}  # fmt: skip
 PEAK = typer.Option("--include-peak/--exclude-peak", help="A span ends with the strongest token, or before it.")
 
 
 @verb(
     SpanOptions,
-    renamed=RENAMED,
+    renamed={"keep_first": "skip_first 0", "skip_first": "skip_first 1"},
     own={"include_peak": PEAK},
     leave_out=("template", "pre_acts_at_once", "blocks_per_save"),
 )

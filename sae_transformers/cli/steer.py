@@ -16,17 +16,7 @@ from .verb import verb
 if TYPE_CHECKING:
     from ..workflows.steering.steer import SteerResult
 
-RENAMED = {
-    "place": "hook_point",
-    "judge_model": "llm",
-    "judge_url": "llm_url",
-    "plain": "no_chat",
-    "perplexity_limit": "perplexity_ratio",
-    "repetition_limit": "added_repetition",
-    "new_tokens": "max_new_tokens",
-    "samples": "samples_per_prompt",
-    "rows_at_once": "batch_size",
-}
+RENAMED = {"plain": "no_chat", "samples": "samples_per_prompt", "rows_at_once": "batch_size"}
 
 
 @verb(SteerSettings, renamed=RENAMED, leave_out=("journal",))

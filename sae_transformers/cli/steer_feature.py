@@ -15,7 +15,7 @@ from .verb import verb
 
 @verb(
     SteerFeatureSettings,
-    renamed={"place": "hook_point", "coefficient": "strength", "samples": "samples_per_prompt"},
+    renamed={"coefficient": "strength", "samples": "samples_per_prompt"},
     leave_out=("batch_size",),
 )
 def steer_feature(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .errors import fail
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -53,6 +55,16 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "-" if value is None else repr(value)[1:-1] if isinstance(value, str) else str(value)
+
+
+def show_asked(result: Any, out: Path) -> None:
+    """What came of asking a language model: saved and summed up; nothing where nothing was asked."""
+    if not result.asked:
+        return
+    files, console = result.save(out), open_console()
+    show_lines(console, [*result.summary(), " ".join(map(str, files))])
+    if failure := result.failure():
+        fail(failure, code=1)
 
 
 @contextmanager

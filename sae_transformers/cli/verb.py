@@ -19,6 +19,13 @@ from typer.models import ArgumentInfo
 
 from .errors import fail
 
+# Old spellings of options that several verbs have; each is taken where its option is.
+OLD = {
+    "place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch",
+    "new_tokens": "max_new_tokens", "judge_model": "llm", "judge_url": "llm_url", "base_url": "llm_url",
+    "max_tokens_total": "max_total_tokens", "perplexity_limit": "perplexity_ratio",
+    "repetition_limit": "added_repetition",
+}  # fmt: skip
 # The verb that runs: its name, and of each option what it is and its value.
 _RUNNING: ContextVar[tuple[str, dict[str, tuple[inspect.Parameter, Any]]]] = ContextVar("running")
 
@@ -62,9 +69,9 @@ def verb(
 
     Args:
         settings: a dataclass whose docstring has an entry for each field; None for a verb without.
-        renamed: old spelling -> the option it is now, which may bring its value (`skip_first 0`), or nothing where
-            that is an argument now. Accepted with a note, by a `VerbCommand`. An option that is renamed to itself
-            with a value was a switch, which it is where no number follows.
+        renamed: old spelling, beside those of `OLD` -> the option it is now, which may bring its value
+            (`skip_first 0`), or nothing where that is an argument now. Accepted with a note, by a `VerbCommand`. An
+            option that is renamed to itself with a value was a switch, which it is where no number follows.
         own: field -> `typer.Option` in place of the one that is made.
         leave_out: fields that are no options.
     """
@@ -102,7 +109,8 @@ def verb(
         run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in known.values()]
         )
-        spelt = ((old.replace("_", "-"), new.replace("_", "-")) for old, new in (renamed or {}).items())
+        old_names = {old: new for old, new in OLD.items() if new in known and old not in known} | dict(renamed or {})
+        spelt = ((old.replace("_", "-"), new.replace("_", "-")) for old, new in old_names.items())
         run.renamed = {f"--{old}": f"--{new}" if new else "" for old, new in spelt}  # pyright: ignore[reportFunctionMemberAccess]
         return run
 

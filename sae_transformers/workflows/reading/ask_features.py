@@ -47,10 +47,10 @@ class AskFeaturesResult(AskedResult, Result):
         return [row.feature for row in self.answers if row.answer == (answer or self.labels[0])]
 
     def summary(self) -> list[str]:
-        """How many features have each answer, and which have the first."""
+        """What was used, how many features have each answer, and which have the first."""
         counted = ", ".join(f"{name}: {count:,}" for name, count in self.counts().most_common())
         first = ", ".join(map(str, self.features()[:50])) or "none"
-        return [counted, f"{self.labels[0]}: features {first}"]
+        return [*self.exchange.used(), counted, f"{self.labels[0]}: features {first}"]
 
     def failure(self) -> str | None:
         """A sentence on the features that have no answer; None if all have one."""
@@ -67,9 +67,9 @@ class AskFeaturesResult(AskedResult, Result):
         """As JSON."""
         return {"question": self.question, "model": self.exchange.model, "answers": self.rows()}
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path) -> list[Path]:
         """Write `rows()` as .csv; the file."""
-        return write_answers(self.answers, path)
+        return [write_answers(self.answers, path)]
 
 
 def ask_features(

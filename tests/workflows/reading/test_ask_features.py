@@ -33,10 +33,10 @@ def test_an_answer_for_each(tmp_path: Path) -> None:
         assert len(server.sent) == 2 and told[0].startswith("m: ")
     assert found.counts() == {"yes": 4, "no": 3}
     assert found.features() == [0, 2, 4, 6] and found.features("no") == [1, 3, 5]
-    assert found.failure() is None and found.summary()[0] == "yes: 4, no: 3"
+    assert found.failure() is None and found.summary()[1] == "yes: 4, no: 3"
     assert list(found.to_frame()) == ["feature", "answer", "reason", "failure"] and "<table>" in found._repr_html_()
     assert found.to_dict()["model"] == "m"
-    assert found.save(tmp_path / "even.csv").read_text().startswith("feature,answer,reason,failure")
+    assert found.save(tmp_path / "even.csv")[0].read_text().startswith("feature,answer,reason,failure")
 
 
 def test_settings_are_refused_by_name() -> None:
