@@ -15,6 +15,21 @@ from .text_input import tokenized
 OUTLIER = 10.0  # times the median norm
 
 
+def usual_states(hidden: Tensor, text_index: Tensor, n_texts: int, max_norm: float | None = None) -> Tensor:
+    """Which states say something of their text: those of usual norm, and all of a text that has no other.
+
+    Args:
+        hidden: (n_tokens, d). text_index: (n_tokens,) int64, the text of each.
+        max_norm: of usual ones; ten times the median norm by default.
+
+    Returns:
+        (n_tokens,) bool, on the CPU.
+    """
+    norms = hidden.norm(dim=-1).cpu()
+    usual = norms <= (OUTLIER * norms.median() if max_norm is None else max_norm)
+    return usual | (torch.bincount(text_index[usual], minlength=n_texts)[text_index] == 0)
+
+
 class TextStates(NamedTuple):
     """texts: those that have states, whole. ids: (length,) int64 of each, cut. hidden: (n_tokens, d) float32, on the
     CPU. text_index: (n_tokens,) int64. left_out: how many texts have no states. max_norm: longer states are left out.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.utils import logging
 from ..create_training_data.base_model import BaseModel, find_base_model
 from ..create_training_data.labelled_text import LabelledTexts, load_labelled_text, split_texts
 from ..evaluation.scorers.sentiment import vader_scorer
+from ..modeling.repository_files import check_writable
 
 CONCEPT = "positive sentiment"
 # Neutral openings. The strength is chosen on the first list; everything reported comes from the second.
@@ -131,7 +131,7 @@ def prepare(settings: Settings, *, say: Callable[[str], None] = lambda text: Non
         raise ValueError(f"`layer` must not be negative. Received: layer={settings.layer!r}.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    _check_writable(settings.out)
+    check_writable(settings.out)
     score = vader_scorer()
     data = load_labelled_text(settings.dataset, say=say)
     size = settings.size
@@ -155,14 +155,3 @@ def use_all_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(cores)
     return cores
-
-
-def _check_writable(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise OSError(f"`out` must be a folder, and {str(out)!r} is a file.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise OSError(f"Cannot write to {str(out)!r}: {error.strerror or error}.") from error

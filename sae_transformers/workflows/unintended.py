@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..create_training_data.annotation.tables import read_unintended as read_judged
 from ..create_training_data.swaps import read_word_pairs, swapped_pairs
 from ..latents.hidden_states import HiddenStateReader
+from ..latents.text_states import OUTLIER, usual_states
 from ..latents.texts import read_column
 from ..modeling import SparseAutoencoder
 from ..training.heads.unintended import counterfactual_features, read_feature_table
@@ -63,16 +64,14 @@ class PooledTokens:
         states = found[self.place]
         texts = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(places) for places in counted]))
         if self.max_norm is not None:
-            short = states.norm(dim=-1) <= self.max_norm
-            alone = torch.bincount(texts[short.cpu()], minlength=len(ids)) == 0
-            kept = short.cpu() | alone[texts]
+            kept = usual_states(states, texts, len(ids), self.max_norm)
             states, texts = states[kept.to(states.device)], texts[kept]
         return states, texts
 
     def find_max_norm(self, ids: Sequence[Tensor]) -> None:
         """Ten times the median: the first token and a few others are far beyond."""
         if self.pooling == "mean":
-            self.max_norm = 10 * float(self.read(ids)[0].norm(dim=-1).median())
+            self.max_norm = OUTLIER * float(self.read(ids)[0].norm(dim=-1).median())
 
 
 def find_unintended(

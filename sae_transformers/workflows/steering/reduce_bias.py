@@ -22,6 +22,7 @@ from ...latents.hidden_states import HiddenStateReader
 from ...latents.sparse_codes import encode_texts
 from ...latents.text_input import text_source, tokenized
 from ...latents.text_latents import sae_of
+from ...latents.text_states import usual_states
 from ...latents.texts import open_text as open_text
 from ...latents.texts import read_column as read_column
 from ...modeling import Steering
@@ -280,10 +281,8 @@ def _states(
     keep = [torch.arange(skip_first, len(row)) for row in ids]
     (states,) = reader.read(ids, keep, dtype=torch.float32, tokens_at_once=tokens_at_once).values()
     rows = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(places) for places in keep]))
-    norms = states.norm(dim=-1)
-    short = norms <= 10 * norms.median()
-    short |= torch.bincount(rows[short], minlength=len(ids))[rows] == 0
-    return states[short], rows[short], torch.cat([row[skip_first:] for row in ids])[short]
+    usual = usual_states(states, rows, len(ids))
+    return states[usual], rows[usual], torch.cat([row[skip_first:] for row in ids])[usual]
 
 
 class _Measure:
