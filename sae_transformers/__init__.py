@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from .workflows.settings.detect import DetectSettings
     from .workflows.settings.evaluate import EvaluateSettings
     from .workflows.settings.feature_table import FeatureTableSettings
+    from .workflows.settings.generate import GenerateSettings
     from .workflows.settings.llm import LLMSettings, SendSettings
     from .workflows.settings.publish import CardSettings, PushSettings, ServeSettings, SpaceSettings
     from .workflows.settings.reduce_bias import BiasSettings
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from .workflows.space import space
     from .workflows.steering.align_topic import TopicTexts, align_topic
     from .workflows.steering.concept_set import concept_set
+    from .workflows.steering.generate import generate
     from .workflows.steering.reduce_bias import reduce_bias
     from .workflows.steering.select_behaviour import select_behaviour
     from .workflows.steering.select_knowledge import select_knowledge
@@ -144,6 +146,7 @@ __all__ = [
     "FeatureSelectionSettings",
     "FeatureTableSettings",
     "FluencyBudget",
+    "GenerateSettings",
     "GenerationSettings",
     "HarvestSettings",
     "HeadSettings",
@@ -222,6 +225,7 @@ __all__ = [
     "feature_table",
     "fit_diffmean",
     "fit_linear_probe",
+    "generate",
     "get_scorer",
     "harvest",
     "judge",
@@ -312,6 +316,7 @@ HOMES = {
     ".workflows.settings.detect": "DetectSettings",
     ".workflows.settings.evaluate": "EvaluateSettings",
     ".workflows.settings.feature_table": "FeatureTableSettings",
+    ".workflows.settings.generate": "GenerateSettings",
     ".workflows.settings.llm": "LLMSettings SendSettings",
     ".workflows.settings.publish": "CardSettings PushSettings ServeSettings SpaceSettings",
     ".workflows.settings.reduce_bias": "BiasSettings",
@@ -324,6 +329,7 @@ HOMES = {
     ".workflows.space": "space",
     ".workflows.steering.align_topic": "TopicTexts align_topic",
     ".workflows.steering.concept_set": "concept_set",
+    ".workflows.steering.generate": "generate",
     ".workflows.steering.reduce_bias": "reduce_bias",
     ".workflows.steering.select_behaviour": "select_behaviour",
     ".workflows.steering.select_knowledge": "select_knowledge",

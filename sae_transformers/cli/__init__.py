@@ -38,7 +38,7 @@ VERBS = {
     "Begin": "quickstart attach convert check",
     "Train": "harvest train",
     "Read features": "detect features spans explain judge feature_table ask_features dashboard",
-    "Steer": "steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias",
+    "Steer": "generate steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias",
     "Classify": "classify",
     "Evaluate, publish, serve": "evaluate card push space serve",
 }

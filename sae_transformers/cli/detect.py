@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.detect import DetectSettings
-from .options import HookPoint, Model, ModelDtype, Saes, parse_feature
+from ..workflows.settings.generate import parse_feature
+from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..workflows.settings.evaluate import SUITES, EvaluateSettings, evaluate_options
-from .options import HookPoint, Model, ModelDtype, Saes, parse_feature
+from ..workflows.settings.generate import parse_feature
+from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, show_suite, suite_bars
 from .verb import recorded_command, verb
 

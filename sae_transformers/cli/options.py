@@ -23,11 +23,3 @@ Table = Annotated[
         help="Features: .tsv or .parquet with FeatureID and Words, or the folder of spans or feature-table."
     ),
 ]
-
-
-def parse_feature(text: str) -> tuple[int, int | str]:
-    """`9`, `1:9`, `joy` or `1:joy` -> (SAE, latent or name)."""
-    sae, colon, rest = text.partition(":")
-    if not colon or not sae.isdecimal():
-        sae, rest = "0", text
-    return int(sae), int(rest) if rest.isdecimal() else rest

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..workflows.settings.generate import parse_feature
 from ..workflows.settings.steer_feature import SteerFeatureSettings
-from .options import HookPoint, Model, ModelDtype, Saes, parse_feature
+from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console
 from .verb import verb
 

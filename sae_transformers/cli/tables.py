@@ -45,7 +45,9 @@ def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None
     """A table with a column for each key; texts as they are, a dash for None."""
     from rich.table import Table
 
-    table = Table(*rows[0], title=title)
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     console.print(table)

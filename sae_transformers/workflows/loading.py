@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from ..create_training_data.base_model import find_base_model
 from ..modeling import SaeForCausalLM, SparseAutoencoder, Steering
@@ -71,8 +72,12 @@ def load(
     return Loaded(model.to(this_device()).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
 
 
-def read_steering(given: str | os.PathLike[str]) -> Steering:
+def read_steering(given: str | os.PathLike[str], model: str | None = None) -> Steering:
     """A steering from JSON, or from a file of it; also from a report that has one, as `steer` writes.
+
+    Args:
+        given: JSON, a file, or with `model` the name of a .json file there.
+        model: a folder or Hub id.
 
     Raises:
         ValueError: it is neither.
@@ -80,13 +85,27 @@ def read_steering(given: str | os.PathLike[str]) -> Steering:
     """
     text = os.fspath(given)
     if is_file := not text.lstrip().startswith(("{", "[")):
-        text = Path(text).read_text(encoding="utf-8")
+        path = Path(text)
+        if model is not None and not path.exists():
+            path = _file_of_model(model, text)
+        text = path.read_text(encoding="utf-8")
     try:
         values = json.loads(text)
         return Steering.from_dict(values.get("steering", values) if isinstance(values, dict) else values)
     except (ValueError, TypeError) as error:
         named = f"{os.fspath(given)!r}: " if is_file else ""
         raise ValueError(f"`steering` must be the JSON of a Steering. Received: {named}{error}") from error
+
+
+def _file_of_model(model: str, name: str) -> Path:
+    """The file `name` or `name.json` of a model's folder or repository."""
+    for file in (name, f"{name}.json"):
+        found = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            return Path(found)
+    there = sorted(path.name for path in Path(model).glob("*.json")) if Path(model).is_dir() else []
+    has = f"; it has {', '.join(there)}" if there else ""
+    raise OSError(f"No steering of that name: neither a file, nor one of {model!r}{has}. Received: steering={name!r}.")
 
 
 def load_sae(

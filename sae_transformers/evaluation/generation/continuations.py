@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer, TopPLogitsWarper
 
 from ...latents.context import context_length
 from ...modeling import Steering
@@ -130,6 +130,41 @@ def continue_prompts(
     return Continuations(texts, losses, tokens, made)
 
 
+@torch.no_grad()
+def stream_prompt(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    steering: Any = None,
+    settings: GenerationSettings | None = None,
+    *,
+    take: Callable[[str], object],
+) -> Continuations:
+    """Continue one prompt as `continue_prompts` does, and hand on its text as it grows.
+
+    Args:
+        take: called with each piece of text, as far as its end cannot change any more.
+
+    Raises:
+        ValueError: as `continue_prompts`.
+    """
+    settings = settings or GenerationSettings()
+    ids = prompt_ids(model, tokenizer, [prompt], settings.max_new_tokens)
+    found = _continued(model, tokenizer, ids, [steering or None], [0], settings, _Pieces(tokenizer, take))
+    new = found["ids"]
+    return Continuations(found["texts"], torch.tensor(found["losses"]).double(), torch.tensor([len(new[0])]), new)
+
+
+class _Pieces(TextStreamer):
+    def __init__(self, tokenizer: Any, take: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.take = take
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.take(text)
+
+
 def _continued(
     model: Any,
     tokenizer: Any,
@@ -137,6 +172,7 @@ def _continued(
     plans: Sequence[Any],
     draws: Sequence[int],
     settings: GenerationSettings,
+    streamer: TextStreamer | None = None,
 ) -> dict[str, Any]:
     """Of one batch texts, losses and the new tokens' ids, row by row, as JSON."""
     given, mask = (t.to(model.device) for t in _left_padded(ids, tokenizer.pad_token_id or 0))
@@ -151,6 +187,7 @@ def _continued(
         do_sample=False,
         logits_processor=noise,
         pad_token_id=tokenizer.pad_token_id,
+        streamer=streamer,
     )
     length = given.shape[1]
     counted = continuation_mask(found[:, length:], model.generation_config.eos_token_id)

@@ -1,0 +1,86 @@
+"""The verb `generate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..workflows.settings.generate import GenerateOptions
+from .errors import sentence
+from .options import HookPoint, Model, ModelDtype, Saes
+from .tables import open_console, progress_bar, show_rows
+from .verb import verb
+
+
+@verb(GenerateOptions)
+def generate(
+    model: Model,
+    settings: GenerateOptions,
+    prompt: Annotated[str | None, typer.Argument(help="Continued; without it, each line that is typed.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts, one a line.")] = None,
+    sae: Saes = None,
+    out: Annotated[Path | None, typer.Option(help="Table to write, .csv: prompt, sample, steering, text.")] = None,
+    hook_point: HookPoint = None,
+    model_dtype: ModelDtype = "auto",
+) -> None:
+    """Continue prompts with steering and without, side by side; a prompt, a file of them, or typed line by line."""
+    if prompt is not None and prompts is not None:
+        raise ValueError("Give a prompt or `prompts`. Received: both.")
+    lines = [] if prompts is None else [line for line in prompts.read_text("utf-8").splitlines() if line.strip()]
+    from ..workflows.loading import load
+    from ..workflows.results import save_csv
+    from ..workflows.steering.generate import generate as continue_prompts
+    from ..workflows.steering.typed_edits import typed_steerings
+
+    steerings, options = typed_steerings(settings.steering, model) or None, settings.settings
+    loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
+    for steering in (steerings or {}).values():
+        loaded.prepare_steering(steering)
+    console, rows = open_console(), []
+    if steerings is None and not loaded.steering:
+        console.print("Nothing is steered: the model has no steering of its own; see --feature, --scale, --steering.")
+    if prompts is not None or options.generation.samples_per_prompt > 1:
+        with progress_bar("texts") as progress:
+            found = continue_prompts(
+                loaded, tokenizer, lines or prompt or list(_typed_lines()), steerings, options, progress=progress
+            )
+        show_rows(console, found.side_by_side())
+        rows += found.rows()
+    else:
+        for line in _typed_lines() if prompt is None else [prompt]:
+            try:
+                rows += continue_prompts(loaded, tokenizer, line, steerings, options, on_text=_Growing()).rows()
+            except ValueError as error:  # of this line; others follow
+                typer.echo(sentence(error), err=True)
+            typer.echo()
+    if out is not None:
+        save_csv(out, rows)
+        console.print(f"{out}", markup=False)
+
+
+class _Growing:
+    """Shows texts while they grow, each under its steering."""
+
+    label = ""
+
+    def __call__(self, label: str, piece: str) -> None:
+        if label != self.label:
+            typer.secho(f"\n{label}" if self.label else label, bold=True)
+            self.label = label
+        typer.echo(piece, nl=False)
+
+
+def _typed_lines() -> Iterator[str]:
+    """What is typed, until the end of the input."""
+    while True:
+        if sys.stdin.isatty():
+            typer.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
