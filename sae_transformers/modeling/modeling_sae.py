@@ -14,16 +14,17 @@ from transformers import AutoModel, PreTrainedModel
 from .base_arguments import CACHE_ARGUMENTS, BaseArguments
 from .base_classes import BodyContainer, base_from_config
 from .call_options import CALL_OPTIONS, SaeCallOptions, feature_columns, source_of
+from .call_output import call_output
 from .call_record import CallRecord, CallRequest, RecordSlot, StopForward
 from .compatibility import check_states, check_width
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import LossWeights
 from .feature_reading import detect, top_features
 from .hook_points import find_hook_point, hook_tensor
-from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes, output_class
+from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes
 from .repository import RepositoryMixin
 from .sae_bank import SaeBank
-from .sae_losses import loss_names, split_labels, weighted_loss
+from .sae_losses import check_applicable, loss_names, split_labels
 from .sparse_autoencoder import SparseAutoencoder
 from .steered_tokens import steered_tokens
 from .steering_state import SteeringMixin
@@ -52,6 +53,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
     _auto_class: str | None = None
     auto_model: Any = AutoModel
     other_auto_models: tuple[Any, ...] = ()
+    _losses: tuple[str, ...] = ()  # terms of `LossWeights` that the head computes
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         if config.text_config is None:
             raise ValueError("`config.text_config` must be the base model's config. Received: None.")
         warn_if_untested()
+        check_applicable(LossWeights(**config.loss_weights), self._losses, type(self).__name__)
         attention = config._attn_implementation  # what was asked for; the parent fills in what this class supports
         super().__init__(config)
         self.lm = self._build_base(config, attention) if lm is None else lm
@@ -165,6 +168,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
 
     def _visit(self, number: int, hidden: Tensor) -> Tensor:
         record = self._slot.get()
+        if self._kept_states is not None:
+            self._kept_states[number] = hidden.detach()
         if record is None or not record.request.concerns(number):
             return hidden
         request = record.request
@@ -267,39 +272,6 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
                 f"out by `unwrap` (`rewrap` puts the SAEs back), or compiled by itself (compile the whole model)."
             )
 
-    def _output(
-        self,
-        kind: type,
-        out: Any,
-        record: CallRecord | None,
-        options: SaeCallOptions,
-        *,
-        terms: Mapping[str, Tensor] | None = None,
-        lm_loss: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """A head's output: all that the base returned, what the record holds, and the losses.
-
-        Args:
-            kind: the class where the base returned nothing, for the pass was stopped.
-            out: the base's output, fields by name, or None.
-            lm_loss: the base's loss, if it is another than its output says.
-        """
-        values = {} if out is None else dict(out.items())
-        kind = output_class(type(out), kind)
-        lm_loss = values.pop("loss", None) if lm_loss is None else lm_loss
-        loss = weighted_loss(LossWeights(**self.config.loss_weights), lm_loss, terms or {})
-        if loss is not None:
-            values["loss"] = loss
-        every = range(len(self.config.saes))
-        if record is not None and record.request.features:
-            values["sae_features"] = tuple(record.features.get(n) for n in every)
-        if record is not None and options.output_sae_inputs:
-            values["sae_inputs"] = tuple(record.inputs.get(n) for n in every)
-        output = kind(**values, sae_losses=terms or None, lm_loss=lm_loss)
-        wants_dict = self.config.return_dict is not False if return_dict is None else return_dict
-        return output if wants_dict else output.to_tuple()
-
     # -- reading features --------------------------------------------------------------------------------------------
 
     def detect(
@@ -395,4 +367,4 @@ class SaeModel(SaePreTrainedModel):
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
         record = self._open_record(options, inputs)
         out = self._run(record, {**inputs, "return_dict": True})
-        return self._output(SaeModelOutput, out, record, options, return_dict=return_dict)
+        return call_output(self, SaeModelOutput, out, record, options, return_dict=return_dict)

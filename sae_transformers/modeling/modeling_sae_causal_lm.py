@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gene
 
 from .base_arguments import CACHE_ARGUMENTS
 from .call_options import CALL_OPTIONS, SaeCallOptions, source_of
+from .call_output import call_output
 from .generation import STEERING_INPUTS, generation_view
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeCausalLMOutput
-from .sae_losses import counted_tokens, mean_losses
+from .sae_losses import SAE_LOSSES, counted_tokens, mean_losses
 from .self_check import CheckReport, check_model
 from .steered_tokens import GenerationState
 
@@ -32,6 +33,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
     auto_model = AutoModelForCausalLM
     other_auto_models = (AutoModelForImageTextToText,)  # wrappers that are no language models by that name
     _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?score\."]
+    _losses = ("lm", *SAE_LOSSES)
 
     def __init__(self, config: Any, lm: Any = None, saes: Any = None) -> None:
         super().__init__(config, lm, saes)
@@ -89,7 +91,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             weights = counted_tokens(source_of(inputs), inputs.get("attention_mask"), labels)
             count = num_items_in_batch if labels is not None else None
             terms = mean_losses(record.request.losses, record.losses, weights, count)
-        return self._output(SaeCausalLMOutput, out, record, options, terms=terms, return_dict=return_dict)
+        return call_output(self, SaeCausalLMOutput, out, record, options, terms=terms, return_dict=return_dict)
 
     def check(self, *, tolerance: float | None = None, seed: int = 0) -> CheckReport:
         """Whether what must hold for any base holds for this one and this release of transformers, in seconds: idle

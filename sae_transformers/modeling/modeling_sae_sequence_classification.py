@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from .call_options import CALL_OPTIONS, SaeCallOptions, source_of
+from .call_output import call_output
 from .call_record import CallRecord
 from .configuration_sae import SaeConfig
+from .configuration_sparse_autoencoder import LossWeights
 from .feature_head import FeatureHead, FeatureHeadConfig, task_loss
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
-from .sae_losses import counted_tokens, mean_losses
+from .sae_losses import HEAD_LOSSES, SAE_LOSSES, check_applicable, counted_tokens, mean_losses
 
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 
@@ -31,6 +33,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
     auto_model = AutoModelForSequenceClassification
     _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?(lm_head|embed_out)\."]
     _base_options = LABEL_FIELDS
+    _losses = ("lm", *SAE_LOSSES, *HEAD_LOSSES)
 
     def __init__(self, config: SaeConfig, lm: Any = None, saes: Any = None) -> None:
         if lm is None and config.text_config is not None:
@@ -46,6 +49,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
 
     def _new_feature_head(self) -> FeatureHead | None:
         if self.config.feature_head is None:
+            weights = LossWeights(**self.config.loss_weights)
+            check_applicable(weights, ("lm", *SAE_LOSSES), "a classifier without a feature head")
             return None
         values: Any = self.config.feature_head
         settings, num_labels = FeatureHeadConfig.from_dict(values), self.num_labels or 1
@@ -153,8 +158,15 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         lm_loss = None if out is None else out.get("loss")
         if lm_loss is not None and labels is not None and num_items_in_batch is not None:
             lm_loss = lm_loss * (labels.ne(-100).sum() / num_items_in_batch)  # the base gives its micro-batch's mean
-        return self._output(
-            SaeSequenceClassifierOutput, out, record, options, terms=terms, lm_loss=lm_loss, return_dict=return_dict
+        return call_output(
+            self,
+            SaeSequenceClassifierOutput,
+            out,
+            record,
+            options,
+            terms=terms,
+            lm_loss=lm_loss,
+            return_dict=return_dict,
         )
 
     def _real_tokens(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
@@ -163,6 +175,19 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         if attention_mask is not None or input_ids is None or pad is None:
             return attention_mask
         return input_ids != pad
+
+    def _check_head_trains(self) -> None:
+        """PEFT's SEQ_CLS trains modules of the name `score`, and freezes all others."""
+        head: Any = self.feature_head
+        if any(p.requires_grad for p in head.parameters()):
+            return
+        other = [n for n, p in self.lm.named_parameters() if p.requires_grad and "score" in n]
+        if other:
+            raise ValueError(
+                f"A model with a feature head does not use the head of its base, which is what would be trained, and "
+                f"the feature head is frozen. Expected LoraConfig(..., task_type='SEQ_CLS', "
+                f"modules_to_save=['feature_head']). Received: trainable lm.{other[0]}."
+            )
 
     def _score(
         self,
@@ -182,6 +207,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         sae = self.saes[settings.sae]
         logits = self.feature_head(pooled)
         if labels is not None:
+            if self.training:
+                self._check_head_trains()
             task = task_loss(logits, labels, self.config.problem_type, pairwise=settings.pairwise)
             share = 1.0 if count is None else len(logits) / count  # of the whole accumulated batch
             task = task if count is None else task * share
@@ -189,8 +216,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
                 terms["unintended"] = self.feature_head.penalty(sae) * share
         out = {"logits": logits, "pooled_states": pooled}
         options = options or SaeCallOptions()
-        return self._output(
-            SaeSequenceClassifierOutput, out, record, options, terms=terms, lm_loss=task, return_dict=return_dict
+        return call_output(
+            self, SaeSequenceClassifierOutput, out, record, options, terms=terms, lm_loss=task, return_dict=return_dict
         )
 
 

@@ -7,7 +7,6 @@ from its own repository. `weights_scope="full"` writes everything. Only safetens
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import tempfile
 import warnings
@@ -21,9 +20,9 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from .base_classes import load_base
 from .base_fingerprint import base_fingerprint, differing
+from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
-from .hook_points import find_hook_point
 from .repository_files import (
     HUB_OPTIONS,
     check_base,
@@ -41,6 +40,7 @@ from .repository_files import (
     write_whole,
 )
 from .sae_bank import SaeBank
+from .scar_hook import ScarHook
 from .sparse_autoencoder import SparseAutoencoder
 from .uploading import UPLOAD_OPTIONS, upload
 
@@ -135,40 +135,12 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             feature_head=feature_head,
         )
         model = cls(config, lm=cls._wrap_base(base), saes=saes)
-        model._adopt(base)
+        adopt(model, base)
         return model
 
     @classmethod
     def _load_base(cls, name: str, options: dict[str, Any], config: Any = None) -> Any:
         return load_base((cls.auto_model, *cls.other_auto_models), name, options, config)
-
-    def _adopt(self, base: Any) -> None:
-        """Take over what belongs to the base as a whole, and put each SAE where its block runs."""
-        if self.config.weights_scope == "sae":
-            for name, parameter in self.lm.named_parameters():
-                if not self._is_head(name):
-                    parameter.requires_grad_(False)
-        if self.can_generate() and getattr(base, "generation_config", None) is not None:
-            self.generation_config = copy.deepcopy(base.generation_config)  # not one object for two models
-        dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
-        for number in range(len(self.saes)):
-            device = self._device_at(number)
-            if device.type == "meta":  # a base without weights, to be saved as a pointer: the SAEs have theirs
-                device = self.saes[number].device
-            self.saes[number].to(device=device, dtype=dtype)
-        if hasattr(base, "hf_device_map"):
-            places = {f"saes.{n}": str(self._device_at(n)) for n in range(len(self.saes))}
-            self.hf_device_map = {**{f"lm.{k}" if k else "lm": v for k, v in base.hf_device_map.items()}, **places}
-        self.train(base.training)
-
-    def _device_at(self, number: int) -> torch.device:
-        entry = self.config.sae_configs[number]
-        module = find_hook_point(self.lm, self.config.text_config, entry.write_at).module
-        for part in module.modules():
-            device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-        return next((p.device for p in module.parameters() if p.device.type != "meta"), self.device)
 
     def _is_head(self, name: str) -> bool:
         """Whether a parameter of `lm` belongs to the head that was trained with the SAEs, not to the base."""
@@ -184,6 +156,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             base_model (str | PreTrainedModel): for an adapter-sized repository, the base in place of the one it
                 names: a path, an id or a model.
             force (bool): take a base whose weights are not those that the SAEs were put into.
+            mod_features, mod_scaling, ...: fields of SCAR's `hook`, set when the model is loaded.
 
         Raises:
             ValueError: the base is not the one the SAEs were made for, or the checkpoint is damaged or not
@@ -203,6 +176,10 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             )
         scope = getattr(config, "weights_scope", "full")
         force = kwargs.pop("force", False)
+        if scar := {field: kwargs.pop(field) for field in ScarHook.FIELDS if field in kwargs}:
+            loaded = cls.from_pretrained(pretrained_model_name_or_path, *model_args, force=force, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).hook.set(**scar)
+            return loaded
         if kwargs.pop("use_safetensors", None) is False:
             raise ValueError("A pickle can run code and is not read. Received: use_safetensors=False.")
         name = str(pretrained_model_name_or_path)
@@ -243,7 +220,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         config.text_config = base.config
         model = cls(config, lm=cls._wrap_base(base))
         missing = model._load_adapter(weights, name)
-        model._adopt(base)
+        adopt(model, base)
         model.name_or_path = name
         if model.can_generate():
             with contextlib.suppress(OSError):  # none published: the base's is in place
@@ -337,7 +314,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         self._keys_to_ignore_on_save = set()
         check_quantization(self.lm, scope)
         if scope == "sae":
-            self._check_base_unchanged()
+            check_unchanged(self)
             keep = self._adapter_names()
             self._keys_to_ignore_on_save = {
                 n for n in (kwargs.get("state_dict") or self.state_dict()) if n not in keep
@@ -368,28 +345,6 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             self.save_pretrained(path, **kwargs)
             write_whole(path / "README.md", model_card(self, repo_id))
             return upload(str(path), repo_id, type(self).__name__, **options)
-
-    def _check_base_unchanged(self) -> None:
-        if self.config.base_model_name_or_path is None:
-            warnings.warn(
-                "The base has no name, so this adapter-sized checkpoint will need `base_model=` to load. "
-                "Set `config.base_model_name_or_path`, or save with `config.weights_scope = 'full'`.",
-                stacklevel=3,
-            )
-        trained = [
-            n for n, p in self.lm.named_parameters() if p.requires_grad and not self._is_head(n) and "lora_" not in n
-        ]
-        if trained:
-            warnings.warn(
-                f"{len(trained)} base parameters are trainable ({trained[0]}, ...) and will not be saved, since "
-                f"weights_scope is 'sae'. Set `config.weights_scope = 'full'` to save them.",
-                stacklevel=3,
-            )
-        if getattr(self, "_resized", False):
-            raise ValueError(
-                "The embeddings were resized, which an adapter-sized checkpoint cannot hold. Set "
-                "`config.weights_scope = 'full'`."
-            )
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         before = self.config.get_text_config().vocab_size

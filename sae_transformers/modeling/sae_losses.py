@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -43,6 +44,43 @@ def concept_losses(pre_acts: Tensor, labels: Tensor) -> Tensor:
     goal = torch.where(known, labels, 0.0).to(pre_acts)
     loss = F.binary_cross_entropy_with_logits(pre_acts, goal, reduction="none")
     return torch.where(known, loss, 0.0)
+
+
+# -- which of them a model has ---------------------------------------------------------------------------------------
+
+SAE_LOSSES = ("reconstruction", "sparsity", "conditioning")
+HEAD_LOSSES = ("unintended", "unintended_state")
+
+
+def check_applicable(weights: LossWeights, known: Collection[str], who: str) -> None:
+    """Raises a ValueError for a loss with a weight that `who` does not compute: it would be left out of the sum."""
+    lost = [f.name for f in fields(weights) if f.name not in known and f.name != "lm" and getattr(weights, f.name)]
+    if lost:
+        hint = "a classifier with `feature_head=`" if lost[0] in HEAD_LOSSES else "SaeForCausalLM or a classifier"
+        raise ValueError(
+            f"`loss_weights` of {who} may have {', '.join(known) or 'none but lm'}. Received: "
+            f"{lost[0]}={getattr(weights, lost[0])!r}, which is a loss of {hint}."
+        )
+
+
+def check_trainable(model: Any, weights: LossWeights, terms: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError that says what would make a loss trainable in which no gradient arrived."""
+    given = [name for name in SAE_LOSSES if getattr(weights, name)]
+    if "conditioning" in given and "conditioning" not in terms:
+        need = "Pass `concept_targets` with the batch: `conditioning` compares concept latents with them"
+    elif given and not any(p.requires_grad for p in model.saes.parameters()):
+        need = "The SAEs are frozen, which these losses would train: `model.saes.requires_grad_(True)`"
+    else:
+        need = (
+            "Train the SAEs by a loss of theirs, such as loss_weights={'reconstruction': 1.0}; or the base, with "
+            "weights_scope='full', which leaves it trainable and saves it, or by a LoRA (`peft.get_peft_model`)"
+        )
+    frozen = "frozen" if not any(p.requires_grad for p in model.lm.parameters()) else "trainable"
+    raise ValueError(
+        f"No parameter that can be trained is in this loss. {need}. To measure a loss only, use `model.eval()` or "
+        f"`torch.no_grad()`. Received: loss_weights={asdict(weights)}, the base {frozen} "
+        f"(weights_scope={model.config.weights_scope!r})."
+    )
 
 
 # -- of a model ------------------------------------------------------------------------------------------------------

@@ -53,6 +53,33 @@ class ScarHook:
             self.__dict__[name] = previous
             raise
 
+    def set(self, **fields: Any) -> None:
+        """Set several fields at once, as `from_pretrained(..., mod_features=0, mod_scaling=-1.0)` does.
+
+        Raises:
+            AttributeError: a field that SCAR does not have.
+            ValueError: a latent or an SAE that the model does not have, or a value that is no finite number.
+        """
+        for name in sorted(fields, key=lambda name: name == "mod_features"):  # it alone makes the others count
+            setattr(self, name, fields[name])
+
+    def pop(self) -> torch.Tensor:
+        """The hidden state at the SAE, (batch, length, d_in), of the last forward pass, before any edit; once.
+
+        It is kept, without a gradient, from the first use of `model.hook` on.
+
+        Raises:
+            ValueError: there was no forward pass since then, or since the last `pop`.
+        """
+        kept = self._model._kept_states.pop(self._sae, None)
+        if kept is None:
+            raise ValueError(
+                "`hook.pop()` gives the hidden state of the last forward pass, once. Expected a pass since the first "
+                "use of `model.hook` and since the last `pop`. Received: none. `model(..., output_sae_inputs=True)` "
+                "gives it with the output."
+            )
+        return kept
+
     def steering(self) -> Steering:
         """The fields as a `Steering`; a list of features is steered as a whole, where the original ignores it."""
         if self.mod_features is None:

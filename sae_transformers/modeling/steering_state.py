@@ -33,6 +33,7 @@ class SteeringMixin:
         self._default: Steering = Steering.coerce(self.config.steering)
         self._default_source: Any = self.config.steering
         self._scar_hook: ScarHook | None = None
+        self._kept_states: dict[int, Tensor] | None = None  # what SCAR's `hook.pop` gives, by SAE
 
     @property
     def steering(self) -> Steering:
@@ -52,7 +53,7 @@ class SteeringMixin:
     def hook(self) -> ScarHook:
         """SCAR's interface, see `ScarHook`."""
         if self._scar_hook is None:
-            self._scar_hook = ScarHook(self)
+            self._scar_hook, self._kept_states = ScarHook(self), {}
         return self._scar_hook
 
     def prepare_steering(self, steering: Any) -> SteeringPlan:
