@@ -57,8 +57,8 @@ def test_lora_with_the_feature_head_trains_it(tmp_path: Path) -> None:
     lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], modules_to_save=["feature_head"])
     trained = get_peft_model(model, lora)
     fit(trained, tmp_path, LABELLED)
-    head = model.feature_head.modules_to_save["default"]  # pyright: ignore
-    assert not torch.equal(head.weight, before["feature_head.weight"])
+    head: Any = model.feature_head.modules_to_save["default"]  # pyright: ignore
+    assert not torch.equal(head.linear.weight, before["feature_head.linear.weight"])
     merged: Any = trained.merge_and_unload()
     torch.testing.assert_close(merged.saes[0].W_enc, before["saes.0.W_enc"], **EXACT)
 
