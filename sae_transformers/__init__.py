@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .training.heads.settings import HeadSettings
     from .training.heads.train import train_heads
     from .training.heads.unintended import counterfactual_features
+    from .training.loss_terms import log_loss_terms
     from .training.sae.arguments import SaeTrainingArguments
     from .training.sae.dataset import HiddenStateShards, TensorTokens
     from .training.sae.end_to_end import EndToEndTrainer
@@ -232,6 +233,7 @@ __all__ = [
     "load",
     "load_base",
     "load_classifier_base",
+    "log_loss_terms",
     "measure_reconstruction",
     "open_text",
     "push",
@@ -284,6 +286,7 @@ HOMES = {
     ".training.heads.settings": "HeadSettings",
     ".training.heads.train": "train_heads",
     ".training.heads.unintended": "counterfactual_features",
+    ".training.loss_terms": "log_loss_terms",
     ".training.sae.arguments": "SaeTrainingArguments",
     ".training.sae.dataset": "HiddenStateShards TensorTokens",
     ".training.sae.end_to_end": "EndToEndTrainer",

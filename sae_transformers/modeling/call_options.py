@@ -41,9 +41,13 @@ class SaeCallOptions:
     stop_at_last_sae: bool = False
 
     @classmethod
-    def take(cls, kwargs: dict[str, Any]) -> SaeCallOptions:
-        """Take the options out of a call's keyword arguments; what stays there is the base's."""
-        return cls(**{name: kwargs.pop(name) for name in NAMES if name in kwargs})
+    def take(cls, kwargs: Mapping[str, Any]) -> tuple[SaeCallOptions, dict[str, Any]]:
+        """The options among a call's keyword arguments, and the base's.
+
+        `kwargs` stays as it is: dynamo gives up on a base that reads a signature (LLaVA) once a caller's dict changed.
+        """
+        options = {name: value for name, value in kwargs.items() if name in NAMES}
+        return cls(**options), {name: value for name, value in kwargs.items() if name not in NAMES}
 
     @property
     def reports(self) -> bool:

@@ -355,7 +355,7 @@ class SaeModel(SaePreTrainedModel):
         **kwargs: Any,
     ) -> SaeModelOutput | tuple:
         """As the base, with `SaeCallOptions` besides."""
-        options = SaeCallOptions.take(kwargs)
+        options, kwargs = SaeCallOptions.take(kwargs)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

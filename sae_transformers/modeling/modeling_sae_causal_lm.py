@@ -65,7 +65,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
                 (all real tokens without `labels`), so accumulated micro-batches add up to the large batch's loss.
             num_items_in_batch: set by `Trainer`: LM labels in the whole accumulated batch.
         """
-        options = SaeCallOptions.take(kwargs)
+        options, kwargs = SaeCallOptions.take(kwargs)
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

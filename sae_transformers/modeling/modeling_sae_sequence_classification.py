@@ -128,7 +128,8 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         """
         if pooled_states is not None:
             return self._score(pooled_states, labels, num_items_in_batch, return_dict=return_dict)
-        options, head = SaeCallOptions.take(kwargs), self.feature_head
+        options, kwargs = SaeCallOptions.take(kwargs)
+        head = self.feature_head
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
         asked = options

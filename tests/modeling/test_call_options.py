@@ -14,11 +14,12 @@ from sae_transformers.modeling.call_record import CallRecord, CallRequest
 from tests.tiny import prompt, tiny_model, tiny_sae
 
 
-def test_options_are_taken_out_and_the_rest_stays():
+def test_options_are_told_from_the_rest():
     kwargs = {"steering": False, "features": [3], "position_ids": None}
-    options = SaeCallOptions.take(kwargs)
+    options, others = SaeCallOptions.take(kwargs)
     assert (options.steering, options.features, options.stop_at_last_sae) == (False, [3], False)
-    assert kwargs == {"position_ids": None}
+    assert others == {"position_ids": None}
+    assert set(kwargs) == {"steering", "features", "position_ids"}  # a compiled LLaVA needs it unchanged
     assert options.reports and not SaeCallOptions().reports
 
 
