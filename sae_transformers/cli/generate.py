@@ -48,7 +48,7 @@ def generate(
             found = continue_prompts(
                 loaded, tokenizer, lines or prompt or list(_typed_lines()), steerings, options, progress=progress
             )
-        show_rows(console, found.side_by_side())
+        show_rows(console, found.table())
         rows += found.rows()
     else:
         for line in _typed_lines() if prompt is None else [prompt]:
@@ -59,7 +59,7 @@ def generate(
             typer.echo()
     if out is not None:
         save_csv(out, rows)
-        console.print(f"{out}", markup=False)
+        console.print(f"{out}")
 
 
 class _Growing:

@@ -59,7 +59,8 @@ class LossTerms(TrainerCallback):
             return
         names = sorted(self.sums)
         values = torch.stack([self.sums[name].to(args.device) for name in names]) / steps
-        found = self.trainer.accelerator.gather(values[None]).mean(0).tolist()
+        gathered: Any = self.trainer.accelerator.gather(values[None])
+        found = gathered.mean(0).tolist()
         for record in (logs, state.log_history[-1]):
             record.update({name: round(value, 6) for name, value in zip(names, found, strict=True)})
         self.sums, self.step = {}, state.global_step

@@ -7,23 +7,20 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ...evaluation.generation.continuations import Continuations, chat_prompts, continue_prompts, stream_prompt
 from ...modeling import SaeForCausalLM, Steering
-from ..results import Progress, html_table, save_csv, to_frame
+from ..results import Count, Progress, Result, save_csv
 from ..settings.generate import GenerateSettings
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 UNSTEERED = "unsteered"
 
 
 @dataclass(frozen=True)
-class GenerateResult:
+class GenerateResult(Result):
     """Continuations of prompts; those of one prompt and sample have the same random numbers under every steering.
 
     Args:
@@ -54,7 +51,7 @@ class GenerateResult:
             for label in self.texts
         ]  # fmt: skip
 
-    def side_by_side(self) -> list[dict[str, str]]:
+    def table(self) -> list[dict[str, str]]:
         """One per prompt and sample: the prompt, and a column for each steering."""
         samples = self.settings.generation.samples_per_prompt
         return [
@@ -62,10 +59,6 @@ class GenerateResult:
             for number, prompt in enumerate(self.prompts)
             for sample in range(samples)
         ]
-
-    def to_frame(self) -> DataFrame:
-        """`rows()` as a pandas DataFrame."""
-        return to_frame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -75,9 +68,6 @@ class GenerateResult:
     def save(self, path: str | Path) -> None:
         """Write `rows()` as .csv."""
         save_csv(path, self.rows())
-
-    def _repr_html_(self) -> str:
-        return html_table(self.side_by_side())
 
 
 def generate(
@@ -113,18 +103,11 @@ def generate(
     generation, samples = settings.generation, settings.generation.samples_per_prompt
     asked = chat_prompts(tokenizer, prompts) if generation.chat else prompts
     asked = [prompt for prompt in asked for _ in range(samples)]
-    draws, done, total = list(range(len(asked))), 0, len(asked) * len(columns)
-
-    def report(new: int) -> None:
-        nonlocal done
-        done += new
-        if progress is not None:
-            progress(done, total)
-
+    count = Count(progress, len(asked) * len(columns))
     if on_text is None:
         every = continue_prompts(
             model, tokenizer, asked * len(columns), [plan for plan in columns.values() for _ in asked], generation,
-            draws=draws * len(columns), report=report,
+            draws=[*range(len(asked))] * len(columns), report=count,
         )  # fmt: skip
         found = {
             label: every.take(range(number * len(asked), (number + 1) * len(asked)))
@@ -137,7 +120,7 @@ def generate(
         for label, plan in columns.items():
             take = functools.partial(on_text, label)
             found[label] = stream_prompt(model, tokenizer, asked[0], plan, generation, take=take)
-            report(1)
+            count(1)
     texts = {label: some.texts for label, some in found.items()}
     perplexities = {label: some.perplexities.tolist() for label, some in found.items()}
     return GenerateResult(prompts, texts, perplexities, named, settings)

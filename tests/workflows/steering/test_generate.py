@@ -48,7 +48,7 @@ def test_texts_are_those_of_the_model(model: SaeForCausalLM, tmp_path: Path) -> 
             assert found.texts[label][number] == by_the_model(model, prompt, steering)
     assert len({tuple(texts) for texts in found.texts.values()}) == 3
     assert [row["steering"] for row in found.rows()] == ["unsteered", "push", "scaled"] * 2
-    assert list(found.side_by_side()[1]) == ["prompt", "unsteered", "push", "scaled"]
+    assert list(found.table()[1]) == ["prompt", "unsteered", "push", "scaled"]
     assert list(found.to_frame()) == ["prompt", "sample", "steering", "text", "perplexity"]
     assert "<table>" in found._repr_html_() and json.loads(json.dumps(found.to_dict()))["steerings"]["push"]["edits"]
     found.save(tmp_path / "texts.csv")
