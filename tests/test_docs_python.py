@@ -11,6 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import transformers.utils.hub
 import typer
 
 from sae_transformers import attach
@@ -74,6 +75,7 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What answers where a snippet asks a language model, or the Hub."""
     with FakeOpenAI() as server, LoopbackHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made once, with the Hub of that moment
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-tests")
         monkeypatch.setenv("SAE_TRANSFORMERS_CACHE", str(tmp_path))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import datasets.config
 import huggingface_hub.hf_api
 import pytest
+import transformers.utils.hub
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -54,6 +55,7 @@ def tiny_world(home: Path) -> Iterator[World]:
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+        patch.setattr(transformers.utils.hub, "_hf_api", None)  # made once, with the Hub of that moment
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setenv("OPENAI_BASE_URL", chat.url)
