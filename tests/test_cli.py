@@ -105,6 +105,7 @@ def test_a_reloaded_model_that_differs_is_an_error(
     assert json.loads((tmp_path / "out" / "quickstart.json").read_text())["reload"]["same_tokens"] is False
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_load_is_an_error(
     model_folder: Path, dataset: Path, tmp_path: Path, tiny_size: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

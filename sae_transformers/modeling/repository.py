@@ -156,7 +156,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             base_model (str | PreTrainedModel): for an adapter-sized repository, the base in place of the one it
                 names: a path, an id or a model.
             force (bool): take a base whose weights are not those that the SAEs were put into.
-            mod_features, mod_scaling, ...: fields of SCAR's `hook`, set when the model is loaded.
+            mod_features (int): as all fields of SCAR's `hook`, set when the model is loaded.
 
         Raises:
             ValueError: the base is not the one the SAEs were made for, or the checkpoint is damaged or not

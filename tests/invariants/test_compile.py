@@ -187,6 +187,7 @@ def test_steering_may_come_from_a_block_or_the_default():
         assert torch.equal(compiled(prompt()).logits, plain)
 
 
+@pytest.mark.slow
 def test_features_are_reported_from_a_compiled_pass():
     model = model_at()
     compiled = torch.compile(model, **EAGER)

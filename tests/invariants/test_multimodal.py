@@ -88,6 +88,7 @@ def scope_folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_published_sae_by_the_command_and_by_remote_code(base_folder, scope_folder, tmp_path):
     """Attached, then loaded where the library cannot be imported, and steered with an image in the prompt."""
     out = tmp_path / "attached"

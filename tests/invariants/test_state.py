@@ -309,6 +309,7 @@ def test_saes_that_are_not_reached_are_an_error(options, training):
     model(prompt(), **options)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_compiled_by_itself_is_an_error():
     """Its hooks would look for their work where the compiled whole finds it."""
     model = wrapped(tiny_base())

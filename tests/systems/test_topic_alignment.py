@@ -238,6 +238,7 @@ def topic_texts(topic: int, count: int, seed: int) -> list[torch.Tensor]:
     ]
 
 
+@pytest.mark.slow
 def test_a_topic_the_sae_was_not_trained_on_is_more_uncertain(tmp_path):
     reader, place = HiddenStateReader(tiny_base(), ["layers.0.resid_post"]), "layers.0.resid_post"
 

@@ -171,6 +171,7 @@ def test_any_number_of_processes_gives_the_same_files(tmp_path: Path, monkeypatc
         assert contents(tmp_path / str(world)) == contents(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_killed_harvest_continues_to_the_same_files(tmp_path: Path) -> None:
     harvest_words(tmp_path / "whole")
     broken = tmp_path / "broken"

@@ -215,7 +215,7 @@ LLMClient("m", sys.argv[1], cache=sys.argv[2], concurrency=4).complete_many(requ
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_without_paying_twice(server: FakeOpenAI, tmp_path: Path, how: signal.Signals) -> None:
     server.delay_s = 0.1
     server.hold(after=20)

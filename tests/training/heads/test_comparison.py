@@ -150,6 +150,7 @@ def test_a_trained_head_becomes_the_models(hidden_size: int | None) -> None:
         put_head(model, narrow)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("pairs", [False, True])

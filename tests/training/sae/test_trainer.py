@@ -95,6 +95,7 @@ def test_four_small_batches_equal_a_large_one(tmp_path):
         assert (parameter - dict(fresh.named_parameters())[name]).abs().max() > 1e-3, "nothing was learned"
 
 
+@pytest.mark.slow
 def test_several_saes_in_one_pass_equal_each_alone(tmp_path):
     settings = {**AUX, "max_grad_norm": 0.0}
     kinds: list[dict[str, Any]] = [
@@ -129,6 +130,7 @@ def test_a_decoder_row_of_zeros_does_no_harm(tmp_path):
     assert all(tensor.isfinite().all() for tensor in trainer.saes[0].state_dict().values())
 
 
+@pytest.mark.slow
 def test_bf16_stays_close_to_single_precision(tmp_path):
     kinds: list[dict[str, Any]] = [{}, {"activation": "relu"}, {"concepts": {"first": 3}}]
     for kind in kinds:
@@ -188,6 +190,7 @@ def test_tokens_left_out_do_not_count(tmp_path):
         assert_same_state(other, results[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0.0, 10.0])
 def test_nan_never_reaches_the_weights(tmp_path, limit):
     for bad in (torch.nan, torch.inf, -torch.inf):

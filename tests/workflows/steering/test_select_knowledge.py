@@ -81,6 +81,7 @@ def test_rows_in_memory_give_steering_and_metrics(
         result.save(tmp_path, model="both")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped(
     loaded: Loaded, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
