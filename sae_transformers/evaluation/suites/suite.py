@@ -247,10 +247,19 @@ def number_text(value: float | None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A field as JSON; None for what has no form of its own, such as a function."""
+    """A field as JSON; None for what has no form of its own, such as a tensor."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(json.dumps(value, default=_part))
     except TypeError:
         return None
+
+
+def _part(value: Any) -> Any:
+    """What is in a field, such as a list of methods: of a dataclass its kind and fields, of a function its name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"kind": type(value).__name__, **dataclasses.asdict(value)}
+    if name := getattr(value, "__qualname__", None):
+        return f"{value.__module__}.{name}"
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
