@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation.fairness.data import read_bias_data
     from .evaluation.generation.continuations import continue_prompts
     from .evaluation.journal import Journal
+    from .evaluation.metrics.space import write_metric
     from .evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
     from .evaluation.scorers.registry import get_scorer
     from .evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
@@ -256,6 +257,7 @@ __all__ = [
     "train_concept",
     "train_heads",
     "train_recipe",
+    "write_metric",
 ]
 # Module -> the names that are there; `modeling` has all others.
 HOMES = {
@@ -267,6 +269,7 @@ HOMES = {
     ".evaluation.fairness.data": "read_bias_data",
     ".evaluation.generation.continuations": "continue_prompts",
     ".evaluation.journal": "Journal",
+    ".evaluation.metrics.space": "write_metric",
     ".evaluation.reconstruction.metrics": "ce_loss_recovered measure_reconstruction",
     ".evaluation.scorers.registry": "get_scorer",
     ".evaluation.settings": "BootstrapSettings FluencyBudget GenerationSettings",

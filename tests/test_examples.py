@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sae_transformers.training.heads.settings import METHODS
 from tests.create_training_data.words import WORDS, word_tokenizer
@@ -163,6 +165,64 @@ def test_selfreg_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(len(rows) == 2 and all(map(math.isfinite, numbers(rows))) for rows in found["sweep"].values())
     assert any("1 named by the judge" in name for name in found["other_features"])
     assert WORDS[0] + " " not in text  # numbers, no texts
+
+
+def tiny_files(folder: Path) -> Path:
+    """base, sae, train.csv, test.csv (text, label) and text.txt in a folder."""
+    draw = random.Random(0)
+    tiny_base(vocab_size=len(word_tokenizer())).save_pretrained(folder / "base")
+    word_tokenizer().save_pretrained(folder / "base")
+    tiny_sae(layer=1).save_pretrained(folder / "sae")
+    for name in ("train", "test"):
+        rows = [f"{' '.join(draw.choices(WORDS[:9] if n % 2 else WORDS[9:20], k=6))},{n % 2}" for n in range(40)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    (folder / "text.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=8)) for _ in range(40)))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_finetune_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    folder = tiny_files(tmp_path)
+    asked = ["--base", "base", "--sae", "sae", "--train", "train.csv", "--test", "test.csv", "--unintended", "3,9"]
+    asked += ["--out", "out", "--learning-rate", "0.02", "--epochs", "4", "--penalty", "0.05"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["finetune_classifier.py", *asked])
+    load("finetune_classifier").main()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(
+        f"'{name}'" in shown for name in ("lm_loss", "unintended", "unintended_state", "eval_calibration_error")
+    )
+    model: Any = AutoModelForSequenceClassification.from_pretrained("out/model", trust_remote_code=True)
+    rows = [line.rsplit(",", 1) for line in (folder / "test.csv").read_text().splitlines()[1:]]
+    tokens = word_tokenizer()([text for text, _ in rows], padding=True, return_tensors="pt")
+    right = model(**tokens).logits.argmax(-1) == torch.tensor([int(label) for _, label in rows])
+    assert right.float().mean() > 0.8
+    base = tiny_base(vocab_size=len(word_tokenizer())).state_dict()
+    assert any(not torch.equal(base[name], value) for name, value in model.lm.state_dict().items() if "v_proj" in name)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_finetune_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tiny_files(tmp_path)
+    asked = ["--base", "base", "--sae", "sae", "--text", "text.txt", "--feature", "3", "--scale", "2", "--out", "out"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(
+        sys, "argv", ["finetune_language_model.py", *asked, "--learning-rate", "0.01", "--epochs", "3"]
+    )
+    load("finetune_language_model").main()
+    assert "'reconstruction'" in capsys.readouterr().out
+    model: Any = AutoModelForCausalLM.from_pretrained("out/model", trust_remote_code=True)
+    assert model.steering.to_dict()["edits"] == [
+        {"sae": 0, "feature": 3, "op": "scale", "value": 2.0, "unit": "absolute"}
+    ]
+    assert torch.equal(model.saes[0].W_enc, tiny_sae(layer=1).W_enc)
+    ids = torch.tensor([word_tokenizer()("w1 w2 w3")["input_ids"]])
+    assert not torch.equal(model(ids).logits, model(ids, steering=False).logits)
+    assert not torch.equal(model(ids, steering=False).logits, tiny_base(vocab_size=len(word_tokenizer()))(ids).logits)
 
 
 @pytest.mark.slow
