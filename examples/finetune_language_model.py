@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
@@ -70,9 +71,13 @@ def plain_trainer(args: argparse.Namespace, model: Any, tokenizer: Any, rows: An
 def trl_trainer(args: argparse.Namespace, model: Any, tokenizer: Any, rows: Any, lora: LoraConfig) -> Trainer:
     from trl import SFTConfig, SFTTrainer
 
-    return SFTTrainer(
+    class PlainLossTrainer(SFTTrainer):
+        # TRL's own (1.16) takes the base's last hidden state, past the model's forward pass and the SAEs' losses.
+        compute_loss = Trainer.compute_loss
+
+    return PlainLossTrainer(
         model,
-        SFTConfig(**settings(args), max_length=args.max_length),
+        SFTConfig(**settings(args), max_length=args.max_length, bf16=torch.cuda.is_available()),
         train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora,
