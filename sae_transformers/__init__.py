@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .training.steering.feature_search import search_features
     from .training.steering.settings import SearchSettings, StrengthSettings
     from .workflows.classify import classify, load_classifier_base, read_labelled
+    from .workflows.concept_data import concept_data
     from .workflows.convert import convert
     from .workflows.evaluate import evaluate
     from .workflows.harvest import harvest
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
     from .workflows.settings.annotation import AnswerSettings, ExplainSettings, JudgeSettings
     from .workflows.settings.ask_features import AskFeaturesSettings
     from .workflows.settings.classify import ClassifySettings, ComparisonSettings, LabelSettings
-    from .workflows.settings.concept_set import ConceptSetSettings
+    from .workflows.settings.concept_set import ConceptDataSettings, ConceptSetSettings
     from .workflows.settings.dashboard import DashboardSettings
     from .workflows.settings.detect import DetectSettings
     from .workflows.settings.evaluate import EvaluateSettings
@@ -131,6 +132,7 @@ __all__ = [
     "CardSettings",
     "ClassifySettings",
     "ComparisonSettings",
+    "ConceptDataSettings",
     "ConceptRecipe",
     "ConceptSetSettings",
     "DashboardSettings",
@@ -213,6 +215,7 @@ __all__ = [
     "classification_metrics",
     "classify",
     "code_aurocs",
+    "concept_data",
     "concept_set",
     "continue_prompts",
     "convert",
@@ -297,6 +300,7 @@ HOMES = {
     ".training.steering.feature_search": "search_features",
     ".training.steering.settings": "SearchSettings StrengthSettings",
     ".workflows.classify": "classify load_classifier_base read_labelled",
+    ".workflows.concept_data": "concept_data",
     ".workflows.convert": "convert",
     ".workflows.evaluate": "evaluate",
     ".workflows.harvest": "harvest",
@@ -317,7 +321,7 @@ HOMES = {
     ".workflows.settings.annotation": "AnswerSettings ExplainSettings JudgeSettings",
     ".workflows.settings.ask_features": "AskFeaturesSettings",
     ".workflows.settings.classify": "ClassifySettings ComparisonSettings LabelSettings",
-    ".workflows.settings.concept_set": "ConceptSetSettings",
+    ".workflows.settings.concept_set": "ConceptDataSettings ConceptSetSettings",
     ".workflows.settings.dashboard": "DashboardSettings",
     ".workflows.settings.detect": "DetectSettings",
     ".workflows.settings.evaluate": "EvaluateSettings",

@@ -36,7 +36,7 @@ def main(
 # In the order of --help. A verb's function is in the file of its name, or in this one.
 VERBS = {
     "Begin": "quickstart attach convert check",
-    "Train": "harvest train",
+    "Train": "concept_data harvest train",
     "Read features": "detect features spans explain judge feature_table ask_features dashboard",
     "Steer": "generate steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias",
     "Classify": "classify",

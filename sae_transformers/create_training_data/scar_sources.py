@@ -91,6 +91,28 @@ def shakespeare(original: Iterable[str], modern: Iterable[str]) -> Pairs:
     yield from ((line.strip(), 1) for line in original)
 
 
+def scored(rows: Rows, text_column: str, label_column: str, *, threshold: float = 0.5) -> Pairs:
+    """Any table: 1 where the score is `threshold` or more, 0 where it is less, unknown where there is none.
+
+    Args:
+        text_column, label_column: `a.b` is field b of column a.
+    """
+    for number, row in _numbered(rows):
+        text, score = (_at(row, name, number) for name in (text_column, label_column))
+        if not isinstance(text, str):
+            raise ValueError(f"{text_column!r} must be a str. Received: {type(text).__name__} in row {number}.")
+        if score is None or score == "":
+            yield text, UNKNOWN
+            continue
+        try:
+            value = float(score)
+        except (TypeError, ValueError):
+            value = math.nan
+        if math.isnan(value):
+            raise ValueError(f"A label must be a number. Received: {label_column}={score!r} in row {number}.")
+        yield text, UNKNOWN if value == UNKNOWN else int(value >= threshold)
+
+
 class ConceptSource(NamedTuple):
     """A data set of the Hub, its configuration, the name of its concept, and the rule for its rows."""
 
@@ -191,6 +213,14 @@ def _column(row: Mapping[str, Any], name: str, number: int, kind: type = object)
     if not isinstance(row[name], kind):
         raise ValueError(f"{name!r} must be a {kind.__name__}. Received: {type(row[name]).__name__} in row {number}.")
     return row[name]
+
+
+def _at(row: Mapping[str, Any], name: str, number: int) -> Any:
+    """A column, or a field of one; a column whose own name has a dot comes first."""
+    if name in row or "." not in name:
+        return _column(row, name, number)
+    first, _, rest = name.partition(".")
+    return _at(_column(row, first, number, Mapping), rest, number)
 
 
 def _score(piece: Mapping[str, Any], number: int) -> float | None:

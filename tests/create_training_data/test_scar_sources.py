@@ -12,6 +12,7 @@ from sae_transformers.create_training_data.scar_sources import (
     load_concept,
     read_rows,
     real_toxicity_prompts,
+    scored,
     shakespeare,
     toxic_chat,
     unlabelled,
@@ -102,6 +103,19 @@ def test_unlabelled_refuses_more_rows_than_there_are(n_rows: int) -> None:
 def write(path: Path, rows: list[dict]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def test_scores_of_any_table() -> None:
+    rows = [{"t": {"x": "a"}, "s": score} for score in (0.5, "0.49", 1, 0, None, "", -100)]
+    assert [label for _, label in scored(rows, "t.x", "s")] == [1, 0, 1, 0, -100, -100, -100]
+    assert [label for _, label in scored(rows[:2], "t.x", "s", threshold=0.4)] == [1, 1]
+    assert list(scored([{"a.b": "text", "s": 1}], "a.b", "s")) == [("text", 1)]
+    with pytest.raises(ValueError, match="A label must be a number. Received: s='high' in row 2"):
+        list(scored([rows[0], {"t": {"x": "a"}, "s": "high"}], "t.x", "s"))
+    with pytest.raises(ValueError, match="Row 1 has no 'y'"):
+        list(scored(rows, "t.y", "s"))
+    with pytest.raises(ValueError, match="'t' must be a str"):
+        list(scored(rows, "t", "s"))
 
 
 def test_files_become_a_data_set(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""The verb `concept-data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..workflows.settings.concept_set import SOURCES, ConceptDataSettings
+from .tables import open_console, show_lines
+from .verb import verb
+
+
+@verb(ConceptDataSettings)
+def concept_data(
+    source: Annotated[str, typer.Argument(help=f"One of {', '.join(SOURCES)}.")],
+    settings: ConceptDataSettings,
+    out: Annotated[Path, typer.Option(help="File to write: .jsonl, .csv or .parquet.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files with its columns, by default the Hub's; of shakespeare original and modern."),
+    ] = None,
+) -> None:
+    """Write texts with a concept's label, 0, 1 or unknown, by the rules of SCAR, as a table for harvest."""
+    from ..workflows.concept_data import FORMATS
+    from ..workflows.concept_data import concept_data as read_concept
+
+    if out.suffix not in FORMATS:
+        raise ValueError(f"`out` must end in {', '.join(FORMATS)}. Received: out={str(out)!r}.")
+    found = read_concept(source, files, settings)
+    found.save(out)
+    show_lines(open_console(), [*found.summary(), str(out)])
