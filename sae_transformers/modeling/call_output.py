@@ -37,12 +37,13 @@ def call_output(
     values = {} if out is None else dict(out.items())
     kind = output_class(type(out), kind)
     lm_loss = values.pop("loss", None) if lm_loss is None else lm_loss
-    weights = LossWeights(**model.config.loss_weights)
-    loss = weighted_loss(weights, lm_loss, terms or {})
-    if loss is not None:
-        values["loss"] = loss
-        if model.training and not loss.requires_grad and torch.is_grad_enabled():
-            check_trainable(model, weights, terms or {})
+    if lm_loss is not None or terms:
+        weights = LossWeights(**model.config.loss_weights)
+        loss = weighted_loss(weights, lm_loss, terms or {})
+        if loss is not None:
+            values["loss"] = loss
+            if model.training and not loss.requires_grad and torch.is_grad_enabled():
+                check_trainable(model, weights, terms or {})
     every = range(len(model.config.saes))
     if record is not None and record.request.features:
         values["sae_features"] = tuple(record.features.get(n) for n in every)
