@@ -56,6 +56,6 @@ def test_what_was_pushed_answers_without_the_library(
     if kind == "CausalLM":
         ids = torch.tensor([word_tokenizer()(TEXT)["input_ids"]])
         new = model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]
-        assert answer["generated_text"] == TEXT + word_tokenizer().decode(new, skip_special_tokens=True)
+        assert answer["generated_text"] == f"{TEXT}{word_tokenizer().decode(new, skip_special_tokens=True)}"
     else:
         assert answer["label"] == model.config.id2label[int(expected.argmax())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from sae_transformers import DiffMean, FeatureEdit, Latents, Prompting, SteeringSuite, SteeringSuiteSettings
 from sae_transformers.evaluation.steering_methods.default_steering import ScaledSteering
@@ -10,7 +11,7 @@ from sae_transformers.modeling import Steering
 from tests.create_training_data.words import word_tokenizer
 
 
-def lengths(texts: list[str], prompts: list[str]) -> list[float]:
+def lengths(texts: Sequence[str]) -> list[float]:
     return [float(len(text)) for text in texts]
 
 
