@@ -41,7 +41,13 @@ def test_commands():
     ends = {"demo": "sae-transformers quickstart", "test": "-m pytest"}
     assert re.findall(r"^make (\w+)", text, flags=re.MULTILINE) == list(ends)
     for target, end in ends.items():
-        shown = subprocess.run(["make", "-n", target], cwd=README.parent, capture_output=True, text=True, check=True)
+        shown = subprocess.run(
+            ["make", "--no-print-directory", "-n", target],
+            cwd=README.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert end in shown.stdout.splitlines()[-1], shown.stdout
     extra, *verb = re.findall(r"^(?:pip install '\.\[(\w+)\]'|sae-transformers) *(\w*)", text, flags=re.MULTILINE)
     assert extra[0] in extras() and [name for _, name in verb] == ["quickstart"]
