@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.dashboard import DashboardSettings, feature_list
+from ..workflows.settings.texts import read_lines
 from .options import HookPoint, ModelDtype
 from .tables import open_console, progress_bar
 from .verb import verb
@@ -72,14 +73,14 @@ def dashboard(
     settings = replace(settings, features=None if features is None else feature_list(features), samples=wanted)
     from ..workflows.loading import load, load_base, load_sae
     from ..workflows.reading.dashboard import dashboard as make_dashboard
-    from ..workflows.reading.dashboard_sources import open_text_of_spans, read_prompts, read_sources
+    from ..workflows.reading.dashboard_sources import open_text_of_spans, read_sources
 
     sources = read_sources(
         table=table, spans=spans, with_texts=texts is not None, annotations=annotations, results=results or (),
         samples=samples,
     )  # fmt: skip
     text = None if texts is None else open_text_of_spans(texts, sources, text_column, txt_rows)
-    asked = [] if prompts is None else read_prompts(prompts)
+    asked = [] if prompts is None else read_lines(prompts)
     names = {"Base model": model or sources.facts.get("model"), "SAE": sae or sources.facts.get("sae")}
     reads = text is not None or steer is not None
     name, sae = names["Base model"], names["SAE"] if reads else sae

@@ -44,7 +44,8 @@ def with_registered_suites() -> Callable[..., None]:
         revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
         model_dtype: ModelDtype = "auto",
         steering: Annotated[
-            Path | None, typer.Option(help="JSON, such as steering.json of steer, in place of the model's default.")
+            str | None,
+            typer.Option(help="JSON, a file of it or its name in the model's folder. [default: the model's own]"),
         ] = None,
         feature: Annotated[
             list[str] | None,
@@ -60,7 +61,7 @@ def with_registered_suites() -> Callable[..., None]:
 
         names = None if suite is None else [name.strip() for name in suite.split(",") if name.strip()]
         suites = read_suites(settings, names, features, feature)
-        default = None if steering is None else read_steering(steering)
+        default = None if steering is None else read_steering(steering, model)
         loaded, tokenizer, _ = load(
             model, sae or None, hook_point=hook_point, base=base, model_dtype=model_dtype, revision=revision
         )

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.generate import GenerateOptions
+from ..workflows.settings.texts import read_lines
 from .errors import sentence
 from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, progress_bar, show_rows
@@ -30,7 +31,7 @@ def generate(
     """Continue prompts with steering and without, side by side; a prompt, a file of them, or typed line by line."""
     if prompt is not None and prompts is not None:
         raise ValueError("Give a prompt or `prompts`. Received: both.")
-    lines = [] if prompts is None else [line for line in prompts.read_text("utf-8").splitlines() if line.strip()]
+    lines = [] if prompts is None else read_lines(prompts)
     from ..workflows.loading import load
     from ..workflows.results import save_csv
     from ..workflows.steering.generate import generate as continue_prompts
@@ -39,7 +40,7 @@ def generate(
     steerings, options = typed_steerings(settings.steering, model) or None, settings.settings
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     for steering in (steerings or {}).values():
-        loaded.prepare_steering(steering)
+        loaded.prepare_steering(steering)  # what is wrong with it is no fault of a line that is typed
     console, rows = open_console(), []
     if steerings is None and not loaded.steering:
         console.print("Nothing is steered: the model has no steering of its own; see --feature, --scale, --steering.")

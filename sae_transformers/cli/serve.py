@@ -21,7 +21,10 @@ def serve(
         str | None, typer.Option(help="Name of the model in requests; by default its folder or id.")
     ] = None,
     steering: Annotated[
-        str | None, typer.Option(help="Default steering: JSON, or a file of it; by default the model's own.")
+        str | None,
+        typer.Option(
+            help="Default steering: JSON, a file of it or its name in the model's folder; by default the model's own."
+        ),
     ] = None,
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
@@ -34,7 +37,7 @@ def serve(
 
     console = open_console()
     with open_port(settings) as port:  # a taken one is told before the model is loaded
-        default = None if steering is None else read_steering(steering)
+        default = None if steering is None else read_steering(steering, model)
         loaded, tokenizer, _ = load(
             model, sae or [], hook_point=hook_point, model_dtype=model_dtype, revision=revision
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..workflows.settings.steer import SteerSettings
+from ..workflows.settings.texts import read_lines
 from .options import HookPoint, LabelColumn, Model, ModelDtype, Saes, TextColumn
 from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
@@ -38,7 +39,7 @@ def steer(
     model_dtype: ModelDtype = "auto",
 ) -> None:
     """Find features by labelled texts, choose operation and strength by generating, and save the steered model."""
-    lines = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_lines(prompts)
     from ..workflows.loading import load
     from ..workflows.steering.steer import read_labelled
     from ..workflows.steering.steer import steer as search_steering

@@ -103,7 +103,8 @@ def verb(
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for this
                     raise
-                fail(f"{error} Try a smaller --tokens-per-batch.", code=1)
+                smaller = [name for name in ("tokens_per_batch", "batch_size") if name in known]
+                fail(f"{error} Try a smaller --{smaller[0].replace('_', '-')}." if smaller else error, code=1)
 
         run.__name__, run.__doc__ = action.__name__, action.__doc__
         run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from ..latents.texts import open_text
+from ..latents.texts import open_text, value_at
 
 UNKNOWN = -100
 AEGIS_ANNOTATORS = 5
@@ -98,7 +98,7 @@ def scored(rows: Rows, text_column: str, label_column: str, *, threshold: float 
         text_column, label_column: `a.b` is field b of column a.
     """
     for number, row in _numbered(rows):
-        text, score = (_at(row, name, number) for name in (text_column, label_column))
+        text, score = (value_at(row, name, number) for name in (text_column, label_column))
         if not isinstance(text, str):
             raise ValueError(f"{text_column!r} must be a str. Received: {type(text).__name__} in row {number}.")
         if score is None or score == "":
@@ -213,14 +213,6 @@ def _column(row: Mapping[str, Any], name: str, number: int, kind: type = object)
     if not isinstance(row[name], kind):
         raise ValueError(f"{name!r} must be a {kind.__name__}. Received: {type(row[name]).__name__} in row {number}.")
     return row[name]
-
-
-def _at(row: Mapping[str, Any], name: str, number: int) -> Any:
-    """A column, or a field of one; a column whose own name has a dot comes first."""
-    if name in row or "." not in name:
-        return _column(row, name, number)
-    first, _, rest = name.partition(".")
-    return _at(_column(row, first, number, Mapping), rest, number)
 
 
 def _score(piece: Mapping[str, Any], number: int) -> float | None:

@@ -8,12 +8,17 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 TXT_ROWS = ("paragraph", "line", "file")
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a file that are not empty, such as prompts."""
+    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def suffix_of(name: str) -> str | None:

@@ -99,7 +99,7 @@ class TextSource:
         labels = torch.tensor(values, dtype=torch.float32).view(len(rows), len(self.labels))
         if self.images is None:
             return TextRows(texts, labels)
-        images = [opened_images(_value(row, self.images, start + i), start + i) for i, row in enumerate(rows)]
+        images = [opened_images(value_at(row, self.images, start + i), start + i) for i, row in enumerate(rows)]
         return TextRows(texts, labels, images)
 
     def _seek(self, start: int, count: int) -> list[Mapping[str, Any]]:
@@ -122,7 +122,7 @@ class TextSource:
             yield number, rows
 
     def _text(self, row: Mapping[str, Any], number: int) -> str:
-        text = _value(row, self.column, number)
+        text = value_at(row, self.column, number)
         if text is not None and not isinstance(text, str):
             raise ValueError(
                 f"The text must be a string; name its column with `column`. "
@@ -131,7 +131,7 @@ class TextSource:
         return text or ""
 
     def _label(self, row: Mapping[str, Any], name: str, number: int) -> float:
-        value = _value(row, name, number)
+        value = value_at(row, name, number)
         key = str(value).strip().lower()
         if key in UNKNOWN_LABELS:
             return UNKNOWN
@@ -143,7 +143,12 @@ class TextSource:
         return float(LABEL_NAMES[key])
 
 
-def _value(row: Mapping[str, Any], column: str, number: int) -> Any:
+def value_at(row: Mapping[str, Any], column: str, number: int) -> Any:
+    """A column of a row, or field b of column a as `a.b`; a column whose own name has a dot comes first.
+
+    Raises:
+        ValueError: the row, whose number is for the error, does not have it.
+    """
     if column in row:
         return row[column]
     found: Any = row

@@ -27,9 +27,15 @@ def base_fingerprint(base: nn.Module) -> dict[str, list[float]]:
     return {name: values for name, values in found.items() if values is not None}
 
 
+def is_at_hand(parameter: nn.Parameter) -> bool:
+    """Whether a parameter's values can be read: not where it is offloaded or quantised."""
+    plain = type(parameter.data) is Tensor and parameter.is_floating_point()
+    return plain and parameter.device.type != "meta"
+
+
 def _values(base: nn.Module, name: str) -> list[float] | None:
     parameter = base.get_parameter(name)
-    if parameter.device.type == "meta" or not parameter.is_floating_point() or type(parameter.data) is not Tensor:
+    if not is_at_hand(parameter):
         return None
     rows = torch.linspace(0, parameter.shape[0] - 1, VALUES).long()
     columns = torch.linspace(0, parameter.shape[1] - 1, VALUES).long()

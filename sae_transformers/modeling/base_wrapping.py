@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .base_fingerprint import is_at_hand
 from .hook_points import find_hook_point
 
 
@@ -53,11 +54,10 @@ def corners(base: nn.Module) -> dict[str, Tensor]:
 
 
 def _corner(parameter: nn.Parameter) -> Tensor | None:
-    """None for a vector, and for values that are not at hand (offloaded, quantised)."""
-    data = parameter.detach()
-    if data.ndim < 2 or data.device.type == "meta" or not data.is_floating_point() or type(data) is not Tensor:
+    """None for a vector, and for values that are not at hand."""
+    if parameter.ndim < 2 or not is_at_hand(parameter):
         return None
-    return data[(slice(0, 2),) * data.ndim].clone()
+    return parameter.detach()[(slice(0, 2),) * parameter.ndim].clone()
 
 
 def check_unchanged(model: Any) -> None:

@@ -24,7 +24,7 @@ from .hook_points import find_hook_point, hook_tensor
 from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes
 from .repository import RepositoryMixin
 from .sae_bank import SaeBank
-from .sae_losses import check_applicable, loss_names, split_labels
+from .sae_losses import loss_names, split_labels
 from .sparse_autoencoder import SparseAutoencoder
 from .steered_tokens import steered_tokens
 from .steering_state import SteeringMixin
@@ -53,7 +53,6 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
     _auto_class: str | None = None
     auto_model: Any = AutoModel
     other_auto_models: tuple[Any, ...] = ()
-    _losses: tuple[str, ...] = ()  # terms of `LossWeights` that the head computes
 
     def __init__(
         self,
@@ -64,7 +63,6 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         if config.text_config is None:
             raise ValueError("`config.text_config` must be the base model's config. Received: None.")
         warn_if_untested()
-        check_applicable(LossWeights(**config.loss_weights), self._losses, type(self).__name__)
         attention = config._attn_implementation  # what was asked for; the parent fills in what this class supports
         super().__init__(config)
         self.lm = self._build_base(config, attention) if lm is None else lm

@@ -14,11 +14,10 @@ from .call_options import CALL_OPTIONS, SaeCallOptions, source_of
 from .call_output import call_output
 from .call_record import CallRecord
 from .configuration_sae import SaeConfig
-from .configuration_sparse_autoencoder import LossWeights
 from .feature_head import FeatureHead, FeatureHeadConfig, task_loss
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
-from .sae_losses import HEAD_LOSSES, SAE_LOSSES, check_applicable, counted_tokens, mean_losses
+from .sae_losses import HEAD_LOSSES, SAE_LOSSES, counted_tokens, mean_losses
 
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 
@@ -49,8 +48,6 @@ class SaeForSequenceClassification(SaePreTrainedModel):
 
     def _new_feature_head(self) -> FeatureHead | None:
         if self.config.feature_head is None:
-            weights = LossWeights(**self.config.loss_weights)
-            check_applicable(weights, ("lm", *SAE_LOSSES), "a classifier without a feature head")
             return None
         values: Any = self.config.feature_head
         settings, num_labels = FeatureHeadConfig.from_dict(values), self.num_labels or 1

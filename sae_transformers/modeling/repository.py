@@ -40,6 +40,7 @@ from .repository_files import (
     write_whole,
 )
 from .sae_bank import SaeBank
+from .sae_losses import check_applicable
 from .scar_hook import ScarHook
 from .sparse_autoencoder import SparseAutoencoder
 from .uploading import UPLOAD_OPTIONS, upload
@@ -65,6 +66,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
     _wrap_base: Any
     # What the config says and the base is loaded with.
     _base_options: tuple[str, ...] = ()
+    _losses: tuple[str, ...] = ()  # terms of `LossWeights` that the head computes
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -96,8 +98,8 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             base_options: for loading the base: `revision`, `dtype`, `device_map`, `quantization_config`, ...
 
         Raises:
-            ValueError: an SAE without a place, or one that does not fit this base: made for another model, of another
-                width, for a layer or module that is not there.
+            ValueError: a loss that this head does not compute, an SAE without a place, or one that does not fit this
+                base: made for another model, of another width, for a layer or module that is not there.
         """
         saes = [saes] if isinstance(saes, nn.Module) else list(saes)
         for number, sae in enumerate(saes):
@@ -106,6 +108,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                     f"SAE {number} does not say where it stands; set `sae.config.layer` and `sae.config.site`, or "
                     f"`sae.config.hook`."
                 )
+        check_applicable(loss_weights, cls._losses, cls.__name__, with_head=feature_head is not None)
         name = getattr(base, "name_or_path", None) if isinstance(base, nn.Module) else str(base)
         for number, sae in enumerate(saes):  # before a large base is loaded
             if not force:

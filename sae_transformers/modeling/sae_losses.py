@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -52,14 +52,23 @@ SAE_LOSSES = ("reconstruction", "sparsity", "conditioning")
 HEAD_LOSSES = ("unintended", "unintended_state")
 
 
-def check_applicable(weights: LossWeights, known: Collection[str], who: str) -> None:
-    """Raises a ValueError for a loss with a weight that `who` does not compute: it would be left out of the sum."""
-    lost = [f.name for f in fields(weights) if f.name not in known and f.name != "lm" and getattr(weights, f.name)]
+def check_applicable(weights: Any, computed: Collection[str], head: str, *, with_head: bool) -> None:
+    """Raises a ValueError for a loss with a weight that a head does not compute: it would be left out of the sum.
+
+    Args:
+        weights: `LossWeights`, its dict, or None.
+        computed: names of the terms of the head's class.
+        head: name of that class.
+        with_head: whether the model has a feature head.
+    """
+    given = asdict(weights) if isinstance(weights, LossWeights) else dict(weights or {})
+    known = [name for name in computed if with_head or name not in HEAD_LOSSES]
+    lost = [name for name in (*SAE_LOSSES, *HEAD_LOSSES) if given.get(name) and name not in known]
     if lost:
         hint = "a classifier with `feature_head=`" if lost[0] in HEAD_LOSSES else "SaeForCausalLM or a classifier"
         raise ValueError(
-            f"`loss_weights` of {who} may have {', '.join(known) or 'none but lm'}. Received: "
-            f"{lost[0]}={getattr(weights, lost[0])!r}, which is a loss of {hint}."
+            f"`loss_weights` of {head} may have {', '.join(known) or 'none'}. Received: "
+            f"{lost[0]}={given[lost[0]]!r}, which is a loss of {hint}."
         )
 
 

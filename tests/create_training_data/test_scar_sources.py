@@ -112,7 +112,7 @@ def test_scores_of_any_table() -> None:
     assert list(scored([{"a.b": "text", "s": 1}], "a.b", "s")) == [("text", 1)]
     with pytest.raises(ValueError, match="A label must be a number. Received: s='high' in row 2"):
         list(scored([rows[0], {"t": {"x": "a"}, "s": "high"}], "t.x", "s"))
-    with pytest.raises(ValueError, match="Row 1 has no 'y'"):
+    with pytest.raises(ValueError, match="needs the column 't.y'. Received: columns 't', 's' in row 1"):
         list(scored(rows, "t.y", "s"))
     with pytest.raises(ValueError, match="'t' must be a str"):
         list(scored(rows, "t", "s"))

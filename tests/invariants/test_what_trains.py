@@ -71,13 +71,25 @@ def test_losses_of_another_head_are_refused(name: str, tmp_path: Path) -> None:
     weights = {"lm": 1.0, name: 100.0}
     with pytest.raises(ValueError, match=rf"SaeForCausalLM may have lm, .*Received: {name}=100.0.*feature_head="):
         SaeForCausalLM.from_base(tiny_base(), [tiny_sae(layer=1)], loss_weights=weights)
-    with pytest.raises(ValueError, match=f"a classifier without a feature head may have .*{name}=100.0"):
+    with pytest.raises(ValueError, match=f"SaeForSequenceClassification may have lm, .*{name}=100.0.*feature_head="):
         classifier(tmp_path, loss_weights=weights)
     classifier(tmp_path, loss_weights=weights, feature_head={"sae": 0})
-    with pytest.raises(ValueError, match="SaeModel may have none but lm. Received: sparsity=1.0"):
+    with pytest.raises(ValueError, match="SaeModel may have none. Received: sparsity=1.0"):
         SaeModel.from_base(tiny_base(), [tiny_sae(layer=1)], loss_weights={"sparsity": 1.0})
     with pytest.raises(ValueError, match="aux"):
         SaeForCausalLM.from_base(tiny_base(), [tiny_sae(layer=1)], loss_weights={"aux": 1.0})
+
+
+def test_a_model_loads_as_another_head_whatever_it_was_trained_by(tmp_path: Path) -> None:
+    """What another head has no use for is refused where it is typed, not where a published model is loaded."""
+    tiny_base().save_pretrained(tmp_path / "base")
+    trained = SaeForCausalLM.from_base(str(tmp_path / "base"), [tiny_sae(layer=1)], loss_weights={"sparsity": 1.0})
+    trained.save_pretrained(tmp_path / "trained")
+    assert SaeModel.from_pretrained(tmp_path / "trained")(prompt()).last_hidden_state.shape == (*prompt().shape, 32)
+    scored = classifier(tmp_path, loss_weights={"unintended": 1.0}, feature_head={"sae": 0})
+    scored.save_pretrained(tmp_path / "scored")
+    loaded = SaeForCausalLM.from_pretrained(tmp_path / "scored")
+    torch.testing.assert_close(loaded.saes[0].W_enc, scored.saes[0].W_enc, **EXACT)
 
 
 def test_a_loss_that_trains_nothing_says_what_would(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.text_files import read_lines
 from ..classification import bootstrap_interval, mean_interval
 from ..generation.log_likelihood import encode_after_start, token_scores
 
@@ -42,7 +43,7 @@ def read_winobias(pro: str | Path, anti: str | Path, kind: str = "") -> list[Sen
     Raises:
         ValueError: the files have different numbers of lines, or a line has no pronoun in brackets.
     """
-    sides = [[_unbracketed(line, Path(path)) for line in _lines(path)] for path in (pro, anti)]
+    sides = [[_unbracketed(line, Path(path)) for line in read_lines(path)] for path in (pro, anti)]
     if len(sides[0]) != len(sides[1]) or not sides[0]:
         raise ValueError(f"Expected as many lines in both files. Received: {len(sides[0])} and {len(sides[1])}.")
     return [
@@ -233,10 +234,6 @@ def last_word_summary(scores: LastWords, *, resamples: int = 2000, seed: int = 0
         "accuracy": mean_interval(scores.right.double(), resamples=resamples, seed=seed),
         "perplexity": {"value": math.exp(-float(log_p.mean())), "low": low, "high": high},
     }
-
-
-def _lines(path: str | Path) -> list[str]:
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _unbracketed(line: str, path: Path) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...latents.text_files import read_lines
 from ..results import SuiteResult
 from ..settings import FluencyBudget, GenerationSettings
 from ..steering_methods.method import METHODS, STRENGTHS, MethodInputs, MethodMaker, prepare_methods, read_methods
@@ -86,7 +87,7 @@ class SteeringSuite(Suite):
         from ...latents.splits import label_halves
 
         path, seed = options.prompts or Path(), inputs.bootstrap.seed
-        prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = read_lines(path)
         files, fitting, scoring = [source_file(path, prompts, len(prompts))], None, None
         if options.rows.labelled is not None:
             rows = options.rows.read(seed)

@@ -116,11 +116,6 @@ def open_text_of_spans(
     return source.first(known["max_rows"]) if known.get("max_rows") else source
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a file, one a line."""
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def check_source(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...latents.settings import check_integers
+from ...latents.text_files import read_lines as read_lines
 
 if TYPE_CHECKING:
     from ...latents.texts import TextSource
