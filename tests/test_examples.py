@@ -71,6 +71,7 @@ def test_examples_and_notebooks_import_from_the_root(path: Path) -> None:
     assert own == {"sae_transformers"}
 
 
+@pytest.mark.slow
 def test_scar_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
 
@@ -202,6 +203,7 @@ def test_finetune_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert any(not torch.equal(base[name], value) for name, value in model.lm.state_dict().items() if "v_proj" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_finetune_language_model(

@@ -102,6 +102,7 @@ def test_when_all_settings_break_answers_that_is_said(folder: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was answered before is not asked again, and what was not is; the results are those of one run."""
     options = ["--baselines", "", "--proportions", 0.3, "--strengths", 2]

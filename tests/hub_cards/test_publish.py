@@ -241,6 +241,7 @@ def test_a_single_file_is_a_dashboard_too_and_replaces_the_other(
     assert "dashboard/b.html" in held(hub)
 
 
+@pytest.mark.slow
 def test_a_branch_and_a_pull_request(hub: LoopbackHub, model: Path) -> None:
     published(hub, model)
     main = held(hub)
@@ -318,6 +319,7 @@ def test_a_card_of_ours_calls_the_repository_by_its_id(hub: LoopbackHub, model: 
     assert held(hub)["README.md"].decode() == by_hand
 
 
+@pytest.mark.slow
 def test_an_sae_a_data_set_and_a_space_are_published_too(hub: LoopbackHub, tmp_path: Path) -> None:
     sae = tmp_path / "sae"
     folders.write_json(sae / "config.json", folders.SAE)

@@ -78,6 +78,7 @@ def test_every_op_at_site(site):
         op_equals_eager(op, site)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "activation"),
     [
@@ -94,6 +95,7 @@ def test_other_families_and_encoders(architecture, activation):
     assert counted(at("replaced", [(1, -2)])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["topk", "relu"])
 def test_values_latents_and_ops_do_not_recompile(activation):
     """One latent read and changed is one structure, whichever the latent, the op, and the value."""

@@ -508,7 +508,10 @@ def test_positions_in_other_modes(where):
                 close(torch.stack(actual.logits.passes), torch.stack(expected.logits.passes), 1e-12)
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "mistral", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["gemma3_text", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "mistral", "opt"))],
+)
 def test_positions_beyond_a_sliding_window_and_with_learned_positions(architecture):
     """gemma2 and gemma3 keep 16 columns in the first layer's cache, mistral 8 here; the texts have 9 + 16."""
     base = tiny_base(architecture, dtype=torch.float64, **({"sliding_window": 8} if architecture == "mistral" else {}))

@@ -190,6 +190,7 @@ def test_the_dead_set_is_sought_again_at_every_epoch(tmp_path):
     assert len(seen) == 4 and len({tuple(dead.tolist()) for dead in seen}) > 1
 
 
+@pytest.mark.slow
 def test_fine_tuning_teaches_dead_latents_the_residual(tmp_path):
     data, sae = tokens(2000), half_dead_sae()
     settings = {"weight_init": "keep", "bias_init": "keep", "decoder_norm": "none", "logging_strategy": "steps"}

@@ -83,6 +83,7 @@ def test_resumed_equals_uninterrupted(tmp_path, name, stop):
     assert_same_state(state_of(resumed), state_of(whole))
 
 
+@pytest.mark.slow
 def test_the_settings_above_exercise_what_they_name(tmp_path):
     """AuxK has dead latents, fine-tuning both sets, the threshold moves, the scale comes from data."""
     aux = trained(new_sae(), tmp_path, **AUX, max_steps=18, logging_strategy="steps", logging_steps=18)
@@ -153,6 +154,7 @@ def test_a_checkpoint_of_other_saes_is_refused(tmp_path):
         trainer_for([new_sae(), new_sae()], tmp_path, max_steps=4).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
     whole = trained(new_sae(), tmp_path / "whole", max_steps=6)
     trained(new_sae(), tmp_path / "part", max_steps=6, save_strategy="steps", save_steps=2)

@@ -81,6 +81,7 @@ def test_a_passing_failure_is_tried_again(server: FakeOpenAI, kind: str) -> None
     assert len(server.sent) == 4
 
 
+@pytest.mark.slow
 def test_a_timeout_is_tried_again_and_counts_as_if_it_had_been_answered(server: FakeOpenAI) -> None:
     server.next("timeout")
     with client(server, timeout=1.5) as made:

@@ -38,6 +38,7 @@ def test_the_latent_learns_to_detect_and_its_decoder_to_point_along_the_concept(
     assert result["tokens"] == 2000 and result["left_out"] == 0 and not sae.training
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     hidden, labels, _ = planted_data(300)
     saes = [new_sae(), new_sae(), new_sae()]

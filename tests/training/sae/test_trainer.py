@@ -33,9 +33,9 @@ def all_tokens(data: TensorTokens, place: str = PLACES[0]) -> torch.Tensor:
     [
         ({}, AUX),
         pytest.param({"normalization": "layer_norm"}, {}, marks=pytest.mark.slow),
-        ({"activation": "batch_topk"}, {}),
+        pytest.param({"activation": "batch_topk"}, {}, marks=pytest.mark.slow),
         ({"activation": "jumprelu"}, {"sparsity_coefficient": 1e-3, "jumprelu_bandwidth": 0.05}),
-        ({"activation": "gated"}, {"sparsity_coefficient": 1e-3}),
+        pytest.param({"activation": "gated"}, {"sparsity_coefficient": 1e-3}, marks=pytest.mark.slow),
         pytest.param({"activation": "relu", "tied": True}, {"sparsity_coefficient": 1e-3}, marks=pytest.mark.slow),
     ],
     ids=lambda v: v.get("activation", "topk") if "aux_k" not in v and "sparsity_coefficient" not in v else "",
@@ -145,6 +145,7 @@ def test_bf16_stays_close_to_single_precision(tmp_path):
         assert not torch.equal(half.W_dec, full.W_dec)
 
 
+@pytest.mark.slow
 def test_k_falls_during_training(tmp_path):
     settings = {"k_start": 20, "k_anneal_steps": 8, "logging_strategy": "steps", "logging_steps": 1}
     trainer = trained(new_sae(activation="batch_topk"), tmp_path, **settings)
@@ -171,6 +172,7 @@ def test_dead_latents_are_counted_in_tokens(tmp_path, accumulation):
     assert shares == [0.0] * (first_dead - 1) + [0.125] * (6 - first_dead + 1)
 
 
+@pytest.mark.slow
 def test_tokens_left_out_do_not_count(tmp_path):
     """Outliers and NaN: 1 in 5 tokens; the same run whatever they are."""
     results = []
@@ -209,6 +211,7 @@ def test_data_that_is_all_nan_is_refused(tmp_path):
         trained(new_sae(), tmp_path, data)
 
 
+@pytest.mark.slow
 def test_a_corpus_smaller_than_a_batch(tmp_path):
     small = tokens(50)
     trainer = trained(new_sae(), tmp_path, small, per_device_train_batch_size=4096, max_steps=-1, num_train_epochs=3)
@@ -256,6 +259,7 @@ def test_evaluation_equals_direct_computation(tmp_path, activation, labels):
     assert trainer.evaluate(eval_dataset=tokens(100, labels=labels))["eval_fvu"] != metrics["eval_fvu"]
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_training_as_it_is(tmp_path):
     settings = {**AUX, "eval_dataset": tokens(100, seed=3), "logging_strategy": "steps", "logging_steps": 3}
     without = trained(new_sae(activation="batch_topk"), tmp_path, **settings)
@@ -265,6 +269,7 @@ def test_evaluation_leaves_training_as_it_is(tmp_path):
     assert [e["fvu"] for e in logs[0]] == [e["fvu"] for e in logs[1]]
 
 
+@pytest.mark.slow
 def test_the_best_model_is_loaded_at_the_end(tmp_path):
     settings = {
         "eval_dataset": tokens(200, seed=3), "eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps",
@@ -299,6 +304,7 @@ def test_several_saes_are_saved_by_their_places(tmp_path):
         assert torch.equal(SparseAutoencoder.from_pretrained(tmp_path / folder).W_dec, sae.W_dec)
 
 
+@pytest.mark.slow
 def test_training_from_a_store_equals_training_from_memory(tmp_path):
     rows = write_store(str(tmp_path / "store"), [30, 0, 50, 40], labels=())
     memory = TensorTokens(rows)
@@ -310,6 +316,7 @@ def test_training_from_a_store_equals_training_from_memory(tmp_path):
     assert_same_state(state_of(first), state_of(second))
 
 
+@pytest.mark.slow
 def test_a_transcoder_learns_another_place(tmp_path):
     sae = new_sae(hook=PLACES[0], hook_out=PLACES[1], apply_b_dec_to_input=False, skip_connection=True)
     data = tokens(1000)
