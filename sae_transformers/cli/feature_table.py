@@ -70,6 +70,7 @@ def feature_table(
     console = open_console()
     tokens = found.table.facts["tokens"]
     console.print(f"{len(found.table):,} features x {tokens:,} tokens in {found.seconds:.1f} s")
+    console.print(found.text(width=console.width))
     files = found.save(out, {"sae": sae or f"{model} {number}", **({} if spans is None else {"spans": spans})})
     show_rows(console, found.statistics(), title=f"{len(found.table):,} features")
     show_lines(console, found.summary())

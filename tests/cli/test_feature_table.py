@@ -15,6 +15,7 @@ from sae_transformers.cli import app
 from sae_transformers.create_training_data.annotation.tables import read_annotations
 from sae_transformers.evaluation.features.table import logit_weights
 from sae_transformers.evaluation.features.table_files import read_feature_table
+from sae_transformers.evaluation.features.table_view import COLUMNS
 from sae_transformers.evaluation.features.unembedding import unembedding
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
@@ -43,7 +44,8 @@ def table(folder: Path, out: Path, *options: object, sae: str = "sae") -> Result
     return invoke("feature-table", folder / "base", "--sae", folder / sae, "--out", out, *options)
 
 
-def test_a_whole_sae_in_one_command(folder: Path, tmp_path: Path) -> None:
+def test_a_whole_sae_in_one_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     given = [folder / "base", folder / "text.txt", "--sae", folder / "sae", "--out", tmp_path / "spans"]
     spans = invoke("spans", *given, "--max-length", 64)
     assert spans.exit_code == 0, spans.output
@@ -62,6 +64,11 @@ def test_a_whole_sae_in_one_command(folder: Path, tmp_path: Path) -> None:
     result = table(folder, tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
     assert re.search(r"64 features x 94 tokens in \d+\.\d s", result.stdout)
+    shown = result.stdout[result.stdout.index("feature  ") :].splitlines()
+    assert shown[0].split() == list(COLUMNS) and [line.split()[0] for line in shown[1:12]] == [
+        "0", "1", "2", "3", "4", "...", "59", "60", "61", "62", "63",
+    ]  # fmt: skip
+    assert max(map(len, shown[:13])) <= 80
     found = read_feature_table(tmp_path / "out")
     sae = tiny_sae(layer=1, k=4)
     expected = logit_weights(sae.W_dec.detach(), unembedding(tiny_base(), vocabulary=torch.arange(94)), top_k=3)

@@ -49,6 +49,7 @@ class FeatureTable:
     weights: see `LogitWeights`. top_tokens, bottom_tokens: the texts of its tokens.
     log10_frequency: (d_sae,) float64, log10(share of tokens where the latent is active + 1e-10), or None.
     dead: (d_sae,) bool, active on no token; or None. coherence: (d_sae,) float64, or None.
+    published_sparsity: (d_sae,) float64, log10 of the firing frequency as a release gives it, or None.
     contexts: the texts on which each latent is strongest, best first, with context_scores; or None.
     notes: further columns by name, one text a latent, such as explanations.
     facts: what was done, as JSON values.
@@ -64,9 +65,15 @@ class FeatureTable:
     context_scores: list[list[float]] | None = None
     notes: dict[str, list[str]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    published_sparsity: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.weights.mean)
+
+    @property
+    def sparsity(self) -> Tensor | None:
+        """log10 of how often each latent fires, (d_sae,): as published, else as counted on a text."""
+        return self.log10_frequency if self.published_sparsity is None else self.published_sparsity
 
 
 @torch.no_grad()

@@ -24,7 +24,12 @@ from torch import Tensor
 from .table import FeatureTable, LogitWeights
 
 STATISTICS = ("mean", "std", "skewness", "kurtosis")
-NUMBERS = (*STATISTICS, "log10_frequency", "coherence")  # one of these a latent; nan where unknown
+NUMBERS = (
+    *STATISTICS,
+    "published_sparsity",
+    "log10_frequency",
+    "coherence",
+)  # one of these a latent; nan where unknown
 LISTS = (
     "top_tokens", "top_weights", "top_ids", "bottom_tokens", "bottom_weights", "bottom_ids",
     "contexts", "context_scores",
@@ -101,6 +106,7 @@ def read_feature_table(path: str | Path) -> FeatureTable:
         dead=torch.tensor(columns["dead"]) if "dead" in columns else None,
         notes={name: list(column) for name, column in columns.items() if name not in known},
         facts=json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {},
+        published_sparsity=numbers.get("published_sparsity"),
         log10_frequency=numbers.get("log10_frequency"),
         coherence=numbers.get("coherence"),
         contexts=columns.get("contexts"),
@@ -113,7 +119,7 @@ def table_columns(table: FeatureTable) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {"feature": list(range(len(table)))}
     for name in STATISTICS:
         found[name] = getattr(table.weights, name).tolist()
-    for name in ("log10_frequency", "dead", "coherence"):
+    for name in ("published_sparsity", "log10_frequency", "dead", "coherence"):
         if (column := getattr(table, name)) is not None:
             found[name] = column.tolist()
     found["top_tokens"], found["bottom_tokens"] = table.top_tokens, table.bottom_tokens

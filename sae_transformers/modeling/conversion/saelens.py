@@ -6,6 +6,8 @@
 
 `rescale_acts_by_decoder_norm` (top-k and batch top-k): latents are pre-activations times the norms of their decoder
 rows, which decoding divides out; both are folded here, as SAELens does when it saves for inference.
+`sparsity.safetensors`, where it is there: `sparsity` (d_sae,), log10(firing frequency in training + 1e-10), which the
+SAE does not compute with; `published_sparsity` reads it when it is asked for.
 `expected_average_only_in`: x was multiplied by a scale that no file holds; SAELens runs such files as they are.
 
 Source: https://github.com/decoderesearch/SAELens, sae_lens/saes and sae_lens/loading/pretrained_sae_loaders.py (6.54).
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +45,7 @@ from .format import (
 )
 from .saelens_write import NORMALIZATIONS, write
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 UNFOLDED = "expected_average_only_in"
 
 
@@ -120,6 +123,9 @@ def read(checkpoint: Checkpoint) -> Converted:
     values.update(_normalization(checkpoint.given, said, kind, where, warnings))
     values.update(_place(about, kind, where, warnings))
     values["metadata"] = _metadata(about, where, warnings)
+    if checkpoint.has(SPARSITY):
+        revision = checkpoint.hub.get("revision")
+        values["metadata"]["sparsity"] = {"file": SPARSITY, **({"revision": revision} if revision else {})}
     for name in ("concepts", "feature_names"):  # what `write` keeps of ours
         if isinstance(about.get(name), Mapping):
             values[name] = dict(about[name])
@@ -282,6 +288,43 @@ def _tensors(
             tensors["b_enc"] = by_columns(shaped(stored, "b_enc", (d_sae,), weights), norms)
             tensors["W_dec"] = by_rows(tensors["W_dec"], 1 / norms.clamp(min=1e-8))
     return tensors
+
+
+class PublishedSparsity(NamedTuple):
+    """values: (d_sae,) float64, log10 of each latent's firing frequency, -10 for one that never fired. source: the
+    file that they are from."""
+
+    values: Tensor
+    source: str
+
+
+def published_sparsity(config: Any) -> PublishedSparsity | None:
+    """How often each latent fired in training, as it was published beside an SAE's weights.
+
+    Args:
+        config: of the SAE, whose `metadata` names the folder or repository that it was read from.
+
+    Returns:
+        None where nothing was published.
+
+    Raises:
+        OSError: the file is no longer where the SAE was read.
+        ValueError: it holds something else.
+    """
+    said, source = config.metadata.get("sparsity"), config.metadata.get("source")
+    if not isinstance(said, Mapping) or not isinstance(source, str):
+        return None
+    name, parts = str(said["file"]), source.split("/")
+    hub = {"revision": said["revision"]} if said.get("revision") else {}
+    local = Path(source).exists()
+    checkpoint = Checkpoint(source) if local else Checkpoint("/".join(parts[:2]), "/".join(parts[2:]), hub)
+    where = f"{checkpoint.label}/{name}"
+    if not checkpoint.has(name):
+        raise OSError(f"There is no {where}.")
+    values = shaped(checkpoint.tensors(name), "sparsity", (config.d_sae,), where).double()
+    if not bool(torch.isfinite(values).all()) or float(values.max()) > 1e-6:
+        raise ValueError(f"`sparsity` in {where} must be log10 of frequencies, 0 or less. Received: {values.max():g}.")
+    return PublishedSparsity(values, where)
 
 
 FORMAT = Format("saelens", r"sae_weights\.safetensors", recognise, read, write)

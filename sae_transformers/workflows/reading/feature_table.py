@@ -22,12 +22,14 @@ from ...evaluation.features.coherence import KINDS, letters, read_vectors, token
 from ...evaluation.features.table import FeatureTable, count_firing, firing_frequency
 from ...evaluation.features.table import feature_table as table_of_weights
 from ...evaluation.features.table_files import table_columns, write_feature_table
+from ...evaluation.features.table_view import COLUMNS, head_and_tail, original_columns
 from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
 from ...latents.text_input import text_source, tokenized
 from ...latents.text_latents import sae_of as sae_of
 from ...latents.texts import TextSource
 from ...modeling import SparseAutoencoder
+from ...modeling.conversion.saelens import published_sparsity
 from ..results import Count, Progress, html_table, to_frame
 from ..settings.feature_table import FeatureTableSettings
 
@@ -55,13 +57,22 @@ class FeatureTableResult:
         cut: rows of the text that were cut.
         missing: rows of the text without a token that counts.
         settings: what was asked for.
+        unread: why the sparsity that was published with the SAE is not in the table; empty otherwise.
     """
 
     table: FeatureTable
     seconds: float
     cut: int = 0
     missing: int = 0
-    settings: FeatureTableSettings = field(default_factory=FeatureTableSettings, repr=False)
+    settings: FeatureTableSettings = field(default_factory=FeatureTableSettings)
+    unread: str = ""
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def text(self, rows: int = 5, width: int = 80) -> str:
+        """The table itself in the original's columns, its first rows and its last, no wider than `width` columns."""
+        return head_and_tail(self.table, rows, width)
 
     def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> list[Path]:
         """Write features.parquet, .csv and .json, facts.json, and words.tsv for `explain` and `ask_features`.
@@ -80,7 +91,11 @@ class FeatureTableResult:
         columns: dict[str, Tensor | None] = {
             name: getattr(table.weights, name) for name in ("mean", "std", "skewness", "kurtosis")
         }
-        columns |= {"log10_frequency": table.log10_frequency, "coherence": table.coherence}
+        columns |= {
+            "published_sparsity": table.published_sparsity,
+            "log10_frequency": table.log10_frequency,
+            "coherence": table.coherence,
+        }
         rows = []
         for name, values in columns.items():
             known = values[~values.isnan()] if values is not None else torch.empty(0)
@@ -92,6 +107,8 @@ class FeatureTableResult:
     def summary(self) -> list[str]:
         """What was counted."""
         table, lines = self.table, []
+        if self.unread:
+            lines.append(f"The sparsity that was published with the SAE was not read: {self.unread}")
         if table.dead is not None:
             tokens = table.facts["text_tokens"]
             lines.append(f"{int(table.dead.sum()):,} features fired on none of {tokens:,} tokens")
@@ -106,15 +123,13 @@ class FeatureTableResult:
         return {**self.table.facts, "features": len(self.table), "cut": self.cut, "missing": self.missing}
 
     def to_frame(self) -> DataFrame:
-        """The table, a row for each feature, as a pandas DataFrame."""
-        columns = table_columns(self.table)
+        """The table, a row for each feature, as a pandas DataFrame: the original's columns, then all others."""
+        columns = {**original_columns(self.table), **table_columns(self.table)}
         return to_frame([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
 
     def _repr_html_(self) -> str:
-        rows = zip(self.table.top_tokens, self.table.weights.kurtosis.tolist(), strict=True)
-        return html_table(
-            [{"feature": i, "top tokens": ", ".join(tokens), "kurtosis": k} for i, (tokens, k) in enumerate(rows)]
-        )
+        columns = original_columns(self.table)
+        return html_table([dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns.values(), strict=True)])
 
 
 def feature_table(
@@ -129,6 +144,8 @@ def feature_table(
     progress: Progress | None = None,
 ) -> FeatureTableResult:
     """The table of a whole SAE, from its weights; with texts, how often each feature fires.
+
+    Sparsity that was published beside the weights, as SAELens' releases do, is read where the SAE was read.
 
     With texts the SAE's `feature_max` is filled too, the unit `max` of steering: `sae.save_pretrained(folder)` or
     `model.save_pretrained(folder)` keeps it.
@@ -164,6 +181,14 @@ def feature_table(
     base = getattr(model, "lm", model)
     facts = {**table.facts, "model": base.name_or_path, "seconds": seconds, "coherence": settings.coherence}
     table, read = replace(table, coherence=_coherence(model, table, settings.coherence)), _Read()
+    published, unread = None, ""
+    try:
+        published = published_sparsity(one.config)
+    except (OSError, ValueError) as error:
+        unread = str(error)
+    if published is not None:
+        table = replace(table, published_sparsity=published.values)
+        facts["published_sparsity"] = published.source
     if source is not None:
         chosen = replace(settings, reading=replace(settings.reading, max_length=max_length))
         states = _hidden_states(model, tokenizer, one, source, chosen, read, progress)
@@ -181,7 +206,7 @@ def feature_table(
             context_scores=[[one.score for one in row] for row in best],
         )
         facts["spans"] = str(spans) if isinstance(spans, (str, Path)) else None
-    return FeatureTableResult(replace(table, facts=facts), seconds, read.cut, read.missing, settings)
+    return FeatureTableResult(replace(table, facts=facts), seconds, read.cut, read.missing, settings, unread)
 
 
 def _coherence(model: PreTrainedModel, table: FeatureTable, kind: str) -> Tensor | None:

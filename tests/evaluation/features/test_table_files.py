@@ -33,6 +33,7 @@ PLAIN = FeatureTable(WEIGHTS, [[" café", "<0xE2>"], ["\n", "a,b\""]], [["日本
 FULL = replace(
     PLAIN,
     log10_frequency=torch.tensor([-3.25, -10.0], dtype=F64),
+    published_sparsity=torch.tensor([-2.5, -10.0], dtype=F64),
     dead=torch.tensor([False, True]),
     coherence=torch.tensor([0.25, 0.0], dtype=F64),
     contexts=[["one\ntwo, \"three\"", "vier"], []],
