@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         CapabilitySuite,
         DetectionSuite,
         FairnessSuite,
+        InterventionSuite,
         ReconstructionSuite,
         ScarSuite,
         SpeedSuite,
@@ -156,6 +157,7 @@ __all__ = [
     "HeadSettings",
     "HiddenStateReader",
     "HiddenStateShards",
+    "InterventionSuite",
     "Journal",
     "JudgeSettings",
     "LLMSettings",
@@ -278,8 +280,8 @@ HOMES = {
     ".evaluation.settings": "BootstrapSettings FluencyBudget GenerationSettings",
     ".evaluation.steering.axbench": "OfflineJudge SteeringMethod evaluate_concept_steering",
     ".evaluation.steering_methods": "DiffMean Latents Prompting",
-    ".evaluation.suites": "CapabilitySuite DetectionSuite FairnessSuite ReconstructionSuite ScarSuite SpeedSuite "
-    "SteeringSuite register_suite",
+    ".evaluation.suites": "CapabilitySuite DetectionSuite FairnessSuite InterventionSuite ReconstructionSuite "
+    "ScarSuite SpeedSuite SteeringSuite register_suite",
     ".evaluation.suites.settings": "SteeringSuiteSettings",
     ".evaluation.topics.settings": "TopicGenerationSettings",
     ".latents.diffmean": "fit_diffmean",

@@ -23,6 +23,7 @@ from .settings.evaluate import EvaluateSettings
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ..evaluation.features.interventions import Embed
     from ..evaluation.scorers.registry import Ask
     from .settings.llm import LLMSettings
 
@@ -153,7 +154,7 @@ def read_suites(
     llm: LLMSettings = options.language_model
     inputs = SuiteInputs(
         None if features is None else tuple(features), feature_texts, options.reading, options.bootstrap,
-        lambda: _ask(llm), {"judge_model": llm.llm or llm.local_model, "judge_url": llm.llm_url},
+        lambda: _ask(llm), {"judge_model": llm.llm or llm.local_model, "judge_url": llm.llm_url}, _embedder,
     )  # fmt: skip
     return [SUITES[name].read(getattr(options, name), inputs) for name in _chosen(options, names)]
 
@@ -263,7 +264,10 @@ def _chosen(options: Any, names: Sequence[str] | None) -> list[str]:
     """Suites in the order in which they are registered."""
     given = {name: _given(getattr(options, name)) for name in SUITES}
     if names is None:
-        return [name for name, suite in SUITES.items() if not suite.needs or given[name] & set(suite.needs)]
+        return [
+            name for name, suite in SUITES.items()
+            if suite.unasked and (not suite.needs or given[name] & set(suite.needs))
+        ]  # fmt: skip
     if not names or set(names) - set(SUITES):
         told = ",".join(names)
         raise ValueError(f"`suite` must be of {', '.join(SUITES)}, comma-separated. Received: {told!r}.")
@@ -298,6 +302,13 @@ def _ask(llm: LLMSettings) -> Ask:
         return [answer.text for answer in client.complete_many(requests, False)]
 
     return ask
+
+
+def _embedder() -> Embed:
+    """What embeds sentences: the default model of `sentence-transformers`."""
+    from ..create_training_data.sentence_embeddings import SentenceEmbedder
+
+    return SentenceEmbedder().embed
 
 
 def _journal_path(path: Path, suite: str) -> Path:

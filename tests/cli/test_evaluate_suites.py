@@ -140,3 +140,17 @@ def test_a_registered_suite_is_in_help_record_card_and_plot(app: typer.Typer, fo
 def test_what_a_registered_suite_needs_is_said(app: typer.Typer, folder: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(folder / "model"), "--suite", "toy"])
     assert result.exit_code == 2 and "needs `toy_words`" in result.stderr
+
+
+def test_the_suite_intervention_runs_where_it_is_named_and_not_else(app: typer.Typer, folder: Path) -> None:
+    options = ["--interventions", "3", "--max-new-tokens", "2", "--similarity", "words", "--out", str(folder)]
+    result = CliRunner().invoke(app, ["evaluate", str(folder / "model"), "--suite", "intervention", *options])
+    assert result.exit_code == 0, result.output
+    assert "similarity_minus_random" in result.output and "random feature" in result.output
+    record = read_results(folder / "results.json").suites["intervention"]
+    assert len(record.curves["by_feature"]) == 3 and record.settings["similarity"] == "words"
+    options = ["--repeats", "1", "--prompt-tokens", "4", "--generated-tokens", "1", "--out", str(folder / "other")]
+    result = CliRunner().invoke(app, ["evaluate", str(folder / "model"), *options])
+    assert result.exit_code == 0, result.output
+    assert "intervention" not in read_results(folder / "other" / "results.json").suites
+    assert "### intervention" not in model_card(read_model(folder / "model"))

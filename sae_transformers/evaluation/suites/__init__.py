@@ -5,6 +5,7 @@ from __future__ import annotations
 from .capability import CapabilitySuite
 from .detection import DetectionSuite
 from .fairness import FairnessSuite
+from .intervention import InterventionSuite
 from .reconstruction import ReconstructionSuite
 from .scar import ScarSuite
 from .speed import SpeedSuite
@@ -23,6 +24,7 @@ register_suite("reconstruction", ReconstructionSuite)
 register_suite("detection", DetectionSuite)
 register_suite("steering", SteeringSuite)
 register_suite("scar", ScarSuite)
+register_suite("intervention", InterventionSuite)
 register_suite("fairness", FairnessSuite)
 register_suite("capability", CapabilitySuite)
 register_suite("speed", SpeedSuite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from ...latents.settings import ReadingSettings, check_choice, check_integers
@@ -10,6 +11,8 @@ from ..settings import BootstrapSettings, FluencyBudget, GenerationSettings
 
 GOALS = {"raise": 1.0, "lower": -1.0}
 CHOICES = ("mean_difference", "auroc")  # of a sparse probe's latents, see `k_sparse_probing.rank_latents`
+SIMILARITIES = ("input", "output", "words", "sentences")
+UNITS = ("norm", "absolute", "max")
 READING = ReadingSettings(tokens_per_batch=1024)
 BOOTSTRAP = BootstrapSettings()
 LONG_BOOTSTRAP = BootstrapSettings(resamples=2000)
@@ -132,6 +135,43 @@ class SpeedSettings:
 
     def __post_init__(self) -> None:
         check_integers(self, prompt_tokens=1, generated_tokens=1, repeats=1, batch_size=1)
+
+
+@dataclass(frozen=True)
+class InterventionSettings:
+    """How features are steered with, and texts compared with their words.
+
+    Args:
+        interventions: features that are steered with, drawn by the seed; all where there are fewer.
+        intervention_sae: number of the SAE that they are drawn from.
+        intervention_strength: how much of a feature's decoder row is added; 0 changes nothing.
+        intervention_unit: of the strength: `norm`, in lengths of the hidden state, `absolute` or `max`.
+        top_words: tokens of the largest logit weights that a text is compared with.
+        similarity: how a text is compared: by the model's own `input` or `output` embeddings, by shared `words`, by
+            embeddings of `sentences`, or a file of word vectors, as GloVe's.
+        intervention_samples: features whose texts are kept.
+    """
+
+    PANEL: ClassVar[str] = "Suite intervention"
+
+    interventions: int = 50
+    intervention_sae: int = 0
+    intervention_strength: float = 0.4
+    intervention_unit: str = "norm"
+    top_words: int = 10
+    similarity: str = "input"
+    intervention_samples: int = 0
+    generation: GenerationSettings = GenerationSettings()
+    bootstrap: BootstrapSettings = BOOTSTRAP
+
+    def __post_init__(self) -> None:
+        check_integers(self, interventions=2, intervention_sae=0, top_words=1, intervention_samples=0)
+        check_choice(self, "intervention_unit", UNITS)
+        if self.similarity not in SIMILARITIES and not Path(self.similarity).is_file():
+            raise ValueError(
+                f"`similarity` must be {', '.join(SIMILARITIES)} or a file of word vectors. "
+                f"Received: similarity={self.similarity!r}."
+            )
 
 
 @dataclass(frozen=True)

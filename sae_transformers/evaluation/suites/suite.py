@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...modeling import SaeForCausalLM
+    from ..features.interventions import Embed
     from ..journal import Journal, Watch
     from ..scorers.registry import Ask, Scorer
 
@@ -62,6 +63,7 @@ class SuiteInputs:
         reading: how texts are read. bootstrap: how intervals are drawn.
         ask: makes what sends questions to a language model; an error says that none was chosen.
         judge: name and server of that model, for the record.
+        embedder: loads what embeds sentences, (texts) -> (n, d).
     """
 
     features: tuple[tuple[int, int | str], ...] | None = None
@@ -70,6 +72,17 @@ class SuiteInputs:
     bootstrap: BootstrapSettings = BootstrapSettings()
     ask: Callable[[], Ask] | None = None
     judge: Mapping[str, str | None] = field(default_factory=dict)
+    embedder: Callable[[], Embed] | None = None
+
+    def sentences(self) -> Embed:
+        """What embeds sentences.
+
+        Raises:
+            ValueError: nothing here does.
+        """
+        if self.embedder is None:
+            raise ValueError("similarity='sentences' needs what embeds them. Received: none.")
+        return self.embedder()
 
     def scorer(self, name: str, labelled: tuple[Sequence[str], Sequence[str]] | None = None) -> Scorer:
         """A scorer by its name; a judge asks the language model. labelled: for `words`, see `get_scorer`."""
@@ -97,7 +110,8 @@ class Suite(ABC):
     A suite is a frozen dataclass in a file of its own, and a line in `suites/__init__.py`. Class attributes:
 
     - `Options`: a dataclass whose fields become options of the verb `evaluate`, under its `PANEL`.
-    - `needs`: those of them of which one must be given; a suite without any always runs.
+    - `needs`: those of them of which one must be given; a suite without any runs unless it waits to be asked for.
+    - `unasked`: whether it runs where no suite is named.
     - `card`: what a model card takes from it.
 
     Args:
@@ -108,6 +122,7 @@ class Suite(ABC):
     name: ClassVar[str] = ""
     Options: ClassVar[type]
     needs: ClassVar[tuple[str, ...]] = ()
+    unasked: ClassVar[bool] = True
     card: ClassVar[CardFacts] = CardFacts()
     texts_of: ClassVar[tuple[str, ...]] = ()  # fields that are data
 

@@ -81,6 +81,7 @@ def test_what_it_writes_and_shows(tmp_path: Path) -> None:
 def published(folder: Path, sparsity: torch.Tensor) -> SparseAutoencoder:
     """An SAE as SAELens saves it, with the file that its training adds."""
     sae = tiny_sae(layer=1)
+    assert saelens.FORMAT.write is not None
     saelens.FORMAT.write(sae.config, sae.state_dict(), folder)
     save_file({"sparsity": sparsity}, folder / "sparsity.safetensors")
     return SparseAutoencoder.from_pretrained(folder)
