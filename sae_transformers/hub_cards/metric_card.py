@@ -6,6 +6,7 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -13,7 +14,11 @@ from .card_file import marked
 from .facts import AuthorFacts
 from .markdown import one_line, render
 
+if TYPE_CHECKING:
+    from ..evaluation.metrics import SaeMetric
+
 OWN = "sae_transformers.evaluation.metrics"
+OWN_BASE = "SaeMetric"
 BASES = ("Metric", "Measurement", "Comparison")  # of the library `evaluate`
 TEXTS = {
     "description": ("_DESCRIPTION", "DESCRIPTION"),
@@ -86,21 +91,28 @@ def _needs(folder: Path) -> tuple[str, ...]:
 
 
 def _own_class(tree: ast.Module) -> str | None:
-    """The class of this library that a script takes its metric from: see `evaluation.metrics.space`."""
+    """The class of this library that a script is made of, or takes its metric from: see `evaluation.metrics.space`."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == OWN:
             return node.names[0].name
-    return None
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    made = [node.name for node in classes if OWN_BASE in map(ast.unparse, node.bases)]
+    return made[0] if made and made[0] in _own_classes() else None
+
+
+def _own_classes() -> dict[str, type[SaeMetric]]:
+    """Metrics of this library by their classes' names."""
+    from ..evaluation.metrics import METRICS
+
+    return {one.__name__: one for one in METRICS.values()}
 
 
 def _own_facts(name: str, folder: Path, own: str) -> MetricFacts:
-    from ..evaluation import metrics
     from ..evaluation.metrics import space as metric_space
 
-    kind = next((one for one in metrics.METRICS.values() if one.__name__ == own), None)
-    if kind is None:
-        known = ", ".join(one.__name__ for one in metrics.METRICS.values())
-        raise ValueError(f"{name}.py must import a metric of {OWN}, one of {known}. Received: {own!r}.")
+    known = _own_classes()
+    if (kind := known.get(own)) is None:
+        raise ValueError(f"{name}.py must import a metric of {OWN}, one of {', '.join(known)}. Received: {own!r}.")
     facts = kind.facts
     told = {**facts.inputs, **dict(facts.options)}
     lines = [f"{column}: {what}" for column, what in told.items()]

@@ -3,7 +3,9 @@ how a base without a head is held."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import transformers
@@ -27,13 +29,46 @@ def by_architecture(auto_classes: Sequence[Any], config: Any) -> list[Any]:
     return sorted(auto_classes, key=lambda auto: not fits(auto))
 
 
-def load_base(auto_classes: Sequence[Any], name: str, options: dict[str, Any], config: Any = None) -> Any:
+def load_base(
+    auto_classes: Sequence[Any], name: str, options: dict[str, Any], config: Any = None, *, head_counts: bool = True
+) -> Any:
     """A base from a folder or the Hub, by the first Auto class that knows it.
 
     Args:
         config: of the base, where it is known before.
+        head_counts: whether the base's own head is used as it is loaded; if not, transformers' report on weights that
+            the checkpoint lacks is left out where it is of the head alone.
     """
-    return _first(by_architecture(auto_classes, config), "from_pretrained", name, options)
+    classes = by_architecture(auto_classes, config)
+    if head_counts:
+        return _first(classes, "from_pretrained", name, options)
+    with _held_reports() as reports:
+        base, info = _first(classes, "from_pretrained", name, {**options, "output_loading_info": True})
+        inside = f"{base.base_model_prefix}."
+        wrong = [key for kind in ("missing_keys", "unexpected_keys") for key in info[kind] if key.startswith(inside)]
+        if not wrong and not info["mismatched_keys"]:
+            reports.clear()
+    return base
+
+
+@contextlib.contextmanager
+def _held_reports() -> Iterator[list[logging.LogRecord]]:
+    """Hold back what transformers reports on a checkpoint's weights; what is left of it is told at the end."""
+    logger, held = logging.getLogger("transformers.modeling_utils"), []
+
+    def hold(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            held.append(record)
+        return not is_report
+
+    logger.addFilter(hold)
+    try:
+        yield held
+    finally:
+        logger.removeFilter(hold)
+        for record in held:
+            logger.handle(record)
 
 
 def base_from_config(auto_classes: Sequence[Any], config: Any, options: dict[str, Any]) -> Any:

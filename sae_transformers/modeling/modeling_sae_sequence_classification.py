@@ -32,6 +32,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
     auto_model = AutoModelForSequenceClassification
     _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?(lm_head|embed_out)\."]
     _base_options = LABEL_FIELDS
+    _head_is_saved = True
     _losses = ("lm", *SAE_LOSSES, *HEAD_LOSSES)
 
     def __init__(self, config: SaeConfig, lm: Any = None, saes: Any = None) -> None:

@@ -66,6 +66,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
     _wrap_base: Any
     # What the config says and the base is loaded with.
     _base_options: tuple[str, ...] = ()
+    _head_is_saved = False  # with the SAEs, whatever the base has
     _losses: tuple[str, ...] = ()  # terms of `LossWeights` that the head computes
 
     # -- making ------------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         if not isinstance(base, nn.Module):
             if revision := commit_of(str(base), base_options):  # what is named is what is loaded, from here on
                 base_options["revision"] = revision
-            base = cls._load_base(str(base), base_options)
+            base = cls._load_base(str(base), base_options, head_counts=feature_head is None)
         elif base_options:
             raise TypeError(
                 f"Options {sorted(base_options)} load a base by name. Received: a loaded {type(base).__name__}."
@@ -142,8 +143,8 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         return model
 
     @classmethod
-    def _load_base(cls, name: str, options: dict[str, Any], config: Any = None) -> Any:
-        return load_base((cls.auto_model, *cls.other_auto_models), name, options, config)
+    def _load_base(cls, name: str, options: dict[str, Any], config: Any = None, *, head_counts: bool = True) -> Any:
+        return load_base((cls.auto_model, *cls.other_auto_models), name, options, config, head_counts=head_counts)
 
     def _is_head(self, name: str) -> bool:
         """Whether a parameter of `lm` belongs to the head that was trained with the SAEs, not to the base."""
@@ -248,7 +249,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             if getattr(config, option, None) is not None:
                 options.setdefault(option, getattr(config, option))
         try:
-            return cls._load_base(str(source), options, config.text_config)
+            return cls._load_base(str(source), options, config.text_config, head_counts=not cls._head_is_saved)
         except OSError as error:
             raise OSError(
                 f"{name} holds SAEs for the base {str(source)!r}, which could not be loaded. "

@@ -8,7 +8,10 @@ from typing import Any
 
 from ...modeling.repository_files import write_whole
 from . import METRICS, SaeMetric
+from .script import Script, self_contained
 
+DOCSTRING = """{title}. Made by sae-transformers of its own sources, and needs nothing of it: {needs}."""
+CLOSING = "del SaeMetric  # `evaluate.load` takes the first metric of a file"
 SCRIPT = '''"""{title}."""
 
 from sae_transformers.evaluation.metrics import {kind}
@@ -77,21 +80,24 @@ metric = {kind}()
 """
 
 
-def write_metric(metric: str | type[SaeMetric], folder: str | Path, *, package: str = "sae-transformers") -> Path:
+def write_metric(metric: str | type[SaeMetric], folder: str | Path, *, package: str | None = None) -> Path:
     """Write a metric's script, card, page and requirements.
+
+    The script needs `evaluate` and what the metric computes with, such as torch, and not this library.
 
         evaluate.load(str(write_metric("fvu", "metrics")))
 
     Args:
         metric: a class of `evaluation.metrics`, or its name.
         folder: where the metric's own folder, of its name, is made or written over.
-        package: what the Space installs, such as `sae-transformers==1.0` or an address of the source.
+        package: a release of this library that the script imports in place of that, and the Space installs, such as
+            `sae-transformers==1.0` or an address of the source.
 
     Returns:
         The metric's own folder.
 
     Raises:
-        ValueError: there is no metric of this name.
+        ValueError: there is no metric of this name, or one's sources cannot be joined in a file.
     """
     if isinstance(metric, str) and metric not in METRICS:
         raise ValueError(f"`metric` must be one of {', '.join(METRICS)}. Received: metric={metric!r}.")
@@ -99,15 +105,27 @@ def write_metric(metric: str | type[SaeMetric], folder: str | Path, *, package: 
     words = {"name": kind.facts.name, "title": kind.facts.title, "kind": kind.__name__}
     place = Path(folder) / kind.facts.name
     place.mkdir(parents=True, exist_ok=True)
+    script = metric_script(kind) if package is None else Script(SCRIPT.format(**words), (package, "evaluate"))
     files = {
-        f"{kind.facts.name}.py": SCRIPT.format(**words),
+        f"{kind.facts.name}.py": script.source,
         "app.py": APP.format(**words),
-        "requirements.txt": f"{package}\nevaluate\n",
+        "requirements.txt": "".join(f"{one}\n" for one in script.packages),
         "README.md": metric_card(kind),
     }
     for name, text in files.items():
         write_whole(place / name, text)
     return place
+
+
+def metric_script(kind: type[SaeMetric]) -> Script:
+    """The file that `evaluate.load` takes, and what it needs.
+
+    Raises:
+        ValueError: the metric's sources cannot be joined in a file.
+    """
+    needs = self_contained(kind, "").packages
+    told = DOCSTRING.format(title=kind.facts.title, needs=", ".join(needs))
+    return self_contained(kind, told, CLOSING)
 
 
 def metric_card(kind: type[SaeMetric]) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import evaluate
 import pytest
+import torch
 import yaml
 from huggingface_hub import HfApi
 
@@ -16,6 +21,7 @@ from sae_transformers.evaluation.metrics import METRICS, Fvu
 from sae_transformers.evaluation.metrics.space import metric_card, write_metric
 from tests.loopback_hub import LoopbackHub
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 CARD = """---
 title: Fraction of variance unexplained
 tags:
@@ -90,7 +96,8 @@ def test_a_folder_is_loaded_by_its_path(name, metrics) -> None:
     kind = METRICS[name]
     for path in (metrics[name], metrics[name] / f"{name}.py"):
         metric = evaluate.load(str(path))
-        assert type(metric) is kind
+        assert type(metric).__name__ == kind.__name__ and type(metric) is not kind
+        assert type(metric).__module__.startswith("evaluate_modules.")
     assert metric.compute(**kind.facts.example) == pytest.approx(dict(kind.facts.answer))
 
 
@@ -119,7 +126,7 @@ def test_the_page_shows_the_metric_beside_it(metrics, monkeypatch) -> None:
     monkeypatch.setattr("evaluate.utils.launch_gradio_widget", shown.append)
     page = metrics["fvu"] / "app.py"
     exec(compile(page.read_text(), str(page), "exec"), {"__file__": str(page)})
-    assert [type(one) for one in shown] == [Fvu]
+    assert [type(one).__name__ for one in shown] == ["Fvu"]
 
 
 def test_a_folder_is_pushed_as_a_space(metrics, tmp_path) -> None:
@@ -135,8 +142,56 @@ def test_a_folder_is_pushed_as_a_space(metrics, tmp_path) -> None:
 def test_requirements_name_the_package(tmp_path) -> None:
     folder = write_metric(Fvu, tmp_path, package="sae-transformers==1.2")
     assert (folder / "requirements.txt").read_text() == "sae-transformers==1.2\nevaluate\n"
+    assert "from sae_transformers.evaluation.metrics import Fvu" in (folder / "fvu.py").read_text()
     assert write_metric("fvu", tmp_path) == folder  # written over
-    assert (folder / "requirements.txt").read_text() == "sae-transformers\nevaluate\n"
+    assert (folder / "requirements.txt").read_text() == "datasets\nevaluate\ntorch\n"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_script_imports_nothing_of_the_library_and_what_it_uses_alone(name, metrics) -> None:
+    source = (metrics[name] / f"{name}.py").read_text()
+    imported = {word for node in ast.walk(ast.parse(source)) for word in modules_of(node)}
+    assert "sae_transformers" not in imported and "evaluate" in imported
+    needed = (metrics[name] / "requirements.txt").read_text().split()
+    assert set(needed) == imported - set(sys.stdlib_module_names)
+
+
+def modules_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [(node.module or ".").split(".")[0]]
+    return [one.name.split(".")[0] for one in node.names] if isinstance(node, ast.Import) else []
+
+
+@pytest.mark.slow
+def test_metrics_are_loaded_and_right_where_the_library_is_not_installed(tmp_path) -> None:
+    """In a process in which it cannot be imported; numbers of random inputs are those of the library."""
+    generator = torch.Generator().manual_seed(0)
+    states, made = torch.randn(2, 30, 6, generator=generator, dtype=torch.float64).tolist()
+    logits, swapped = torch.randn(2, 30, generator=generator, dtype=torch.float64).tolist()
+    more = {
+        "fvu": {"predictions": made, "references": states},
+        "normalized_mse": {"predictions": made, "references": states},
+        "swap_sensitivity": {"predictions": swapped, "references": logits},
+    }
+    asked = {name: more.get(name, dict(kind.facts.example)) for name, kind in METRICS.items()}
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    for name in METRICS:
+        write_metric(name, tmp_path)
+    script = """
+        import json, sys
+        import blocked_library
+        import evaluate
+        folder = sys.argv[1]
+        asked = json.load(open(f"{folder}/asked.json"))
+        print(json.dumps({name: evaluate.load(f"{folder}/{name}").compute(**given) for name, given in asked.items()}))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    for name, kind in METRICS.items():
+        assert found[name] == pytest.approx(kind.measure(**asked[name]), rel=1e-12), name
 
 
 def test_an_unknown_metric_is_named(tmp_path) -> None:
