@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..create_training_data.scar_sources import concept_dataset, load_concept, scored, shakespeare
+from ..create_training_data.scar_sources import UNKNOWN, concept_dataset, load_concept, scored, shakespeare
 from ..latents.texts import open_text
 from ..latents.whole_file import whole_file
 from .results import Result
@@ -86,4 +86,8 @@ def concept_data(
         drawn = {"n_rows": settings.max_rows, "seed": settings.seed} if source == "wikitext" else {}
         data = load_concept(source, given or None, split=settings.split, concept=settings.concept, **drawn)
         name = data.column_names[1]
+    if taken := {name, "text"} & set(settings.others):
+        raise ValueError(f"`others` must be other names than {name!r} and 'text'. Received: {sorted(taken)[0]!r}.")
+    for other in settings.others:
+        data = data.add_column(other, [UNKNOWN] * len(data))  # pyright: ignore[reportCallIssue]
     return ConceptDataResult(data, name, settings)

@@ -74,7 +74,13 @@ def write_data(folder: Path) -> None:
     write_text(folder / "lambada_test.jsonl", (json.dumps({"text": text}) for text in texts[:8]))
     picture().save(folder / "cat.png")
     write_text(folder / "dashboard.html", ("<!doctype html>",))
-    prompts = [{"prompt": {"text": text, "toxicity": 0.9 if label else 0.1}} for text, label in labelled]
+    prompts = [
+        {
+            "prompt": {"text": text, "toxicity": 0.9 if label else 0.1},
+            "continuation": {"text": " too", "toxicity": 0.1},
+        }
+        for text, label in labelled
+    ]
     write_text(folder / "rtp.jsonl", map(json.dumps, prompts))
     write_questions(folder / "nq_swap_dev.parquet", draw)
     write_bias(folder)

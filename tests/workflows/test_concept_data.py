@@ -42,6 +42,15 @@ def test_each_kind_of_source(tmp_path: Path) -> None:
     assert drawn.data["toxicity"][:] == [-100] * 2 and "2 unknown" in drawn.summary()[0]
 
 
+def test_files_of_several_concepts_have_the_same_columns(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 0}])
+    found = concept_data("table", file, ConceptDataSettings("rude", others=("warm", "old")))
+    assert found.rows() == [{"text": t, "rude": r, "warm": -100, "old": -100} for t, r in (("a", 1), ("b", 0))]
+    for others in (("rude",), ("text",)):
+        with pytest.raises(ValueError, match=f"Received: '{others[0]}'"):
+            concept_data("table", file, ConceptDataSettings("rude", others=others))
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
 def test_the_verb_writes_what_harvest_reads(name: str, tmp_path: Path) -> None:
     rows = [{"text": "a, b", "score": 0.7}, {"text": "c", "score": 0.2}, {"text": "d", "score": None}]

@@ -60,14 +60,8 @@ def concept_tree(
     """
     with needs("A decision tree", "scikit-learn", "evaluation"):
         from sklearn.tree import DecisionTreeClassifier
-    truth = labels.cpu().long()
-    members = [int((truth == value).sum()) for value in (0, 1)]
-    if len(truth) != _rows(codes) or sum(members) != len(truth) or not min(members):
-        raise ValueError(
-            f"Expected a label 0 or 1 for each of {_rows(codes)} rows, and both. "
-            f"Received: {len(truth)} labels, {members[0]} of them 0, {members[1]} of them 1."
-        )
-    tree = DecisionTreeClassifier(max_depth=max_depth, random_state=seed).fit(_matrix(codes), truth.numpy())
+    truth = checked_labels(codes, labels)
+    tree = DecisionTreeClassifier(max_depth=max_depth, random_state=seed).fit(latent_matrix(codes), truth.numpy())
     shape = tree.tree_
     level = [[0]]  # numbers of the nodes of each of the first levels
     for _ in range(TOP_LEVELS - 1):
@@ -76,7 +70,7 @@ def concept_tree(
     top = [int(shape.feature[node]) for nodes in level for node in nodes if shape.children_left[node] >= 0]
     predicted = accuracy = None
     if held_out is not None and held_out_labels is not None:
-        predicted = torch.from_numpy(tree.predict(_matrix(held_out))).long()
+        predicted = torch.from_numpy(tree.predict(latent_matrix(held_out))).long()
         accuracy = float((predicted == held_out_labels.cpu()).double().mean())
     return TreeReport(
         int(tree.get_depth()), int(shape.node_count), accuracy, top[0] if top else None, len(top),
@@ -84,11 +78,24 @@ def concept_tree(
     )  # fmt: skip
 
 
-def _rows(codes: SparseCodes | Tensor) -> int:
-    return len(codes) if isinstance(codes, Tensor) else codes.n_rows
+def checked_labels(codes: SparseCodes | Tensor, labels: Tensor) -> Tensor:
+    """Labels (n,) int64 on the CPU, one for each row and of both classes.
+
+    Raises:
+        ValueError: they are not.
+    """
+    rows = len(codes) if isinstance(codes, Tensor) else codes.n_rows
+    truth = labels.cpu().long()
+    members = [int((truth == value).sum()) for value in (0, 1)]
+    if len(truth) != rows or sum(members) != len(truth) or not min(members):
+        raise ValueError(
+            f"Expected a label 0 or 1 for each of {rows} rows, and both. "
+            f"Received: {len(truth)} labels, {members[0]} of them 0, {members[1]} of them 1."
+        )
+    return truth
 
 
-def _matrix(codes: SparseCodes | Tensor) -> Any:
+def latent_matrix(codes: SparseCodes | Tensor) -> Any:
     """For scikit-learn: columns as they are, latents as a compressed matrix of columns, whose order they have."""
     if isinstance(codes, Tensor):
         return codes.detach().cpu().float().numpy()

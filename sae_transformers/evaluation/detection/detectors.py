@@ -18,6 +18,7 @@ from ..steering.axbench import word_scorer
 from ..suites.settings import DetectionSettings
 from .decision_trees import concept_tree
 from .metrics import auroc, code_aurocs, fit_linear_probe
+from .monosemanticity import monosemanticity
 from .sparse_probing import fit_sparse_probe, rank_latents
 
 PARTS = (0.5, 0.2, 0.3)  # of the texts of each label: to fit and choose, to set thresholds, to report
@@ -183,7 +184,9 @@ def fit_trees(
         label = f"tree on all latents of SAE {number}"
         yield Tree(MethodId("tree", label, number), _sizes(whole), whole.predicted)
         everything = concept_tree(one.codes, labels, seed=seed)  # what SCAR's code reports
-        yield Tree(MethodId("tree_of_all", f"{label}, fitted to all texts", number), _sizes(everything), None)
+        scores = {f"tree_fms_{p}": value for p, value in monosemanticity(one.codes, labels, seed=seed).score.items()}
+        of_all = MethodId("tree_of_all", f"{label}, fitted to all texts", number)
+        yield Tree(of_all, {**_sizes(everything), **scores}, None)
         for detector in (detector for detector in looked_for if detector.method.sae == number):
             latent = detector.latents[0]
             shares = {"tree_top_share": whole.top_share(latent), "tree_root": float(whole.root == latent)}

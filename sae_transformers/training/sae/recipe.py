@@ -109,7 +109,8 @@ def read_recipe(config: str | Path | None, overrides: Sequence[str] = ()) -> Rec
             for one in values["sae"]:
                 one[name] = yaml.safe_load(value)
         elif name in training_names:
-            values["training"][name] = yaml.safe_load(value)
+            # YAML takes `no` for false, which is a strategy too; a flag that is true or false understands the word.
+            values["training"][name] = value if value in ("no", "yes") else yaml.safe_load(value)
         else:
             raise _unknown(name, {*SECTIONS, *sae_names, *training_names})
     for name in values["training"]:

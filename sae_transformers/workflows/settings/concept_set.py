@@ -41,6 +41,8 @@ class ConceptDataSettings:
         threshold: of a table, scores of this and more are 1.
         max_rows: of wikitext, rows that are drawn.
         seed: of the draw.
+        others: names of further concepts, of which these rows say nothing: a column of -100 each, so that files of
+            several concepts make one harvest.
     """
 
     concept: str | None = None
@@ -50,6 +52,7 @@ class ConceptDataSettings:
     threshold: float = 0.5
     max_rows: int | None = None
     seed: int = 42
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_integers(self, max_rows=1)

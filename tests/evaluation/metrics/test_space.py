@@ -85,6 +85,8 @@ def metrics(tmp_path_factory) -> Any:
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr("evaluate.config.HF_MODULES_CACHE", str(root / "modules"))
         patch.setattr("evaluate.config.HF_METRICS_CACHE", str(root / "gathered"))
+        for name in [name for name in sys.modules if name.startswith("evaluate_modules")]:  # of other tests' folders
+            patch.delitem(sys.modules, name)
         yield {name: write_metric(name, root / "written") for name in METRICS}
 
 

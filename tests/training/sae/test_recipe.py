@@ -144,6 +144,12 @@ def test_a_mistake_is_named(tmp_path, words, message):
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_no_is_a_strategy_and_false_for_a_switch(tmp_path):
+    recipe = read_recipe(recipe_of(tmp_path), ["--save_strategy", "no", "--bf16", "no", "--disable_tqdm", "yes"])
+    arguments = recipe.make_arguments()
+    assert (arguments.save_strategy, arguments.bf16, arguments.disable_tqdm) == ("no", False, True)
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'nowhere.yaml'.*scar"):
         read_recipe("nowhere.yaml")
