@@ -79,7 +79,7 @@ def test_two_concepts_in_one_sae(tmp_path: Path) -> None:
         auroc = {}
         for feature in WORDS_OF:
             told = run("detect", tmp_path / "model", rows, "--feature", feature, "--pre-activations")
-            auroc[feature] = float(re.search(r"AUROC (\d\.\d+)", told)[1])
+            auroc[feature] = float(re.findall(r"AUROC (\d\.\d+)", told)[0])
         other = next(name for name in WORDS_OF if name != concept)
         assert auroc[concept] > 0.95 and 0.3 < auroc[other] < 0.7, auroc  # each detects its own concept alone
         run(
