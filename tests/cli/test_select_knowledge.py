@@ -124,7 +124,7 @@ def test_a_stopped_run_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--baselines", "sea"], "Received: ['sea']"),
+        (["--baselines", "sky"], "Received: ['sky']"),
         (["--pool", 40], "at most 30"),
         (["--test", 20], "Outside the pool there are 10 questions. Received: --dev=3, --test=20."),
         (["--max-context", 1], "n_groups=20"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ...latents.context import context_length
 from ...modeling.base_arguments import cache_argument, cache_of, continues
 from ...modeling.steered_tokens import steering_rows_for
 from ...modeling.steering_plan import BoundSteering
+from .layer_contrast import LayerContrast, contrasting
 from .log_likelihood import token_scores
 
 
@@ -35,7 +37,7 @@ def short_answers(
     prompts: Sequence[str],
     *,
     steering: Any = False,
-    contrast: Contrast | None = None,
+    contrast: Contrast | LayerContrast | None = None,
     max_new_tokens: int = 12,
     tokens_at_once: int = 8192,
     progress: Callable[[int, int], object] | None = None,
@@ -50,19 +52,20 @@ def short_answers(
         tokenizer: of it.
         prompts: not empty.
         steering: as `generate` takes it, for all prompts; False for none.
-        contrast: other prompts, whose next-token log-probabilities are subtracted.
+        contrast: other prompts, or earlier layers, whose next-token log-probabilities are subtracted.
         max_new_tokens: of an answer.
         tokens_at_once: of a batch, padding counted.
         progress: called with (prompts done, prompts) after each batch.
 
     Raises:
         ValueError: a prompt is empty or longer than the model's context with its answer, or `contrast` has another
-            length.
+            length or a layer that is not there.
     """
-    if contrast is not None and len(contrast.prompts) != len(prompts):
-        raise ValueError(f"Expected a contrast for each of {len(prompts)} prompts. Received: {len(contrast.prompts)}.")
+    other = contrast if isinstance(contrast, Contrast) else None
+    if other is not None and len(other.prompts) != len(prompts):
+        raise ValueError(f"Expected a contrast for each of {len(prompts)} prompts. Received: {len(other.prompts)}.")
     ids = [_ids(tokenizer, text) for text in prompts]
-    others = None if contrast is None else [_ids(tokenizer, text) for text in contrast.prompts]
+    others = None if other is None else [_ids(tokenizer, text) for text in other.prompts]
     _check_lengths(model, [*ids, *(others or [])], max_new_tokens)
     shared, prefix = _shared_prefix(model, ids, steering)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -70,34 +73,37 @@ def short_answers(
     answers = [""] * len(ids)
     options = {} if steering is False and not hasattr(model, "saes") else {"steering": steering}
     done = 0
-    for members in length_batches([len(row) + max_new_tokens for row in ids], tokens_at_once):
-        rows, mask = _padded([ids[i] for i in members], shared, pad, model.device)
-        if contrast is not None and others is not None:
-            negative, negative_mask = _padded([others[i] for i in members], 0, pad, model.device)
-            options |= {
-                "guidance_scale": 1 + contrast.weight,
-                "negative_prompt_ids": negative,
-                "negative_prompt_attention_mask": negative_mask,
-            }
-        if prefix is not None:
-            options[cache_argument(model)] = _repeated(prefix, len(members))
-        output = model.generate(
-            rows,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            eos_token_id=ends,
-            **options,
-        )
-        for i, new in zip(members, output[:, rows.shape[1] :].tolist(), strict=True):
-            answers[i] = tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0].strip()
-        done += len(members)
-        if progress is not None:
-            progress(done, len(ids))
+    with ExitStack() as block:
+        if isinstance(contrast, LayerContrast):
+            options["logits_processor"] = block.enter_context(contrasting(model, contrast))
+        for members in length_batches([len(row) + max_new_tokens for row in ids], tokens_at_once):
+            rows, mask = _padded([ids[i] for i in members], shared, pad, model.device)
+            if other is not None and others is not None:
+                negative, negative_mask = _padded([others[i] for i in members], 0, pad, model.device)
+                options |= {
+                    "guidance_scale": 1 + other.weight,
+                    "negative_prompt_ids": negative,
+                    "negative_prompt_attention_mask": negative_mask,
+                }
+            if prefix is not None:
+                options[cache_argument(model)] = _repeated(prefix, len(members))
+            output = model.generate(
+                rows,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+                eos_token_id=ends,
+                **options,
+            )
+            for i, new in zip(members, output[:, rows.shape[1] :].tolist(), strict=True):
+                answers[i] = tokenizer.decode(new, skip_special_tokens=True).partition("\n")[0].strip()
+            done += len(members)
+            if progress is not None:
+                progress(done, len(ids))
     return answers
 
 

@@ -23,6 +23,7 @@ from ...latents.sparse_codes import SparseCodes, stack_rows
 from ...modeling import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from ...modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from .mutual_information import code_mutual_information
+from .published_features import PublishedFeatures, read_published_features
 
 NAMES = ("mutual_information", "expectation", "values_a", "values_b")
 
@@ -207,41 +208,39 @@ def save_functional_features(features: FunctionalFeatures) -> dict[str, Tensor]:
 
 
 def read_functional_features(path: str | Path) -> FunctionalFeatures:
-    """Functional features from a file of ours, or from a folder of SpARE's published cache.
+    """Functional features from a file of ours, or from a folder of SpARE's published cache of one layer.
 
     Args:
         path: a `.safetensors` file; or a folder with `use_context_weight.pt`, `use_parameter_weight.pt` and the file
             of mutual information, `mutual_information.pt` or `layer-L mi_expectation.pt`. Context is behaviour A,
-            memory B. Only tensors are read from them.
+            memory B. Only tensors are read from them. Several layers: `read_published_features`.
 
     Raises:
         ValueError: a file or tensor is missing, or shapes differ.
     """
     path = Path(path)
     if path.is_dir():
-        tensors = _published(path)
-    else:
-        found = load_file(path)
-        tensors = {name: found[name] for name in NAMES if name in found}
+        published = read_published_features(path)
+        if len(published) != 1 or published[0].values is None:
+            raise ValueError(
+                f"Expected the mutual information and both functional values of one layer, use_context_weight.pt and "
+                f"use_parameter_weight.pt. Received: {sorted(file.name for file in path.rglob('*.pt'))}."
+            )
+        return scored(published[0])
+    found = load_file(path)
+    tensors = {name: found[name] for name in NAMES if name in found}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if list(tensors) != list(NAMES) or len(set(shapes.values())) != 1:
         raise ValueError(f"Expected {', '.join(NAMES)} of one shape (d_sae,). Received: {shapes} in {path.name}.")
     return FunctionalFeatures(**tensors)
 
 
-def _published(folder: Path) -> dict[str, Tensor]:
-    scores = [*folder.glob("mutual_information.pt"), *folder.glob("*mi_expectation.pt")]
-    values = [folder / f"use_{side}_weight.pt" for side in ("context", "parameter")]
-    if len(scores) != 1 or not all(file.exists() for file in values):
-        names = sorted(file.name for file in folder.glob("*.pt"))
-        raise ValueError(
-            f"Expected one file of mutual information, use_context_weight.pt and use_parameter_weight.pt. "
-            f"Received: {names}."
-        )
-    # The published expectation is a CUDA tensor.
-    found = torch.load(scores[0], weights_only=True, map_location="cpu")
-    a, b = (torch.load(file, weights_only=True, map_location="cpu") for file in values)
-    return dict(zip(NAMES, (found["mi_scores"], found["expectation"], a, b), strict=True))
+def scored(published: PublishedFeatures) -> FunctionalFeatures:
+    """Published features as `select_features` reads them; functional values that are not published are zeros."""
+    nothing = torch.zeros_like(published.expectation)
+    return FunctionalFeatures(
+        published.mutual_information, published.expectation, *(published.values or (nothing, nothing))
+    )
 
 
 def without_selection(sae: SparseAutoencoder) -> SparseAutoencoder:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ...latents.settings import check_choice, check_integers, check_numbers
 
 SIDES: tuple[str, ...] = ("context", "memory")
-BASELINES = ("demonstrations", "instruction", "cad", "vectors")
+BASELINES = ("demonstrations", "instruction", "cad", "dola", "vectors", "sea")
 SCORINGS = ("exact", "in_context")
 GROUPINGS = ("auto", "answers", "likelihood")
 WEIGHTINGS = ("mean", "loss")
@@ -92,6 +92,32 @@ class FeatureSelectionSettings:
 
 
 @dataclass(frozen=True)
+class PublishedSettings:
+    """Published files to start from, in place of learning all anew.
+
+    Args:
+        features: folder of a published cache: mutual information and expectation of each layer, and functional values
+            where they are; without questions the features are selected from it, and no model is needed.
+        feature_layers: its layers, in the order of the SAEs; by default all, ascending, or those of the model's SAEs.
+        grouped: prompts grouped by their answers, as SpARE publishes them and as this verb writes them: a .json, or a
+            folder of some; the questions are those that they number.
+    """
+
+    PANEL: ClassVar[str] = "Published files"
+
+    features: str | None = None
+    feature_layers: tuple[int, ...] = ()
+    grouped: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.feature_layers and self.features is None:
+            raise ValueError(
+                f"`feature_layers` are those of `features`. Received: feature_layers={self.feature_layers!r} and no "
+                f"features."
+            )
+
+
+@dataclass(frozen=True)
 class SelectKnowledgeSettings:
     """How a model is made to answer from its context or from memory, and how that is measured.
 
@@ -99,20 +125,26 @@ class SelectKnowledgeSettings:
         questions: which are learnt from, chosen on and measured on.
         selection: which features are edited.
         scoring: when an answer is the context's: `exact`, or `in_context` as SpARE scores Macnoise.
-        baselines: methods to compare with: demonstrations, instruction, cad, vectors; empty for none.
+        baselines: methods to compare with: demonstrations, instruction, cad, dola, vectors, sea; empty for none.
         max_new_tokens: tokens of an answer.
         tokens_per_batch: tokens of a forward pass, padding counted. It changes results by rounding only.
+        towards: sides to steer to: context, memory, or both.
+        published: what is started from.
     """
 
     questions: QuestionSplitSettings = field(default_factory=QuestionSplitSettings)
     selection: FeatureSelectionSettings = field(default_factory=FeatureSelectionSettings)
     scoring: str = "exact"
-    baselines: tuple[str, ...] = BASELINES
+    baselines: tuple[str, ...] = ("demonstrations", "instruction", "cad", "vectors")
     max_new_tokens: int = 12
     tokens_per_batch: int = 8192
+    towards: tuple[str, ...] = SIDES
+    published: PublishedSettings = field(default_factory=PublishedSettings)
 
     def __post_init__(self) -> None:
         check_choice(self, "scoring", SCORINGS)
+        if not self.towards or set(self.towards) - set(SIDES):
+            raise ValueError(f"`towards` is {' or '.join(SIDES)}, or both. Received: towards={self.towards!r}.")
         if unknown := sorted(set(self.baselines) - set(BASELINES)):
             raise ValueError(f"`baselines` are {', '.join(BASELINES)}. Received: {unknown}.")
         check_integers(self, max_new_tokens=1, tokens_per_batch=1)
@@ -121,6 +153,11 @@ class SelectKnowledgeSettings:
                 f"`dev` needs questions to choose between {self.selection.n_tried} settings on. "
                 f"Received: dev={self.questions.dev!r}."
             )
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides of `towards`, each once, context first."""
+        return tuple(side for side in SIDES if side in self.towards)
 
 
 def check_side(side: str | None, sides: tuple[str, ...], name: str = "save_model") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ...create_training_data.grouped_prompts import GroupedPrompt, grouped_rows, read_grouped_prompts
 from ...create_training_data.harvest.blocks import weights_digest
 from ...create_training_data.harvest.store import Store
 from ...create_training_data.knowledge_conflict import ConflictQuestion, question_groups, read_conflicts, split_pool
@@ -17,13 +18,19 @@ from ...evaluation.classification import summary
 from ...evaluation.plots import plot_methods
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.functional_features import FunctionalFeatures
-from ..results import Count, Progress, Result
-from ..settings.select_knowledge import SIDES, QuestionSplitSettings, SelectKnowledgeSettings, check_side
+from ..results import Count, Progress, Result, save_json
+from ..settings.select_knowledge import (
+    PublishedSettings,
+    QuestionSplitSettings,
+    SelectKnowledgeSettings,
+    check_side,
+)
 from .functional import save_steered_model, save_steerings, with_activation
 from .knowledge.answers import AskedModel
 from .knowledge.choice import ChosenSettings, choose_settings, edit_settings, knowledge_steering
-from .knowledge.comparison import compare_methods, prompts_per_question
-from .knowledge.learning import VARIANTS, LearntFeatures, learn_features
+from .knowledge.comparison import compare_methods, needs_states, prompts_per_question
+from .knowledge.learning import VARIANTS, LearntFeatures, ask_pool, learn_features, take_published
+from .knowledge.published import published_for
 
 SHOWN = ("em_context", "em_memory", "neither", "em_context_to_memory", "em_memory_to_context", "prefers_memory")
 
@@ -33,7 +40,7 @@ class SelectKnowledgeResult(Result):
     """The steering towards both sides, and what it does beside other methods.
 
     Args:
-        steering: `context` and `memory` -> the steering towards it.
+        steering: `context` and `memory`, or the one of them that was asked for -> the steering towards it.
         methods: method -> its metrics, one mapping for each choice of demonstrations; see `knowledge_metrics`.
         chosen: the setting of each side, and all that were tried on the dev questions.
         learnt: what was learnt from the pool.
@@ -41,6 +48,7 @@ class SelectKnowledgeResult(Result):
         facts: what was run, as `results.json` has it.
         model: with the SAEs that `steering` is for. tokenizer: of it.
         settings: how it was done.
+        asked_questions: all that were given; prompts number them.
     """
 
     steering: dict[str, Steering] = field(repr=False)
@@ -52,6 +60,7 @@ class SelectKnowledgeResult(Result):
     model: SaeForCausalLM = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     settings: SelectKnowledgeSettings = field(repr=False)
+    asked_questions: Sequence[ConflictQuestion] = field(repr=False)
 
     @property
     def features(self) -> list[FunctionalFeatures]:
@@ -62,7 +71,7 @@ class SelectKnowledgeResult(Result):
         """What was learnt and chosen, in a few lines."""
         return [
             *_question_lines(self.questions, self.settings.questions),
-            *_learnt_lines(self.learnt),
+            *_learnt_lines(self.learnt, self.settings.published),
             *_chosen_lines(self.chosen, self.steering, self.settings.selection.max_broken),
         ]
 
@@ -89,7 +98,8 @@ class SelectKnowledgeResult(Result):
         return plot_methods(self.methods, path, x="em_memory", y="em_context")
 
     def save(self, folder: str | Path, *, model: str | None = None) -> None:
-        """Write `towards-SIDE.json` of both sides, `features-N.safetensors` of each SAE, and `results.json`.
+        """Write `towards-SIDE.json` of each side, `features-N.safetensors` of each SAE, `results.json`, and in
+        `grouped_prompts/` the prompts that were learnt from, in SpARE's columns.
 
         Args:
             folder: made where it is not there.
@@ -98,8 +108,13 @@ class SelectKnowledgeResult(Result):
         Raises:
             ValueError: no such side.
         """
-        check_side(model, SIDES, "model")
+        check_side(model, self.settings.sides, "model")
         save_steerings(folder, self.features, self.steering, self.to_dict())
+        split = self.settings.questions
+        if self.learnt.grouped and self.settings.published.grouped is None:
+            name = f"{split.shots}shot-seed{split.split_seed}-results.json"
+            rows = grouped_rows(self.learnt.grouped, self.asked_questions)
+            save_json(Path(folder) / "grouped_prompts", {name: rows})
         if model is not None:
             save_steered_model(Path(folder) / "model", self.model, self.tokenizer, self.steering[model])
 
@@ -131,28 +146,35 @@ def select_knowledge(
         ValueError: too few questions, a behaviour that the model does not show, or an SAE that is not there.
     """
     settings = settings or SelectKnowledgeSettings()
-    split = settings.questions
+    split, activation = settings.questions, settings.selection.activation
     known = read_conflicts(questions)
-    fitting = [one for one in known if max(len(one.org_context), len(one.sub_context)) <= split.max_context]
+    fitting = [
+        row for row, one in enumerate(known) if max(len(one.org_context), len(one.sub_context)) <= split.max_context
+    ]
     counts = len(known), len(fitting)
-    pool, parts = split_questions(fitting, split)
-    activation = settings.selection.activation
-    model = with_activation(model, activation)
-    tried = edit_settings(settings.selection, len(model.saes))
+    given = settings.published.grouped
+    grouped = None if given is None else read_grouped_prompts(given, known)
+    shown, pool, parts = divide_questions(known, fitting, split, grouped)
     _tell(notice, _question_lines(counts, split))
-    n_shown = VARIANTS * split.shots
+    model = with_activation(model, activation)
+    published = published_for(model, settings)
+    tried = edit_settings(settings.selection, len(model.saes))
+    learns = published is None or any(one.values is None for one in published) or needs_states(settings.baselines)
     asked = AskedModel(
         model,
         tokenizer,
         weights_digest(model) + (activation if activation != "own" else ""),
-        fitting,
-        pool[:n_shown],
+        known,
+        shown,
         settings,
         None if out is None else Store(Path(out) / "work"),
-        Count(progress, _expected_prompts(settings, len(pool) - n_shown, len(tried))),
+        Count(progress, _expected_prompts(settings, len(pool) if learns and grouped is None else 0, len(tried))),
     )
-    learnt = learn_features(asked, pool[n_shown:])
-    _tell(notice, _learnt_lines(learnt))
+    if published is not None and not learns:
+        learnt = take_published(published)
+    else:
+        learnt = learn_features(asked, ask_pool(asked, pool) if grouped is None else grouped, published)
+    _tell(notice, _learnt_lines(learnt, settings.published))
     chosen = choose_settings(asked, learnt.features, parts["dev"], tried)
     legacy = settings.selection.legacy
     steering = {
@@ -162,7 +184,7 @@ def select_knowledge(
     _tell(notice, _chosen_lines(chosen, steering, settings.selection.max_broken))
     described = {"answered": learnt.answered, "learnt from": learnt.learnt_from, **(facts or {})}
     described |= {"test": len(parts["test"]), "max_context": split.max_context}
-    first = SelectKnowledgeResult(steering, {}, chosen, learnt, counts, described, model, tokenizer, settings)
+    first = SelectKnowledgeResult(steering, {}, chosen, learnt, counts, described, model, tokenizer, settings, known)
     *_, result = _measured(asked, parts["test"], first, out)
     return result
 
@@ -173,26 +195,42 @@ def _tell(notice: Callable[[str], object] | None, lines: Sequence[str]) -> None:
             notice(line)
 
 
-def split_questions(
-    questions: Sequence[ConflictQuestion], split: QuestionSplitSettings
-) -> tuple[list[int], dict[str, list[int]]]:
-    """Rows of the pool, and of `dev` and `test`, one of each question; no question is in two of them.
+def divide_questions(
+    questions: Sequence[ConflictQuestion],
+    fitting: Sequence[int],
+    split: QuestionSplitSettings,
+    grouped: Sequence[GroupedPrompt] | None = None,
+) -> tuple[list[int], list[int], dict[str, list[int]]]:
+    """Rows to take demonstrations from, rows to learn from, and rows of `dev` and `test`, one of each question; no
+    question is in two of them, but for demonstrations of published prompts, which are learnt from too.
+
+    Args:
+        fitting: rows whose contexts are short enough.
+        grouped: published prompts: their questions are the pool.
 
     Raises:
         ValueError: too few questions.
     """
-    pool, rest = split_pool(questions, n_groups=split.pool, seed=split.split_seed)
-    first_rows = {questions[row].question: row for row in reversed(pool)}
+    here = [questions[row] for row in fitting]
+    if grouped is None:
+        pool, rest = split_pool(here, n_groups=split.pool, seed=split.split_seed)
+        firsts = list({here[row].question: fitting[row] for row in reversed(pool)}.values())[::-1]
+        shown, pool = firsts[: VARIANTS * split.shots], firsts[VARIANTS * split.shots :]
+    else:
+        pool = list(dict.fromkeys(one.row for one in grouped))
+        short, asked = set(fitting), {questions[row].question for row in pool}
+        shown = [row for row in dict.fromkeys(row for one in grouped for row in one.shown) if row in short]
+        asked |= {questions[row].question for row in shown}
+        rest = [row for row, one in enumerate(here) if one.question not in asked]
     outside = set(rest)
-    firsts = [rows[0] for rows in question_groups(questions) if rows[0] in outside]
-    order = np.random.RandomState(split.split_seed).permutation(len(firsts))
-    if len(firsts) < split.dev + split.test:
+    others = [rows[0] for rows in question_groups(here) if rows[0] in outside]
+    order = np.random.RandomState(split.split_seed).permutation(len(others))
+    if len(others) < split.dev + split.test:
         raise ValueError(
-            f"Outside the pool there are {len(firsts)} questions. Received: dev={split.dev!r}, test={split.test!r}."
+            f"Outside the pool there are {len(others)} questions. Received: dev={split.dev!r}, test={split.test!r}."
         )
-    chosen = [firsts[i] for i in order]
-    parts = {"dev": chosen[: split.dev], "test": chosen[split.dev : split.dev + split.test]}
-    return list(first_rows.values())[::-1], parts
+    chosen = [fitting[others[i]] for i in order]
+    return shown, pool, {"dev": chosen[: split.dev], "test": chosen[split.dev : split.dev + split.test]}
 
 
 def _measured(
@@ -202,7 +240,7 @@ def _measured(
     seeds = asked.settings.questions.seeds
     methods: dict[str, list[dict[str, float]]] = {}
     for number, seed in enumerate(seeds, 1):
-        for method, metrics in compare_methods(asked, rows, seed, result.steering, result.learnt.means).items():
+        for method, metrics in compare_methods(asked, rows, seed, result.steering, result.learnt).items():
             methods.setdefault(method, []).append(metrics)
         result = replace(result, methods=methods, facts={**result.facts, "seeds": list(seeds[:number])})
         if out is not None:
@@ -211,18 +249,21 @@ def _measured(
 
 
 def _expected_prompts(settings: SelectKnowledgeSettings, n_pool: int, n_tried: int) -> int:
-    split = settings.questions
-    choosing = split.dev * (1 + 2 * 2 * n_tried) if n_tried > 1 else 0
-    measuring = len(split.seeds) * split.test * prompts_per_question(settings.baselines)
-    return 3 * max(0, n_pool) + choosing + measuring
+    split, sides = settings.questions, len(settings.sides)
+    choosing = split.dev * (1 + 2 * sides * n_tried) if n_tried > 1 else 0
+    measuring = len(split.seeds) * split.test * prompts_per_question(settings.baselines, sides)
+    return 3 * n_pool + choosing + measuring
 
 
 def _question_lines(counts: tuple[int, int], split: QuestionSplitSettings) -> list[str]:
     return [f"{counts[0]:,} questions, {counts[1]:,} with contexts of at most {split.max_context} characters"]
 
 
-def _learnt_lines(learnt: LearntFeatures) -> list[str]:
-    lines = [f"of {learnt.prompts:,} prompts the model answers {_counts(learnt.answered)}"]
+def _learnt_lines(learnt: LearntFeatures, published: PublishedSettings) -> list[str]:
+    lines = [f"features are those of {published.features}"] if published.features is not None else []
+    if not learnt.grouped:
+        return lines
+    lines += [f"of {learnt.prompts:,} prompts the model answers {_counts(learnt.answered)}"]
     if learnt.by_likelihood:
         lines.append(f"grouped by the answer that is likelier instead: {_counts(learnt.learnt_from)}")
     return lines

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ....create_training_data.harvest.blocks import weights_digest
 from ....create_training_data.harvest.store import Store
 from ....create_training_data.knowledge_conflict import ConflictQuestion, conflict_prompt, demonstrations
+from ....evaluation.generation.layer_contrast import LayerContrast
 from ....evaluation.generation.short_answers import answer_log_likelihoods, short_answers
 from ....evaluation.knowledge import Behaviours, answer_behaviours
 from ....modeling import SaeForCausalLM, Steering
@@ -48,12 +49,15 @@ class AskedModel:
         """The same questions for another model."""
         return replace(self, model=model, identity=weights_digest(model))
 
+    def demonstrations(self, seed: int) -> list[int]:
+        """Rows of the demonstrations that this seed chooses, in order."""
+        return demonstrations(self.questions, self.shown, self.settings.questions.shots, seed=seed)
+
     def prompts(
         self, rows: Sequence[int], seed: int, style: str = "org_org", *, closed: bool = False, instruction: str = ""
     ) -> list[str]:
         """Prompts of the questions, all with the same demonstrations; `closed` shows no context anywhere."""
-        shots = self.settings.questions.shots
-        shown = [self.questions[i] for i in demonstrations(self.questions, self.shown, shots, seed=seed)]
+        shown = [self.questions[i] for i in self.demonstrations(seed)]
         context = None if closed else "sub"
         return [
             conflict_prompt(self.questions[row], shown, style, context=context, instruction=instruction)
@@ -109,7 +113,10 @@ def work_name(
     """The name of a file of finished work. Runs that were begun by other versions go on by it: it does not change."""
     steering = options.get("steering", False)
     described = {**options, "steering": steering and steering.to_json()}
-    if (contrast := described.pop("contrast", None)) is not None:
+    contrast = described.pop("contrast", None)
+    if isinstance(contrast, LayerContrast):
+        described["layer_contrast"] = contrast._asdict()
+    elif contrast is not None:
         described |= {"contrast": contrast.prompts, "contrast_weight": contrast.weight}
     text = json.dumps([what, identity, prompts, rest, described], sort_keys=True)
     return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"

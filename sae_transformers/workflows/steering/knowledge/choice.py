@@ -65,26 +65,27 @@ def choose_settings(
     asked: AskedModel, features: Sequence[FunctionalFeatures], rows: Sequence[int], settings: Sequence[EditSetting]
 ) -> ChosenSettings:
     """Towards each side the setting that `best_setting` takes."""
+    sides = asked.settings.sides
     if len(settings) == 1:
-        return ChosenSettings(dict.fromkeys(SIDES, settings[0]), [], ())
+        return ChosenSettings(dict.fromkeys(sides, settings[0]), [], ())
     selection = asked.settings.selection
     prompts = asked.prompts(rows, asked.settings.questions.split_seed)
     before = asked.behaviours(rows, asked.answers(prompts))
     most = knowledge_metrics(before)["neither"] + selection.max_broken
-    tried: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for side, setting in itertools.product(SIDES, settings):
+    tried: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for side, setting in itertools.product(sides, settings):
         steering = knowledge_steering(features, side, setting, legacy=selection.legacy)
         after = asked.behaviours(rows, asked.answers(prompts, steering=steering))
         likelier = share(asked.prefers_memory(rows, prompts, steering))
         tried[side].append({**knowledge_metrics(after, before), "prefers_memory": likelier})
-    best = {side: best_setting(tried[side], side, most) for side in SIDES}
+    best = {side: best_setting(tried[side], side, most) for side in sides}
     rows_tried = [
         {"towards": side, **setting._asdict(), **metrics}
-        for side in SIDES
+        for side in sides
         for setting, metrics in zip(settings, tried[side], strict=True)
     ]
-    broken = tuple(side for side in SIDES if tried[side][best[side]]["neither"] > most)
-    return ChosenSettings({side: settings[best[side]] for side in SIDES}, rows_tried, broken)
+    broken = tuple(side for side in sides if tried[side][best[side]]["neither"] > most)
+    return ChosenSettings({side: settings[best[side]] for side in sides}, rows_tried, broken)
 
 
 def best_setting(tried: Sequence[Mapping[str, float]], side: str, most: float) -> int:
