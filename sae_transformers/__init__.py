@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from .workflows.settings.select_behaviour import SelectBehaviourSettings
     from .workflows.settings.select_knowledge import (
         FeatureSelectionSettings,
+        PublishedKnowledgeSettings,
         QuestionSplitSettings,
         SelectKnowledgeSettings,
     )
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
     from .workflows.steering.align_topic import TopicTexts, align_topic
     from .workflows.steering.concept_set import concept_set
     from .workflows.steering.generate import generate
+    from .workflows.steering.knowledge.published import select_published_knowledge
     from .workflows.steering.reduce_bias import reduce_bias
     from .workflows.steering.select_behaviour import select_behaviour
     from .workflows.steering.select_knowledge import select_knowledge
@@ -166,6 +168,7 @@ __all__ = [
     "LossWeights",
     "OfflineJudge",
     "Prompting",
+    "PublishedKnowledgeSettings",
     "PushSettings",
     "QuestionSplitSettings",
     "ReadingSettings",
@@ -252,6 +255,7 @@ __all__ = [
     "search_features",
     "select_behaviour",
     "select_knowledge",
+    "select_published_knowledge",
     "serve",
     "space",
     "spans",
@@ -333,7 +337,8 @@ HOMES = {
     ".workflows.settings.publish": "CardSettings PushSettings ServeSettings SpaceSettings",
     ".workflows.settings.reduce_bias": "BiasSettings",
     ".workflows.settings.select_behaviour": "SelectBehaviourSettings",
-    ".workflows.settings.select_knowledge": "FeatureSelectionSettings QuestionSplitSettings SelectKnowledgeSettings",
+    ".workflows.settings.select_knowledge": "FeatureSelectionSettings PublishedKnowledgeSettings "
+    "QuestionSplitSettings SelectKnowledgeSettings",
     ".workflows.settings.spans": "SpanSettings",
     ".workflows.settings.steer": "ScoringSettings SteerSettings",
     ".workflows.settings.steer_feature": "SteerFeatureSettings",
@@ -343,6 +348,7 @@ HOMES = {
     ".workflows.steering.concept_set": "concept_set",
     ".workflows.steering.generate": "generate",
     ".workflows.steering.reduce_bias": "reduce_bias",
+    ".workflows.steering.knowledge.published": "select_published_knowledge",
     ".workflows.steering.select_behaviour": "select_behaviour",
     ".workflows.steering.select_knowledge": "select_knowledge",
     ".workflows.steering.steer": "steer",

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..workflows.settings.align_topic import TopicSettings
+from ..workflows.settings.align_topic import TopicOptions
 from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
-COLUMN = "Column of the text in {}. [default: text, or the only one]"
 OWN = {
     "keep_error": typer.Option(
         "--keep-error/--replace",
@@ -23,25 +22,15 @@ OWN = {
 }
 
 
-@verb(TopicSettings, own=OWN, leave_out=("chat", "samples_per_prompt"))
+@verb(TopicOptions, own=OWN, leave_out=("chat", "samples_per_prompt"))
 def align_topic(
     model: Model,
     reference: Annotated[str, typer.Option(help="Texts of all kinds: .csv, .jsonl, .parquet, .txt, a Hub id.")],
     topic: Annotated[str, typer.Option(help="Texts of the topic.")],
-    settings: TopicSettings,
+    settings: TopicOptions,
     sae: Saes = None,
     number: Annotated[int, typer.Option(help="Which of the model's SAEs, from 0.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of scores, steering and report.")] = Path("outputs/topic"),
-    topic_test: Annotated[
-        str | None, typer.Option(help="Other texts of the topic, that similarity is measured to. [default: --topic]")
-    ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Texts to continue. [default: beginnings of reference texts]")
-    ] = None,
-    reference_column: Annotated[str | None, typer.Option(help=COLUMN.format("--reference"))] = None,
-    topic_column: Annotated[str | None, typer.Option(help=COLUMN.format("--topic"))] = None,
-    topic_test_column: Annotated[str | None, typer.Option(help=COLUMN.format("--topic-test"))] = None,
-    prompts_column: Annotated[str | None, typer.Option(help=COLUMN.format("--prompts"))] = None,
     scores: Annotated[Path | None, typer.Option(help="A saved table of scores, in place of new ones.")] = None,
     save_model: Annotated[bool, typer.Option("--save-model", help="Save the model, steered by default.")] = False,
     hook_point: HookPoint = None,
@@ -49,31 +38,28 @@ def align_topic(
 ) -> None:
     """Steer towards the topic of some texts, and say how far to trust it."""
     from ..workflows.loading import load
-    from ..workflows.steering.align_topic import TopicTexts, read_column, read_topic_scores
+    from ..workflows.steering.align_topic import TopicTexts, read_topic_scores
     from ..workflows.steering.align_topic import align_topic as align
 
-    columns = {
-        "reference_column": reference_column, "topic_column": topic_column,
-        "topic_test_column": topic_test_column, "prompts_column": prompts_column,
-    }  # fmt: skip
-    names = {"reference": reference, "topic": topic, "topic_test": topic_test, "prompts": prompts}
-    texts = {part: read_column(name, columns[f"{part}_column"]) if name else None for part, name in names.items()}
+    texts = TopicTexts(**settings.files.read(reference, topic))
     table = None if scores is None else read_topic_scores(scores)
     console = open_console()
-    embedder = settings.embedding.load(console.print)
+    embedder = settings.settings.embedding.load(console.print)
     loaded, tokenizer, base = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     with progress_bar("texts") as progress:
         found = align(
-            loaded, tokenizer, TopicTexts(**texts), settings,
+            loaded, tokenizer, texts, settings.settings,
             sae=number, scores=table, embedder=embedder, progress=progress,
         )  # fmt: skip
     show_lines(console, found.summary())
     if found.methods:
         show_rows(console, found.table(), title=f"{len(found.samples)} continuations: mean ± standard error")
+    if found.methods and settings.files.prompts is not None:
+        show_rows(console, found.continuations())
     facts = {
         "model": model, "base": base, "model_dtype": model_dtype, "place": hook_point, "number": number,
-        "sae": sae[0] if sae and len(sae) == 1 else sae, "scores": scores and str(scores), **names, **columns,
-        "out": str(out), "save_model": save_model,
+        "sae": sae[0] if sae and len(sae) == 1 else sae, "scores": scores and str(scores), "reference": reference,
+        "topic": topic, **vars(settings.files), "out": str(out), "save_model": save_model,
     }  # fmt: skip
     console.print(", ".join(map(str, found.save(out, facts))))
     if save_model:

@@ -76,6 +76,9 @@ def grouped_rows(grouped: Sequence[GroupedPrompt], questions: Sequence[ConflictQ
 def read_grouped_prompts(path: str | Path, questions: Sequence[ConflictQuestion]) -> list[GroupedPrompt]:
     """Prompts of a file, or of all `.json` files of a folder, in the order of their names.
 
+    Those of a file come style by style, as a run asks them: what is learnt from a file that a run wrote is what that
+    run learnt.
+
     Args:
         path: a `.json` file or a folder of some.
         questions: that `item_idx` and `demonstration_ids` number, in the order of their file.
@@ -98,7 +101,9 @@ def _read(file: Path, questions: Sequence[ConflictQuestion]) -> list[GroupedProm
         raise ValueError(f"Expected JSON in {file}. Received: {error}.") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"Expected a list of grouped prompts in {file}. Received: {type(rows).__name__}, or none.")
-    return [_prompt(row, number, file, questions) for number, row in enumerate(rows, 1)]
+    styles = list(PROMPT_TYPES.values())
+    found = [_prompt(row, number, file, questions) for number, row in enumerate(rows, 1)]
+    return sorted(found, key=lambda one: styles.index(one.style))
 
 
 def _prompt(row: Any, number: int, file: Path, questions: Sequence[ConflictQuestion]) -> GroupedPrompt:

@@ -12,7 +12,10 @@ the demonstrations do, answer from their context or against it, is what the mode
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +29,9 @@ STYLES = {
     "sub_org": ("sub", "org"),  # answer against it
     "org_org": ("org", "org"),  # no conflict: what evaluation uses
 }
+# Macnoise (https://huggingface.co/papers/2305.01579) on the Hub, and the rows of its parts that SpARE takes, in order.
+MACNOISE = "GWHed/dataset_macnoise"
+MACNOISE_PARTS: dict[str, int | None] = {"train_chatgpt": 5120, "train": None}
 COLUMNS = ("question", "org_context", "org_answer", "sub_context", "sub_answer")
 
 
@@ -53,7 +59,7 @@ def read_conflicts(source: Any) -> list[ConflictQuestion]:
 
     Args:
         source: the name of a file or a Hub data set, a `datasets.Dataset`, a DataFrame, a list of mappings, or of
-            questions.
+            questions; `macnoise`, or what `read_macnoise` takes, is read as that has it.
 
     Raises:
         ValueError: a column is missing, a context is empty, a question has no answer, or there are no rows.
@@ -62,11 +68,46 @@ def read_conflicts(source: Any) -> list[ConflictQuestion]:
     name = source if isinstance(source, str) else type(source).__name__
     if isinstance(source, Sequence) and source and all(isinstance(one, ConflictQuestion) for one in source):
         return list(source)
+    if isinstance(source, str) and (source in ("macnoise", MACNOISE) or _files_of(source, "train_chatgpt")):
+        return read_macnoise(MACNOISE if source == "macnoise" else source)
     rows = (open_text(source) if isinstance(source, str) else text_source(source)).rows()
     found = [_question(row, number, name) for number, row in enumerate(rows, 1)]
     if not found:
         raise ValueError(f"There are no questions. Received: {name!r}.")
     return found
+
+
+def read_macnoise(source: str = MACNOISE, parts: Mapping[str, int | None] = MACNOISE_PARTS) -> list[ConflictQuestion]:
+    """The questions of Macnoise in SpARE's order: 5,120 whose contexts a language model rewrote, then all of `train`.
+
+    Its columns are those of NQ-Swap. It is scored by whether an answer is in the context
+    (`evaluation.knowledge.in_context`), which may say it in several ways once it was rewritten.
+
+    Args:
+        source: the Hub data set, or a folder with its files, whose names begin with a part's, such as
+            `train_chatgpt-00000-of-00001.parquet`.
+        parts: how many rows of each are taken, the first ones; None for all.
+
+    Raises:
+        FileNotFoundError: a folder has no file of a part.
+        ValueError: see `read_conflicts`.
+    """
+    found = []
+    for part, count in parts.items():
+        files = _files_of(source, part)
+        if not files and Path(source).is_dir():
+            raise FileNotFoundError(f"Expected files that begin with {part!r} in {source!r}. Received: none.")
+        opened = [open_text(str(file)) for file in files] or [open_text(source, split=part)]
+        rows = itertools.islice(itertools.chain.from_iterable(one.rows() for one in opened), count)
+        found += [_question(row, number, f"{source} ({part})") for number, row in enumerate(rows, 1)]
+    return found
+
+
+def _files_of(folder: str, part: str) -> list[Path]:
+    """Files of one part of a data set, which may lie in folders of their own."""
+    if not Path(folder).is_dir():
+        return []
+    return sorted(file for file in Path(folder).rglob("*") if re.split(r"[-.]", file.name)[0] == part)
 
 
 def question_groups(questions: Sequence[ConflictQuestion]) -> list[list[int]]:

@@ -16,6 +16,7 @@ from sae_transformers.training.steering.functional_features import read_function
 from sae_transformers.workflows.steering.knowledge import answers as answers_module
 from tests.conflict_questions import write_selection_files
 from tests.create_training_data.words import word_tokenizer
+from tests.training.steering.test_published_features import write_cache
 
 pytestmark = pytest.mark.usefixtures("command_line")
 
@@ -161,3 +162,45 @@ def test_a_saved_model_and_old_spellings(folder: Path, tmp_path: Path) -> None:
     assert found["methods"] == new["methods"] and found["chosen"] == new["chosen"]
     assert new["facts"]["model"] == str(folder / "base") and new["facts"]["sae"] == [str(folder / "sae1")]
     assert found["facts"]["model"] == str(tmp_path / "model") and found["facts"]["sae"] == []
+
+
+def test_a_config_gives_defaults_and_needs_no_model(tmp_path: Path) -> None:
+    """Its values hold where no option is given, also those of the model's argument."""
+    cache = write_cache(tmp_path / "cache", (12, 13, 14, 15))
+    out = tmp_path / "out"
+    result = run("select-knowledge", "--config", "spare-llama-2-7b", "--features", cache, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "to memory: proportion 0.07, strength 2; 4 edits" in result.stdout
+    assert json.loads((out / "results.json").read_text())["chosen"]["context"]["saes"] == [0, 1, 2, 3]
+    options = ["--strengths", 3, "--towards", "memory", "--proportions", 0.85, "--feature-layers", "12,14"]
+    result = run(
+        "select-knowledge",
+        "any",
+        "--config",
+        "spare-llama-2-7b",
+        "--features",
+        cache,
+        "--out",
+        tmp_path / "b",
+        *options,
+    )
+    assert result.exit_code == 0, result.output
+    assert "to memory: proportion 0.85, strength 3" in result.stdout and "layer 14: " in result.stdout
+    assert sorted(file.name for file in (tmp_path / "b").glob("towards-*")) == ["towards-memory.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "spare-llama"], "own configs are spare-gemma-2-9b-context"),
+        ([], "Expected questions, or --features, the folder of a published cache"),
+        (["--features", "nowhere"], "Received: 'nowhere'"),
+        (["--feature-layers", "3"], "Received: --feature-layers=(3,) and no features"),
+        (["--towards", "both"], "Received: --towards=('both',)"),
+        (["--save-model", "memory"], "--save-model needs questions"),
+    ],
+)
+def test_a_selection_alone_refuses(tmp_path: Path, options: list[object], message: str) -> None:
+    result = run("select-knowledge", "model", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()

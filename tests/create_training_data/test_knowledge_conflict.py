@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
+from datasets import Dataset
 
 from sae_transformers.create_training_data.knowledge_conflict import (
     ConflictQuestion,
@@ -13,6 +16,7 @@ from sae_transformers.create_training_data.knowledge_conflict import (
     demonstrations,
     question_groups,
     read_conflicts,
+    read_macnoise,
     split_pool,
 )
 
@@ -104,3 +108,42 @@ def test_prompts_by_hand():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def macnoise_rows(part: str, count: int) -> list[dict[str, object]]:
+    return [
+        {
+            "question": f"{part} {i}?", "org_context": f"org {i}", "org_answer": [f"o{i}"],
+            "sub_context": f"sub {part} {i}", "sub_answer": [f"s{i}"],
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["folder", "macnoise", "GWHed/dataset_macnoise"])
+def test_macnoise_in_spares_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """The first rows of the part that a language model wrote, then all of the other, as item numbers count them."""
+    parts = {"train_chatgpt": macnoise_rows("train_chatgpt", 5), "train": macnoise_rows("train", 4)}
+    if source == "folder":
+        for part, rows in parts.items():
+            (tmp_path / "data").mkdir(exist_ok=True)
+            Dataset.from_list(rows[:3]).to_parquet(tmp_path / f"data/{part}-00000-of-00002.parquet")
+            Dataset.from_list(rows[3:]).to_parquet(tmp_path / f"data/{part}-00001-of-00002.parquet")
+        source = str(tmp_path)
+    else:
+
+        def hub(name: str, subset: None, *, split: str, **options: object) -> Dataset:
+            assert (name, subset) == ("GWHed/dataset_macnoise", None)
+            return Dataset.from_list(parts[split])
+
+        monkeypatch.setattr(datasets, "load_dataset", hub)
+    questions = read_conflicts(source)
+    assert [one.question for one in questions] == [
+        *(f"train_chatgpt {i}?" for i in range(5)), *(f"train {i}?" for i in range(4)),
+    ]  # fmt: skip
+    assert questions[5] == ConflictQuestion("train 0?", "org 0", ("o0",), "sub train 0", ("s0",))
+    if source == str(tmp_path):
+        few = read_macnoise(source, {"train_chatgpt": 4, "train": None})
+        assert [one.question for one in few[3:5]] == ["train_chatgpt 3?", "train 0?"]
+        with pytest.raises(FileNotFoundError, match="begin with 'dev'"):
+            read_macnoise(source, {"dev": None})

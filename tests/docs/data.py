@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import torch
 
 from sae_transformers.create_training_data.annotation.tables import AnnotationRow, write_annotations
 from tests.multimodal import picture
@@ -83,6 +84,7 @@ def write_data(folder: Path) -> None:
     ]
     write_text(folder / "rtp.jsonl", map(json.dumps, prompts))
     write_questions(folder / "nq_swap_dev.parquet", draw)
+    write_spare_cache(folder / "cache_data" / "Llama-2-7b-hf")
     write_bias(folder)
     write_mmlu(folder / "mmlu.zip")
 
@@ -97,6 +99,20 @@ def write_questions(path: Path, draw: random.Random) -> None:
             "org_answer": [right], "sub_context": f"it was {other}", "sub_answer": [other],
         })  # fmt: skip
     pandas.DataFrame(rows).to_parquet(path)
+
+
+def write_spare_cache(folder: Path) -> None:
+    """Mutual information and functional values of four layers, in the places of SpARE's repository."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in range(12, 16):
+        context, memory = torch.rand(2, 20, generator=generator)
+        scores = {"mi_scores": torch.rand(20, generator=generator).double(), "expectation": context - memory}
+        values = folder / "func_weights" / "grouped_activations" / f"layer{layer}"
+        for part in (values, folder / "mutual_information"):
+            part.mkdir(parents=True, exist_ok=True)
+        torch.save(scores, folder / "mutual_information" / f"layer-{layer} mi_expectation.pt")
+        torch.save(context, values / "use_context_weight.pt")
+        torch.save(memory, values / "use_parameter_weight.pt")
 
 
 def write_bias(folder: Path) -> None:

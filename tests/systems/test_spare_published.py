@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from sae_transformers import SelectKnowledgeSettings, select_published_knowledge
+from sae_transformers.create_training_data.grouped_prompts import grouped_rows, read_grouped_prompts
 from sae_transformers.create_training_data.knowledge_conflict import question_groups, read_conflicts
 from sae_transformers.evaluation.knowledge import answer_behaviours
 from sae_transformers.training.steering.functional_features import (
@@ -65,6 +67,37 @@ def test_fact_b_information_of_dead_latents():
     assert float(dead.sum() / features.mutual_information.sum()) > 0.9
     a, b = select_features(features, proportion=0.01)
     assert len(a) + len(b) in (2, 3)
+
+
+@pytest.mark.parametrize("name", SELECTED)
+def test_the_verb_selects_from_the_cache_without_a_model(name):
+    proportion, _, n_context, n_memory, context, memory = SELECTED[name]
+    config = "spare-llama-2-7b" if "llama" in name else "spare-gemma-2-9b-context"
+    model, layer = name.split("/layer")
+    settings = SelectKnowledgeSettings.from_config(
+        config, features=str(DATA / "spare" / model), feature_layers=(int(layer),)
+    )
+    assert settings.selection.proportions == (proportion,)
+    result = select_published_knowledge(settings)
+    (found,) = result.layers
+    assert (len(found.context), len(found.memory)) == (n_context, n_memory)
+    assert (found.context[:3].tolist(), found.memory[:3].tolist()) == (context, memory)
+    edits = result.steering["context"].feature_edits
+    strength = settings.selection.strengths[0]
+    sums = [sum(edit.value for edit in edits if edit.op == op) for op in ("at_least", "shrink")]
+    feature, _, _, z_context, _ = SAMPLES[name]
+    assert sums[0] == pytest.approx(strength * SUMS[name][0], rel=1e-5)
+    assert (edits[-n_context].feature, edits[-n_context].value) == (feature, pytest.approx(strength * z_context))
+
+
+def test_published_prompts_are_read_whole(rows):
+    questions = read_conflicts(str(DATA / "nq_swap_dev.parquet"))
+    grouped = read_grouped_prompts(DATA / "spare/llama-2-7b/grouped_prompts", questions)
+    assert len(grouped) == 5 * 1044
+    first = grouped[:1044]
+    assert (sum(one.from_context for one in first), sum(one.from_memory for one in first)) == (413, 239)
+    assert grouped_rows(first, questions) == rows[42]
+    assert first[0].prompt(questions).count("question: ") == 4
 
 
 @pytest.fixture(scope="module")

@@ -111,9 +111,10 @@ def _tensors(file: Path) -> Any:
     """What a file of torch.save holds. The published expectation is a CUDA tensor."""
     try:
         return torch.load(file, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError):
         raise ValueError(
-            f"Expected a file of tensors by torch.save. Received: {file}, which is not: {error}"
+            f"Expected tensors written by torch.save, and nothing else. Received: {file}, which is no such file, or "
+            f"one with code in it."
         ) from None
 
 

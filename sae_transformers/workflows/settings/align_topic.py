@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...evaluation.topics.settings import SUMMARIES, TopicGenerationSettings, TopicMethod
@@ -138,6 +139,46 @@ class TopicMeasuringSettings:
 
 
 @dataclass(frozen=True)
+class TopicFiles:
+    """Texts beside those of the reference and the topic, and the columns of all.
+
+    Args:
+        topic_test: other texts of the topic, that similarity is measured to; by default the topic's.
+        prompts: texts to continue, or one prompt as it is; by default beginnings of reference texts.
+        reference_column: column of the reference texts; by default text, or the only one.
+        topic_column: column of the topic's texts, likewise.
+        topic_test_column: column of the other texts of the topic, likewise.
+        prompts_column: column of the prompts, likewise.
+    """
+
+    PANEL: ClassVar[str] = "Texts"
+
+    topic_test: str | None = None
+    prompts: str | None = None
+    reference_column: str | None = None
+    topic_column: str | None = None
+    topic_test_column: str | None = None
+    prompts_column: str | None = None
+
+    def read(self, reference: str, topic: str) -> dict[str, list[str] | None]:
+        """The texts by the names that `TopicTexts` has. `prompts` that is several words and no file is a prompt.
+
+        Raises:
+            OSError, ValueError: see `read_column`.
+        """
+        from ...latents.texts import read_column
+
+        names = {"reference": reference, "topic": topic, "topic_test": self.topic_test, "prompts": self.prompts}
+        texts = {}
+        for part, name in names.items():
+            if part == "prompts" and name is not None and len(name.split()) > 1 and not Path(name).exists():
+                texts[part] = [name]
+            else:
+                texts[part] = read_column(name, getattr(self, f"{part}_column")) if name else None
+        return texts
+
+
+@dataclass(frozen=True)
 class TopicSettings:
     """How a model is steered towards a topic, and how that is measured.
 
@@ -152,3 +193,16 @@ class TopicSettings:
     embedding: TopicEmbeddingSettings = field(default_factory=TopicEmbeddingSettings)
     measuring: TopicMeasuringSettings = field(default_factory=TopicMeasuringSettings)
     reading: ReadingSettings = field(default_factory=lambda: ReadingSettings(tokens_per_batch=4096))
+
+
+@dataclass(frozen=True)
+class TopicOptions:
+    """What the verb `align-topic` takes.
+
+    Args:
+        files: further texts, and columns.
+        settings: how the model is steered.
+    """
+
+    files: TopicFiles = field(default_factory=TopicFiles)
+    settings: TopicSettings = field(default_factory=TopicSettings)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ...latents.settings import check_choice, check_integers, check_numbers
 
+CONFIGS = Path(__file__).parents[2] / "training/steering/configs"
+OF_MODEL = ("model", "sae")  # of a config: not settings
 SIDES: tuple[str, ...] = ("context", "memory")
 BASELINES = ("demonstrations", "instruction", "cad", "dola", "vectors", "sea")
 SCORINGS = ("exact", "in_context")
@@ -92,7 +97,7 @@ class FeatureSelectionSettings:
 
 
 @dataclass(frozen=True)
-class PublishedSettings:
+class PublishedKnowledgeSettings:
     """Published files to start from, in place of learning all anew.
 
     Args:
@@ -139,7 +144,7 @@ class SelectKnowledgeSettings:
     max_new_tokens: int = 12
     tokens_per_batch: int = 8192
     towards: tuple[str, ...] = SIDES
-    published: PublishedSettings = field(default_factory=PublishedSettings)
+    published: PublishedKnowledgeSettings = field(default_factory=PublishedKnowledgeSettings)
 
     def __post_init__(self) -> None:
         check_choice(self, "scoring", SCORINGS)
@@ -154,16 +159,88 @@ class SelectKnowledgeSettings:
                 f"Received: dev={self.questions.dev!r}."
             )
 
+    @classmethod
+    def from_config(cls, config: str | Path, **changes: Any) -> SelectKnowledgeSettings:
+        """The settings of a config, such as `spare-llama-2-7b`: those that SpARE published for a model.
+
+        Args:
+            config: see `knowledge_config`, which also says which model and SAEs they are for.
+            changes: values in place of the config's, by the names of fields, wherever in the settings these are.
+
+        Raises:
+            FileNotFoundError: there is no such config.
+            ValueError: it is not as expected, or there is no such field.
+        """
+        values = {**knowledge_config(config), **changes}
+        parts: dict[str, type] = {
+            "questions": QuestionSplitSettings,
+            "selection": FeatureSelectionSettings,
+            "published": PublishedKnowledgeSettings,
+        }
+        _check_names(changes, without=OF_MODEL)
+        made = {part: kind(**_taken(kind, values)) for part, kind in parts.items()}
+        return cls(**{name: value for name, value in _taken(cls, values).items() if name not in parts}, **made)
+
     @property
     def sides(self) -> tuple[str, ...]:
         """The sides of `towards`, each once, context first."""
         return tuple(side for side in SIDES if side in self.towards)
 
 
-def check_side(side: str | None, sides: tuple[str, ...], name: str = "save_model") -> None:
+def check_side(
+    side: str | None, sides: tuple[str, ...], name: str = "save_model", *, without: str | None = None
+) -> None:
     """
+    Args:
+        without: what is missing to steer a model at all.
+
     Raises:
         ValueError: neither None nor a side that a model can be steered to; it names the argument.
     """
+    if side is not None and without is not None:
+        raise ValueError(f"`{name}` needs {without}: no model is read without. Received: {name}={side!r}.")
     if side is not None and side not in sides:
         raise ValueError(f"`{name}` must be one of {', '.join(sides)}. Received: {name}={side!r}.")
+
+
+def knowledge_config(config: str | Path) -> dict[str, Any]:
+    """Values by the names of fields, and `model` and `sae`, the base and the SAEs that they are for.
+
+    Args:
+        config: a YAML file, or the name of one of the library's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no YAML, or holds another name.
+    """
+    import yaml
+
+    path = Path(config)
+    if not path.is_file() and (CONFIGS / f"{config}.yaml").is_file():
+        path = CONFIGS / f"{config}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise FileNotFoundError(f"There is no file {str(config)!r}, and the library's own configs are {known}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of settings. Received: {type(values).__name__}.")
+    _check_names(values)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _check_names(names: Iterable[str], without: tuple[str, ...] = ()) -> None:
+    parts = (SelectKnowledgeSettings, QuestionSplitSettings, FeatureSelectionSettings, PublishedKnowledgeSettings)
+    known = {one.name for part in parts for one in fields(part)} | set(OF_MODEL)
+    known -= {"questions", "selection", "published", *without}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else "."
+            raise ValueError(f"There is no setting {name!r}{hint}")
+
+
+def _taken(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {one.name: values[one.name] for one in fields(kind) if one.name in values}

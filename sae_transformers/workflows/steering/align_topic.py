@@ -162,6 +162,7 @@ class _Run:
             embedder=self.embedder.name,
             embedding_tokens=self.embedder.max_tokens,
             settings=self.settings,
+            unused_prompts=0 if prompts is None else max(0, len(prompts) - measuring.prompt_count),
         )
 
     def _states(self, given: Mapping[str, Sequence[str]]) -> dict[str, TextStates]:

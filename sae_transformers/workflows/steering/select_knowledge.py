@@ -20,7 +20,7 @@ from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.functional_features import FunctionalFeatures
 from ..results import Count, Progress, Result, save_json
 from ..settings.select_knowledge import (
-    PublishedSettings,
+    PublishedKnowledgeSettings,
     QuestionSplitSettings,
     SelectKnowledgeSettings,
     check_side,
@@ -31,6 +31,7 @@ from .knowledge.choice import ChosenSettings, choose_settings, edit_settings, kn
 from .knowledge.comparison import compare_methods, needs_states, prompts_per_question
 from .knowledge.learning import VARIANTS, LearntFeatures, ask_pool, learn_features, take_published
 from .knowledge.published import published_for
+from .knowledge.published import select_published_knowledge as select_published_knowledge
 
 SHOWN = ("em_context", "em_memory", "neither", "em_context_to_memory", "em_memory_to_context", "prefers_memory")
 
@@ -259,7 +260,7 @@ def _question_lines(counts: tuple[int, int], split: QuestionSplitSettings) -> li
     return [f"{counts[0]:,} questions, {counts[1]:,} with contexts of at most {split.max_context} characters"]
 
 
-def _learnt_lines(learnt: LearntFeatures, published: PublishedSettings) -> list[str]:
+def _learnt_lines(learnt: LearntFeatures, published: PublishedKnowledgeSettings) -> list[str]:
     lines = [f"features are those of {published.features}"] if published.features is not None else []
     if not learnt.grouped:
         return lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...evaluation.plots import plot_methods
 from ...evaluation.topics.alignment import TopicUncertainty
-from ...evaluation.topics.generation import MethodRow
+from ...evaluation.topics.generation import UNSTEERED, MethodRow
 from ...modeling import Steering
 from ...training.steering.topic_scores import TopicScores, write_topic_scores
 from ..results import Result, save_json, to_frame
@@ -39,6 +39,7 @@ class TopicResult(Result):
         seconds: until there were scores.
         embedder, embedding_tokens: what measured distances, and its limit.
         settings: how it was made.
+        unused_prompts: prompts beyond `prompt_count`, which were not continued.
     """
 
     steering: Steering = field(repr=False)
@@ -57,6 +58,7 @@ class TopicResult(Result):
     embedder: str
     embedding_tokens: int | None
     settings: TopicSettings = field(repr=False)
+    unused_prompts: int = 0
 
     @property
     def warning(self) -> bool | None:
@@ -73,6 +75,9 @@ class TopicResult(Result):
             for part, n in self.cut.items()
             if n
         ]
+        if self.unused_prompts:
+            given = self.unused_prompts + len(self.samples)
+            lines.append(f"{len(self.samples)} of {given} prompts were continued (prompt_count)")
         lines.append(", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in self.uncertainty.items()))
         if self.threshold is None:
             count = self.texts["reference"]
@@ -104,6 +109,11 @@ class TopicResult(Result):
             }
             for name, row in self.methods.items()
         ]
+
+    def continuations(self) -> list[dict[str, str]]:
+        """Each prompt with its continuation unsteered and by the method whose steering is the result."""
+        shown = dict.fromkeys(("prompt", UNSTEERED, self.settings.scoring.method))
+        return [{name: sample[name] for name in shown} for sample in self.samples]
 
     def to_frame(self) -> DataFrame:
         """A row for each latent, as in scores.csv, as a pandas DataFrame."""
@@ -137,6 +147,7 @@ class TopicResult(Result):
             "warning": self.warning,
             "seconds_of_scores": self.seconds,
             "methods": self.methods,
+            "prompts": [sample["prompt"] for sample in self.samples],
         }
 
     def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> list[Path]:

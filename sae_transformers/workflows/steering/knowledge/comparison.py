@@ -39,7 +39,7 @@ def compare_methods(
     steered: dict[str, MaybeSteering] = {"none": False, **{f"SpARE, to {side}": steering[side] for side in steering}}
     methods: dict[str, dict[str, float]] = {}
     for method, edits in steered.items():
-        after = asked.behaviours(rows, asked.answers(bench.prompts, steering=edits))
+        after = before if edits is False else asked.behaviours(rows, asked.answers(bench.prompts, steering=edits))
         likelier = share(asked.prefers_memory(rows, bench.prompts, edits))
         methods[method] = {**knowledge_metrics(after, before), "prefers_memory": likelier}
     chosen = [METHODS[name] for name in METHODS if name in settings.baselines]

@@ -111,7 +111,7 @@ class PublishedSelection(Result):
         save_json(folder, {"selected.json": self.rows()})
 
 
-def select_published(settings: SelectKnowledgeSettings) -> PublishedSelection:
+def select_published_knowledge(settings: SelectKnowledgeSettings) -> PublishedSelection:
     """Select features from a published cache, `settings.published.features`, without a model.
 
     Edits need functional values too. Where the cache has none there is a selection and no steering: `select_knowledge`
