@@ -84,7 +84,7 @@ def test_the_verb_selects_from_the_cache_without_a_model(name):
     assert (found.context[:3].tolist(), found.memory[:3].tolist()) == (context, memory)
     edits = result.steering["context"].feature_edits
     strength = settings.selection.strengths[0]
-    sums = [sum(edit.value for edit in edits if edit.op == op) for op in ("at_least", "shrink")]
+    sums = [sum(edit.value or 0.0 for edit in edits if edit.op == op) for op in ("at_least", "shrink")]
     feature, _, _, z_context, _ = SAMPLES[name]
     assert sums[0] == pytest.approx(strength * SUMS[name][0], rel=1e-5)
     assert (edits[-n_context].feature, edits[-n_context].value) == (feature, pytest.approx(strength * z_context))

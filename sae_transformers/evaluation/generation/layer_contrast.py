@@ -107,6 +107,6 @@ class _Contrasting(LogitsProcessor):
     ) -> None:
         self.head, self.layers, self.last, self.weight = head, layers, last, weight
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: Tensor) -> Tensor:
         early = torch.stack([self.head(self.last[layer]) for layer in self.layers])
-        return contrasted_layers(scores, early, self.weight).to(scores.dtype)  # pyright: ignore[reportReturnType]
+        return contrasted_layers(scores, early, self.weight).to(scores.dtype)
