@@ -20,6 +20,7 @@ from .table import decoder_rows, logit_weights
 from .unembedding import matching_tokens, output_weight, token_texts, unembedding
 
 WORDS, SENTENCES = "words", "sentences"
+PRINCIPAL_ROWS = 1 << 14  # of the vocabulary, evenly spaced, that principal directions are of
 Embed = Callable[[Sequence[str]], Tensor]  # texts -> (n, d)
 
 
@@ -72,7 +73,7 @@ def similarities(
 
     Args:
         kind: `input` or `output`: cosine of the mean of the model's own embeddings of the text's tokens and the mean
-            of the feature's tokens, weighted by their logit weights; the vocabulary's mean is taken out of both.
+            of the feature's tokens, weighted by their logit weights; of every embedding see `spread_embeddings`.
             `words`: share of the text's words that are among the feature's, both by their letters alone. `sentences`:
             cosine of `embed` of the text and of the feature's words in one line. Any other: a file of word vectors,
             as GloVe's.
@@ -150,17 +151,38 @@ def _by_tokens(
     base = model.lm
     module = base.get_input_embeddings() if kind == "input" else base.get_output_embeddings()
     table = module.weight.detach()
-    mean = table.float().mean(0)
+    spread = spread_embeddings(table)
     spoken = torch.zeros(len(texts), table.shape[1], dtype=torch.float64)
     for place, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         if ids:
-            spoken[place] = (table[torch.tensor(ids, device=table.device)].float() - mean).mean(0).double().cpu()
-    named = [
-        ((table[one.ids.to(table.device)].float() - mean).cpu() * one.weights.clamp(min=0)[:, None]).sum(0)
-        for one in words
-    ]
+            spoken[place] = spread(torch.tensor(ids)).mean(0)
+    named = [(spread(one.ids) * one.weights.clamp(min=0)[:, None]).sum(0) for one in words]
     return spoken, torch.stack(named)
+
+
+def spread_embeddings(table: Tensor) -> Callable[[Tensor], Tensor]:
+    """Embeddings of tokens without what nearly all of them share: the mean, and the first d / 100 principal
+    directions, one at least, which tell frequent tokens from rare ones and little else.
+
+    "All-but-the-Top" (https://arxiv.org/abs/1702.01417), section 3.
+
+    Args:
+        table: (vocab, d).
+
+    Returns:
+        A function from ids (n,) to (n, d) float64, on the CPU.
+    """
+    rows = table[:: max(1, len(table) // PRINCIPAL_ROWS)].double()
+    mean = rows.mean(0)
+    _, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean))  # by rising variance
+    top = directions[:, -max(1, table.shape[1] // 100) :]
+
+    def spread(ids: Tensor) -> Tensor:
+        rest = table[ids.to(table.device)].double() - mean
+        return (rest - rest @ top @ top.T).cpu()
+
+    return spread
 
 
 def _by_words(

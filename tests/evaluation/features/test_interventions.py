@@ -44,6 +44,8 @@ def test_similarity_by_the_models_own_embeddings(kind: str) -> None:
     base = model.lm
     table = (base.get_input_embeddings() if kind == "input" else base.get_output_embeddings()).weight.detach().double()
     table = table - table.mean(0)
+    first = torch.linalg.svd(table).Vh[0]  # of 32 numbers, one principal direction
+    table = table - (table @ first)[:, None] * first
     found = near(kind, ["w1 w5 w5", "w7", ""], words("w1", " w2"), words("w7", "w8", weights=(1.0, -2.0)))
     text = (table[5] + 2 * table[9]) / 3  # w1 is token 5
     feature = 3 * table[5] + table[6]
