@@ -74,7 +74,9 @@ def test_from_texts_to_a_steered_model(folder: Path, tmp_path: Path) -> None:
     assert all(row["perplexity"] >= 1 and -1 <= row["similarity"] <= 1 for row in found["methods"].values())
     assert found["methods"]["LoRA"]["preparation_seconds"] > 0 and found["methods"]["SAE"]["preparation_seconds"] == 0
     assert found["texts"] == {"reference": 24, "topic": 4}
-    assert found["warning"] == (found["uncertainty"]["uncertainty"] > found["threshold"])
+    parts = found["uncertainty"]
+    above = parts["uncertainty"] > found["threshold"], parts["reconstruction_error"] > found["error_threshold"]
+    assert found["warning"] == any(above)
     assert ("Warning:" in result.stdout) == found["warning"]
     scores = read_topic_scores(tmp_path / "scores.csv", 64)
     assert torch.equal(scores.scores, read_topic_scores(tmp_path / "scores.parquet", 64).scores)
@@ -205,3 +207,19 @@ def test_old_spellings_are_taken_with_a_note(folder: Path, tmp_path: Path) -> No
     assert "--new-tokens is now --max-new-tokens." in result.stderr.splitlines()
     facts = report(tmp_path / "out")["facts"]
     assert (facts["new_tokens"], facts["tokens_at_once"], facts["sae"]) == (3, 512, str(folder / "sae"))
+
+
+def test_prompts_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    """A file, or a prompt as it is: continued, shown, and in report and samples."""
+    (tmp_path / "prompts.txt").write_text("\n\n".join(f"w{n} w2" for n in range(5)), encoding="utf-8")
+    result = align(folder, tmp_path / "a", "--prompts", tmp_path / "prompts.txt", "--compare", "")
+    assert result.exit_code == 0, result.output
+    assert "3 of 5 prompts were continued (prompt_count)" in result.stdout
+    assert report(tmp_path / "a")["prompts"] == ["w0 w2", "w1 w2", "w2 w2"]
+    result = align(folder, tmp_path / "b", "--prompts", "w7 w8 w9", "--compare", "", "--method", "clamp")
+    assert result.exit_code == 0, result.output
+    (sample,) = json.loads((tmp_path / "b" / "samples.json").read_text(encoding="utf-8"))
+    assert sample["prompt"] == "w7 w8 w9" and report(tmp_path / "b")["prompts"] == ["w7 w8 w9"]
+    shown = " ".join(result.stdout.split())
+    assert sample["clamp"].split()[0] in shown.split("w7 w8 w9")[-1]
+    assert "prompts were continued" not in shown

@@ -19,11 +19,12 @@ from tests.docs.running import PageRun
 from tests.docs.world import World, byte_tokenizer, put, tiny_world
 
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
-EMBEDDING = {"docs/topic-alignment.md", "docs/papers/topic-alignment.md"}  # pages that need a model of sentences
+# pages that need a model of sentences
+EMBEDDING = {"docs/topic-alignment.md", "docs/topic-files.md", "docs/papers/topic-alignment.md"}
 # They train, or run what the tests of their verbs run as well.
 SLOW = {
-    "docs/topic-alignment.md", "docs/papers/topic-alignment.md", "docs/training.md", "docs/whole-way.md",
-    "docs/dashboards.md", "docs/evaluation.md", "docs/knowledge-selection.md", "docs/papers/scar.md",
+    "docs/topic-alignment.md", "docs/topic-files.md", "docs/papers/topic-alignment.md", "docs/training.md",
+    "docs/whole-way.md", "docs/dashboards.md", "docs/evaluation.md", "docs/knowledge-selection.md", "docs/papers/scar.md",
 }  # fmt: skip
 # tests/test_docs_python.py runs the page of verbs. Pages of results name the data that was measured: only parsed, by
 # tests/test_docs_commands.py.

@@ -14,6 +14,11 @@ and s_j the latent's score:
     reconstruction_error  sum |x - SAE(x)|^2 / sum |x - mean(R)|^2         over the topic's tokens; 1 is no better
                                                                            than the mean state of R
     uncertainty           1 - coverage topic_coverage (1 - contamination) (1 - min(1, reconstruction_error))
+
+Two thresholds say when a topic is represented badly: of its uncertainty, a quantile of topics made of reference texts,
+and of its error, what is usual among the reference texts (`usual_error`). These may hold a kind that is represented
+badly, which then makes up the quantile, and whose latents are so much its own that a small contamination outweighs its
+error in the product.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -31,6 +37,8 @@ from ...modeling import SparseAutoencoder
 from ..generation.fluency import repetition
 
 KINDS = ("unaligned", "mixed", "aligned")
+NORMAL_MAD = NormalDist().inv_cdf(0.75)  # median distance from the median, in standard deviations
+LEAST_ERROR = 1e-6  # below, a text is reconstructed exactly
 TWICE = 2 / 3  # q_j of a latent that has twice the share in the topic's texts
 
 
@@ -70,11 +78,13 @@ class TopicUncertainty(TypedDict):
 
 
 class UncertaintyThreshold(NamedTuple):
-    """threshold: the quantile of `values`, the uncertainties of topics made of reference texts."""
+    """threshold: the quantile of `values`, the uncertainties of topics made of reference texts.
+    error: above which reconstruction error a topic is unlike the usual reference texts, see `usual_error`."""
 
     threshold: float
     quantile: float
     values: Tensor
+    error: float
 
 
 @torch.no_grad()
@@ -207,7 +217,30 @@ def calibrate_threshold(
         scores = score(others.summaries, distances(others.embeddings, topic.embeddings))
         values.append(topic_uncertainty(topic, others, scores)["uncertainty"])
     found = torch.tensor(values, dtype=torch.float64)
-    return UncertaintyThreshold(float(found.quantile(quantile)), quantile, found)
+    return UncertaintyThreshold(float(found.quantile(quantile)), quantile, found, usual_error(reference, quantile))
+
+
+def usual_error(reference: TextEvidence, quantile: float = 0.95) -> float:
+    """Below which reconstruction error a share `quantile` of the usual reference texts lie.
+
+    exp(m + z 1.4826 median |l - m|),  l = log(error / energy) of each text, m = median l
+
+    With z the normal quantile: the quantile of a log-normal distribution that is told by the texts' middle. Up to a
+    third of the texts may be of kinds that are represented badly; a quantile of all of them is then these kinds' own.
+
+    Raises:
+        ValueError: no text has states that differ from the centre, or `quantile` is not in (0, 1).
+    """
+    there = reference.energy > 0
+    if not 0 < quantile < 1 or not bool(there.any()):
+        raise ValueError(
+            f"Expected texts that differ from the mean state, and `quantile` in (0, 1). Received: "
+            f"{int(there.sum())} of {len(reference)} texts, quantile={quantile!r}."
+        )
+    errors = (reference.error[there] / reference.energy[there]).double().clamp(min=LEAST_ERROR).log()
+    middle = errors.quantile(0.5)
+    spread = (errors - middle).abs().quantile(0.5) / NORMAL_MAD
+    return float((middle + NormalDist().inv_cdf(quantile) * spread).exp())
 
 
 # -- generations -----------------------------------------------------------------------------------------------------

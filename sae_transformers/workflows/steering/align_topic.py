@@ -151,6 +151,7 @@ class _Run:
             latents=_latent_columns(evidence["topic"].summaries, evidence["reference"].summaries),
             uncertainty=topic_uncertainty(evidence["topic"], evidence["reference"], scores.scores),
             threshold=None if threshold is None else threshold.threshold,
+            error_threshold=None if threshold is None else threshold.error,
             mean_distance=float(distances.mean()),
             methods={} if comparison is None else comparison.rows,
             samples=[] if comparison is None else comparison.samples(),

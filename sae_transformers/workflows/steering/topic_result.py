@@ -39,6 +39,7 @@ class TopicResult(Result):
         seconds: until there were scores.
         embedder, embedding_tokens: what measured distances, and its limit.
         settings: how it was made.
+        error_threshold: above which reconstruction error the warning stands too; None where `threshold` is.
         unused_prompts: prompts beyond `prompt_count`, which were not continued.
     """
 
@@ -58,12 +59,29 @@ class TopicResult(Result):
     embedder: str
     embedding_tokens: int | None
     settings: TopicSettings = field(repr=False)
+    error_threshold: float | None = None
     unused_prompts: int = 0
 
     @property
     def warning(self) -> bool | None:
         """Whether the SAE and these texts represent the topic badly; None where that cannot be told."""
-        return None if self.threshold is None else self.uncertainty["uncertainty"] > self.threshold
+        return None if self.threshold is None else bool(self._exceeded())
+
+    def _exceeded(self) -> list[str]:
+        """What is above its threshold, as sentences."""
+        found, quantile = self.uncertainty, f"{self.settings.embedding.quantile:.0%}"
+        told = []
+        if self.threshold is not None and found["uncertainty"] > self.threshold:
+            told.append(
+                f"uncertainty {found['uncertainty']:.3f} is above the threshold of {self.threshold:.3f}, below which "
+                f"{quantile} of topics made of reference texts lie"
+            )
+        if self.error_threshold is not None and found["reconstruction_error"] > self.error_threshold:
+            told.append(
+                f"reconstruction error {found['reconstruction_error']:.3f} is above {self.error_threshold:.3f}, below "
+                f"which {quantile} of the usual reference texts lie"
+            )
+        return told
 
     def summary(self) -> list[str]:
         """How far to trust it, in a few lines."""
@@ -82,14 +100,11 @@ class TopicResult(Result):
         if self.threshold is None:
             count = self.texts["reference"]
             return [*lines, f"{count} reference texts are too few for a threshold: no warning can be given"]
-        compared = (
-            f"uncertainty {self.uncertainty['uncertainty']:.3f} is {'above' if self.warning else 'not above'} the "
-            f"threshold of {self.threshold:.3f}, below which {self.settings.embedding.quantile:.0%} of topics made of "
-            f"reference texts lie"
-        )
-        if self.warning:
-            compared = f"Warning: {compared}: the SAE and these texts represent the topic badly"
-        return [*lines, compared]
+        if told := self._exceeded():
+            return [*lines, f"Warning: {'; '.join(told)}: the SAE and these texts represent the topic badly"]
+        limits = f"thresholds of {self.threshold:.3f}"
+        limits += "" if self.error_threshold is None else f" and {self.error_threshold:.3f}"
+        return [*lines, f"uncertainty and reconstruction error are not above their {limits}"]
 
     def rows(self) -> list[dict[str, Any]]:
         """The measures of each method: its name and what `MethodRow` says."""
@@ -144,6 +159,7 @@ class TopicResult(Result):
             "mean_distance": self.mean_distance,
             "uncertainty": self.uncertainty,
             "threshold": self.threshold,
+            "error_threshold": self.error_threshold,
             "warning": self.warning,
             "seconds_of_scores": self.seconds,
             "methods": self.methods,

@@ -19,8 +19,9 @@ from sae_transformers.evaluation.topics.alignment import (
     topic_selectivity,
     topic_similarity,
     topic_uncertainty,
+    usual_error,
 )
-from sae_transformers.latents.sparse_codes import SparseCodes
+from sae_transformers.latents.sparse_codes import SparseCodes, stack_rows
 from sae_transformers.training.steering.topic_scores import prompt_summaries, topic_distances, topic_scores
 from tests.tiny import tiny_sae
 
@@ -184,7 +185,45 @@ def test_the_threshold_is_a_quantile_of_topics_made_of_reference_texts(reference
     assert len(large.values) == 64
 
 
+def test_the_usual_error_is_a_log_normal_quantile_that_few_texts_do_not_move() -> None:
+    """By hand: errors e^-1, 1 and e of energy 1 have the median 1 and a median distance of 1 in logarithms."""
+    found = usual_error(evidence([[1.0]] * 3, [math.exp(-1), 1.0, math.e], [1.0] * 3), 0.975)
+    assert found == pytest.approx(math.exp(1.959964 * 1.482602), rel=1e-5)
+    draw = torch.Generator().manual_seed(0)
+    errors = (0.1 * torch.randn(400, dtype=F64, generator=draw) - 1).exp()
+    half = [[1.0]] * 400, [1.0] * 400
+    clean = usual_error(evidence(half[0], errors.tolist(), half[1]))
+    assert clean == pytest.approx(math.exp(-1 + 1.644854 * 0.1), rel=0.02)
+    errors[:80] *= 2  # a fifth of a kind that is represented half as well
+    assert usual_error(evidence(half[0], errors.tolist(), half[1])) < 1.12 * clean
+    assert float(errors.quantile(0.95)) > 1.7 * clean
+
+
+@pytest.mark.parametrize("count", [0, 4, 8, 13])
+def test_a_bad_kind_among_the_reference_texts_does_not_pass_for_usual(sae, count: int) -> None:
+    """Found on code: reference texts of its own kind make its contamination small and the quantile large."""
+    members = [text % 6 for text in range(64 - count)]
+    good, bad = made(sae, members, seed=0, outside=0.1), [7] * (count or 1)
+    odd = made(sae, bad, seed=1, outside=0.5)
+    parts = [good, odd] if count else [good]
+    codes = stack_rows([part.summaries for part in parts])
+    rest = [torch.cat([getattr(part, name) for part in parts]) for name in ("embeddings", "error", "energy")]
+    mixed = TextEvidence(codes, *rest)
+    limits = calibrate_threshold(mixed, 8, scores_of, topic_distances)
+    known, unknown = made(sae, [3] * 8, seed=7, outside=0.1), made(sae, [7] * 8, seed=8, outside=0.5)
+    told = []
+    for topic in (known, unknown):
+        scores = scores_of(mixed.summaries, topic_distances(mixed.embeddings, topic.embeddings))
+        told.append(topic_uncertainty(topic, mixed, scores))
+    assert told[0]["reconstruction_error"] < limits.error < told[1]["reconstruction_error"]
+    assert told[0]["uncertainty"] <= limits.threshold
+    if count == 13:
+        assert told[1]["uncertainty"] <= limits.threshold  # the quantile alone lets it pass
+
+
 def test_bad_input(reference) -> None:
+    with pytest.raises(ValueError, match="0 of 64 texts, quantile=0.95"):
+        usual_error(replace(reference, energy=torch.zeros(64)))
     with pytest.raises(ValueError, match="A 95% quantile needs 20 reference texts. Received: 19"):
         calibrate_threshold(reference.take(torch.arange(19)), 5, scores_of, topic_distances)
     calibrate_threshold(reference.take(torch.arange(20)), 5, scores_of, topic_distances)
