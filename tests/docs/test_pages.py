@@ -24,7 +24,8 @@ EMBEDDING = {"docs/topic-alignment.md", "docs/topic-files.md", "docs/papers/topi
 # They train, or run what the tests of their verbs run as well.
 SLOW = {
     "docs/topic-alignment.md", "docs/topic-files.md", "docs/papers/topic-alignment.md", "docs/training.md",
-    "docs/whole-way.md", "docs/dashboards.md", "docs/evaluation.md", "docs/knowledge-selection.md", "docs/papers/scar.md",
+    "docs/whole-way.md", "docs/dashboards.md", "docs/evaluation.md", "docs/knowledge-selection.md",
+    "docs/papers/scar.md",
 }  # fmt: skip
 # tests/test_docs_python.py runs the page of verbs. Pages of results name the data that was measured: only parsed, by
 # tests/test_docs_commands.py.
