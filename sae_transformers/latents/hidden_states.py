@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling.call_record import StopForward
 from ..modeling.hook_points import HookPoint, find_hook_point, hook_tensor
 from ..modeling.modeling_sae import SaePreTrainedModel
 from .batches import length_batches
@@ -123,17 +122,21 @@ class HiddenStateReader:
             take(place, hidden)
             waiting.discard(place)
             if not waiting:
-                raise StopForward
+                raise _AllRead
 
         handles = [_hook(point, place, visit) for place, point in self.points.items()]
         try:
             self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}, use_cache=False)
-        except StopForward:
+        except _AllRead:
             return
         finally:
             for handle in handles:
                 handle.remove()
         raise ValueError(f"These places are not reached when the model runs. Received: {', '.join(sorted(waiting))}.")
+
+
+class _AllRead(Exception):
+    """Ends a pass; no model with SAEs takes it for its own `StopForward`."""
 
 
 class _Result:

@@ -116,6 +116,14 @@ def test_the_network_stops_after_the_last_place_that_runs() -> None:
     assert not {"model.layers.1", "model.layers.2", "model.norm", "lm_head"} & set(calls)
 
 
+def test_a_model_with_saes_is_read_as_its_base_is() -> None:
+    base, ids = tiny_base(), prompt()
+    model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)])
+    rows, kept, place = list(ids), [torch.arange(ids.shape[1])] * len(ids), "layers.1.resid_post"
+    alone = HiddenStateReader(base, [place]).read(rows, kept)[place]
+    assert torch.equal(HiddenStateReader(model, [place]).read(rows, kept)[place], alone)
+
+
 def test_the_result_has_the_asked_dtype_and_can_be_trained_on() -> None:
     base = tiny_base()
     reader = HiddenStateReader(base, ["layers.1.resid_post"])
