@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sae_transformers.create_training_data.templates import templated_ids
+from sae_transformers.create_training_data.template_texts import TASKS, full_template
+from sae_transformers.create_training_data.templates import templated_ids, templated_texts
 from tests.create_training_data.words import word_tokenizer
 
 TEXT = "w5 w6 w7 w8 w9 w10"
@@ -37,3 +38,25 @@ def test_what_cannot_be_read_is_told() -> None:
     assert len(templated_ids(tokenizer, [""], "w1 {text}")[0]) == 1
     with pytest.raises(ValueError, match="once"):
         templated_ids(tokenizer, [TEXT], "no place")
+
+
+@pytest.mark.parametrize("length", [4, 5, 256])
+def test_the_prefix_is_counted_in_each_row(length: int) -> None:
+    tokenizer = word_tokenizer()
+    rows = templated_texts(tokenizer, [TEXT, "w5", ""], "w1 w2 {text} w3", max_length=length)
+    assert [row.prefix for row in rows] == [2, 2, 2]
+    for row in rows[:2]:
+        assert row.ids[row.prefix] == tokenizer("w5")["input_ids"][0]
+    assert [row.prefix for row in templated_texts(tokenizer, [TEXT], "{text} w1")] == [0]
+
+
+def test_a_task_by_name_is_a_turn_of_the_chat_where_there_is_one() -> None:
+    tokenizer = word_tokenizer()
+    assert full_template("toxicity", tokenizer) == TASKS["toxicity"]
+    tokenizer.chat_template = "{% for turn in messages %}[{{ turn.content }}]{% endfor %}>"
+    for name, words in TASKS.items():
+        assert full_template(name, tokenizer) == f"[{words}]>"
+    assert full_template("a {text}", tokenizer) == "a {text}"
+    tokenizer.chat_template = "nothing"
+    with pytest.raises(ValueError, match="take a user's turn once. Received: 'nothing'"):
+        full_template("disease", tokenizer)

@@ -18,6 +18,7 @@ from ...latents.hidden_states import HiddenStateReader, kept_positions
 from ...latents.image_texts import ImageTexts, image_choice, image_token_ids
 from ...latents.texts import TextRows, TextSource
 from ..packing import tokenize
+from ..templates import templated_texts
 from .settings import HarvestSettings as HarvestSettings
 
 # (token ids, positions, source row numbers), (length,) each -> (length,) bool
@@ -70,7 +71,8 @@ class Harvester:
             raise ValueError("`hook_points` must name where hidden states are read. Received: hook_points=().")
         pack = settings.pack
         if pack is None:
-            pack = not source.labels and settings.positions == "all" and source.images is None
+            whole = settings.positions == "all" and not settings.templated
+            pack = whole and not source.labels and source.images is None
         self.image_tokens = image_token_ids(model.config)
         self._check_images(tokenizer, source, replace(settings, pack=pack))
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -97,8 +99,11 @@ class Harvester:
                 f"Images need a multimodal base and its processor (`AutoProcessor`). Received: "
                 f"{type(processor).__name__} for the column {source.images!r}."
             )
-        if settings.pack:
-            raise ValueError("Rows with images are not packed. Received: pack=True; leave it out.")
+        if settings.pack or settings.templated:
+            raise ValueError(
+                f"Rows with images are neither packed nor put into a template. Received: pack={settings.pack!r}, "
+                f"template={settings.template!r}; leave it out."
+            )
 
     def identity(self) -> dict[str, Any]:
         """All that decides the result but the places and the dtype, as JSON values."""
@@ -116,8 +121,10 @@ class Harvester:
     def tokens(self, number: int, rows: TextRows) -> Block:
         """Tokens of block `number`; no model needed."""
         settings, first = self.settings, number * self.settings.rows_per_shard
-        images = None
-        if rows.images is None:
+        images, prefixes = None, None
+        if settings.templated:
+            ids, source, prefixes = self._in_template(rows, first)
+        elif rows.images is None:
             ids, source = tokenize(
                 self.tokenizer, rows.texts, first_row=first, max_length=settings.max_length, pack=bool(settings.pack)
             )
@@ -128,11 +135,11 @@ class Harvester:
             ids = images.ids
             source = [torch.full_like(sequence, row) for sequence, row in zip(ids, images.rows, strict=True)]
         keep = []
-        for sequence, of in zip(ids, source, strict=True):
+        for sequence, of, prefix in zip(ids, source, prefixes or [settings.prefix_tokens] * len(ids), strict=True):
             kept = kept_positions(
                 sequence,
                 positions=settings.positions,
-                prefix_tokens=settings.prefix_tokens,
+                prefix_tokens=prefix,
                 skip_first=settings.skip_first,
                 dropped_ids=self.dropped_ids,
             )
@@ -152,6 +159,16 @@ class Harvester:
             labels=rows.labels[row - first],
             images=images,
         )
+
+    def _in_template(self, rows: TextRows, first: int) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """Of each text that is not empty its tokens in the template, their source row and the length of the prefix."""
+        filled = [i for i, text in enumerate(rows.texts) if text.strip()]
+        settings = self.settings
+        found = templated_texts(
+            self.tokenizer, [rows.texts[i] for i in filled], settings.template, settings.max_length
+        )
+        source = [torch.full_like(text.ids, first + i) for i, text in zip(filled, found, strict=True)]
+        return [text.ids for text in found], source, [text.prefix for text in found]
 
     def hidden(self, block: Block, *, report: Callable[[int], object] | None = None) -> dict[str, Tensor]:
         """{place: (n_tokens, width)} in the stored dtype, on the model's device.

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from ...latents.settings import ReadingSettings, check_choice, check_integers
+from ..template_texts import PLACEHOLDER, check_template
 
 ACTIVATIONS = ("relu", "own")
-PLACEHOLDER = "{text}"
 MAX_LENGTH = 256  # tokens, where the settings do not say
 
 
@@ -25,7 +25,8 @@ class SpanSettings(ReadingSettings):
             maximum at the first token gives an empty span.
         activation: `relu` of the pre-activations, whatever the SAE's activation is, or the SAE's `own`.
         min_score: weaker maxima are left out.
-        template: the text the model reads, with `{text}` where a row goes. Only the row's own tokens count.
+        template: the text the model reads, with `{text}` where a row goes, or toxicity, helpfulness or disease for
+            ours. Only the row's own tokens count.
         last_tokens: only so many tokens at the end of a text count; by default all. Spans may begin before them.
         skip_first: leading tokens that the model reads and that do not count: the first is an outlier in norm.
         outlier_ratio: tokens whose hidden state is so many times as long as the median of their block do not count: a
@@ -67,8 +68,7 @@ class SpanSettings(ReadingSettings):
             raise ValueError(
                 f"`outlier_ratio` must be 1 or more, or 0. Received: outlier_ratio={self.outlier_ratio!r}."
             )
-        if self.template.count(PLACEHOLDER) != 1:
-            raise ValueError(f"`template` must have {PLACEHOLDER} once. Received: template={self.template!r}.")
+        check_template(self.template)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as JSON values; the other sizes change it by rounding only."""

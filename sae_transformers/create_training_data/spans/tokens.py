@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .settings import MAX_LENGTH, PLACEHOLDER, SpanSettings
+from ..template_texts import PLACEHOLDER, full_template
+from .settings import MAX_LENGTH, SpanSettings
 
 
 class TextTokens(NamedTuple):
@@ -50,7 +51,7 @@ def text_tokens(tokenizer: Any, texts: Sequence[str], settings: SpanSettings) ->
             f"Spans need a fast tokenizer, which knows the characters of its tokens. Received: "
             f"{type(tokenizer).__name__}."
         )
-    before, after = settings.template.split(PLACEHOLDER)
+    before, after = full_template(settings.template, tokenizer).split(PLACEHOLDER)
     own_beginning = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
     filled = [i for i, text in enumerate(texts) if text.strip()]
     nothing = torch.empty(0, dtype=torch.long)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from ...create_training_data.spans.settings import PLACEHOLDER
+from ...create_training_data.template_texts import PLACEHOLDER, check_template
 from ...latents.settings import check_choice, check_integers
 from ...training.heads.settings import ALIGNMENTS, METHODS, HeadSettings, LoraSettings
 
@@ -103,7 +103,7 @@ class ClassifySettings:
     """How classifiers are compared.
 
     Args:
-        template: what the model reads, with {text} where a row goes.
+        template: what the model reads, with {text} where a row goes; toxicity, helpfulness or disease for ours.
         max_length: tokens; longer texts are cut, the template is not. By default 256, or what the model reads.
         tokens_per_batch: tokens of a forward pass, padding counted. It changes results by rounding only.
         top: without a list of unintended features: so many that react to half of the swaps.
@@ -120,8 +120,7 @@ class ClassifySettings:
 
     def __post_init__(self) -> None:
         check_integers(self, max_length=1, tokens_per_batch=1, top=1)
-        if self.template.count(PLACEHOLDER) != 1:
-            raise ValueError(f"`template` must have {PLACEHOLDER} once. Received: template={self.template!r}.")
+        check_template(self.template)
 
 
 @dataclass(frozen=True)

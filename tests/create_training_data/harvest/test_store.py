@@ -317,6 +317,9 @@ def test_broken_stores_are_refused(tmp_path: Path) -> None:
         ({"prefix_tokens": 3}, "positions='all', prefix_tokens=3"),
         ({"positions": "after_prefix", "prefix_tokens": 16}, "prefix_tokens=16, max_length=16"),
         ({"positions": "last", "pack": True}, "positions='last'"),
+        ({"template": "w8 {text}", "pack": True}, "template='w8 {text}'"),
+        ({"template": "no place"}, "template='no place'"),
+        ({"template": "w8 {text}", "positions": "after_prefix", "prefix_tokens": 3}, "prefix_tokens=3"),
     ],
 )
 def test_wrong_settings_are_refused(changes: dict, message: str) -> None:
@@ -348,6 +351,27 @@ def test_tokens_that_are_kept() -> None:
     assert kept(drop_special_tokens=True) == [(0, 1), (0, 2), (0, 3), (1, 5), (2, 7), (2, 8)]
     begins = word_tokenizer(begins=True)
     assert kept(tokenizer=begins, pack=False) == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (2, 1), (2, 2)]
+
+    around = {"template": "w8 w9 {text} w8"}  # never packed; no token of the template that comes first
+    assert kept(**around, positions="last") == [(0, 6), (1, 3), (2, 4)]
+    after = [(0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (1, 2), (1, 3), (2, 2), (2, 3), (2, 4)]
+    assert kept(**around, positions="after_prefix") == after
+    assert kept(**around, positions="after_prefix", tokenizer=begins) == [(row, at + 1) for row, at in after]
+    assert kept(**around)[:7] == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (1, 1)]
+
+
+def test_states_in_a_template_are_those_of_the_whole_prompt(tmp_path: Path) -> None:
+    wanted = settings(template="w8 w9 {text} w8", positions="after_prefix")
+    assert "template" not in settings().identity() and wanted.identity()["template"] == "w8 w9 {text} w8"
+    source = rows_of_list(["w1 w2", " ", "w5"])
+    harvester = Harvester(tiny_base(), word_tokenizer(), source, wanted)
+    block = harvester.tokens(0, source.read(0, 3))
+    found = harvester.hidden(block)[PLACES[0]]
+    whole = Harvester(tiny_base(), word_tokenizer(), rows_of_list(["w8 w9 w1 w2 w8", "w8 w9 w5 w8"]),
+                      settings(pack=False, positions="after_prefix", prefix_tokens=2))  # fmt: skip
+    rows = whole.tokens(0, whole.source.read(0, 2))
+    torch.testing.assert_close(found, whole.hidden(rows)[PLACES[0]], rtol=1e-5, atol=1e-6)
+    assert block.token.tolist() == rows.token.tolist() and block.row.tolist() == [0, 0, 0, 2, 2]
 
 
 def test_the_store_does_not_depend_on_what_the_device_does_at_once(tmp_path: Path) -> None:
