@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
 from ..llm.requests import Answer, Chat, ChatRequest
 from ..llm.usage import Estimate
 from .parsing import CANNOT_TELL, NOT_JUDGED, join_judgements, parse_explanation, read_judgement, without_thoughts
@@ -181,6 +183,31 @@ def _judged(
 def cleaned_by(asking: Task, task: str | Path | Task | None) -> Task:
     """The task with its spans cleaned as another wants."""
     return asking if task is None else replace(asking, remove=load_task(task).remove)
+
+
+def shortened(
+    features: Sequence[AnnotationRow], tokenizer: PreTrainedTokenizerBase, *, spans: int = 10, tokens: int = 10
+) -> list[AnnotationRow]:
+    """Features with their first spans alone, each cut to its last tokens: what SelfReg's code shows of them.
+
+    Args:
+        features: with `words`, best span first.
+        tokenizer: a fast one, which knows the characters of its tokens.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"A fast tokenizer is needed. Received: {type(tokenizer).__name__}.")
+    found = []
+    for row in features:
+        shown = row.spans()[:spans]
+        if shown:
+            places = tokenizer(shown, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            cut = [span[place[-tokens:][0][0] :] if place else span for span, place in zip(shown, places, strict=True)]
+            row = replace(row, words="\n".join(f"Span {rank}: {span.strip()}" for rank, span in enumerate(cut, 1)))
+        found.append(row)
+    return found
 
 
 def _untold(row: AnnotationRow) -> bool:

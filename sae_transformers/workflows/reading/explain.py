@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from transformers import AutoTokenizer
+
 from ...create_training_data.annotation import steps as annotate
 from ...create_training_data.annotation.tables import AnnotationRow
 from ...create_training_data.annotation.tasks import load_task
@@ -40,13 +42,16 @@ def explain(
         notice: called with each line of what is known before anything is sent, such as the estimate.
 
     Raises:
-        ValueError: no model is named, or there is no such task.
+        ValueError: no model is named, there is no such task, or the tokenizer is not a fast one.
+        OSError: the tokenizer is not there.
         ServiceRefused: the server takes no more requests.
     """
     settings = settings or ExplainSettings()
     asking = adapted(annotate.explaining(settings.task), settings.answers)
     checking = adapted(load_task("verify"), settings.answers) if settings.verify else None
     rows = feature_rows(features, settings.max_rows)
+    if settings.tokenizer is not None:
+        rows = annotate.shortened(rows, AutoTokenizer.from_pretrained(settings.tokenizer))
 
     def requests(chat: Chat) -> Sequence[ChatRequest]:
         cleaned = None if checking is None else annotate.cleaned_by(checking, settings.task)

@@ -49,6 +49,8 @@ class ExplainSettings:
         task: the task whose rules clean the spans: a name or a YAML file, as `judge` takes it.
         verify: have each summary compared with the spans.
         max_rows: explain the first features only.
+        legacy: as SelfReg's code shows spans: of each feature the ten strongest, cut to their last ten tokens.
+        tokenizer: folder or Hub id of the model whose tokens these are.
         llm: which language model is asked.
         answers: what requests ask for.
         send: how requests get there.
@@ -57,12 +59,19 @@ class ExplainSettings:
     task: str | None = None
     verify: bool = True
     max_rows: int | None = None
+    legacy: bool = False
+    tokenizer: str | None = None
     llm: LLMSettings = field(default_factory=LLMSettings)
     answers: AnswerSettings = field(default_factory=AnswerSettings)
     send: SendSettings = field(default_factory=SendSettings)
 
     def __post_init__(self) -> None:
         check_integers(self, max_rows=1)
+        if self.legacy != (self.tokenizer is not None):
+            raise ValueError(
+                f"`legacy` counts tokens of `tokenizer`: give both or neither. Received: legacy={self.legacy!r}, "
+                f"tokenizer={self.tokenizer!r}."
+            )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sae_transformers.create_training_data.annotation.steps import (
     explain,
     explaining,
     judge,
+    shortened,
     verify,
 )
 from sae_transformers.create_training_data.annotation.tables import (
@@ -73,6 +74,14 @@ def features() -> list[AnnotationRow]:
         for number, topic in enumerate(TOPICS)
     ]
     return [*rows[:2], AnnotationRow(100, ""), *rows[2:]]
+
+
+def test_spans_are_shown_as_the_original_shows_them() -> None:
+    words = [f"w{i}" for i in range(14)]
+    row = AnnotationRow(3, "\n".join(f"Span {i}: {' '.join(words[: 15 - i])}" for i in range(1, 13)))
+    short, none = shortened([row, AnnotationRow(4, "")], word_tokenizer(begins=True))
+    assert short.spans() == [" ".join(words[: 15 - i][-10:]) for i in range(1, 11)] and short.feature_id == 3
+    assert none == AnnotationRow(4, "")
 
 
 def test_features_are_explained_verified_and_judged(server: FakeOpenAI, client: LLMClient) -> None:

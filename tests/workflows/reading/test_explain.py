@@ -8,14 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from sae_transformers.create_training_data.annotation.tables import read_annotations, write_annotations
+from sae_transformers.create_training_data.annotation.tables import (
+    AnnotationRow,
+    read_annotations,
+    write_annotations,
+)
 from sae_transformers.create_training_data.llm.client import LLMClient
 from sae_transformers.workflows.reading.explain import explain
 from sae_transformers.workflows.reading.judge import judge
 from sae_transformers.workflows.settings.annotation import AnswerSettings, ExplainSettings, JudgeSettings
 from sae_transformers.workflows.settings.llm import LLMSettings, SendSettings
 from tests.create_training_data.annotation.test_steps import client, features, server  # noqa: F401
-from tests.create_training_data.fake_openai import FakeOpenAI
+from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
+from tests.create_training_data.words import word_tokenizer
 
 
 def test_features_are_explained_and_judged(client: LLMClient, tmp_path: Path) -> None:
@@ -38,6 +43,16 @@ def test_nothing_is_asked_in_a_dry_run(server: FakeOpenAI, tmp_path: Path) -> No
     found = explain(tmp_path, ExplainSettings(max_rows=2, llm=llm, send=SendSettings(dry_run=True)))
     assert not found.asked and not server.sent and found.exchange.estimate.requests == 4
     assert found.rows == read_annotations(table)[:2]
+
+
+def test_the_original_asks_about_the_ends_of_spans(client: LLMClient, server: FakeOpenAI, tmp_path: Path) -> None:
+    word_tokenizer().save_pretrained(tmp_path)
+    rows = [AnnotationRow(1, f"Span 1: {' '.join(f'w{i}' for i in range(20))} about rivers")]
+    found = explain(rows, ExplainSettings(verify=False, legacy=True, tokenizer=str(tmp_path)), client=client)
+    asked = last_user_text(server.sent[0])
+    assert "w12 w13" in asked and "w11" not in asked and found.rows[0].words.startswith("Span 1: w12")
+    with pytest.raises(ValueError, match="give both or neither. Received: legacy=True, tokenizer=None"):
+        ExplainSettings(legacy=True)
 
 
 def test_what_cannot_be_asked_is_refused(client: LLMClient) -> None:
