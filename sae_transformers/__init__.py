@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .workflows.reading.judge import judge
     from .workflows.reading.spans import spans
     from .workflows.reading.top_features import top_features
+    from .workflows.selfreg_classifier import selfreg_classifier
     from .workflows.serve import serve
     from .workflows.settings.align_topic import (
         TopicEmbeddingSettings,
@@ -256,6 +257,7 @@ __all__ = [
     "select_behaviour",
     "select_knowledge",
     "select_published_knowledge",
+    "selfreg_classifier",
     "serve",
     "space",
     "spans",
@@ -354,6 +356,7 @@ HOMES = {
     ".workflows.steering.steer": "steer",
     ".workflows.steering.steer_feature": "steer_feature",
     ".workflows.train": "train train_concept train_recipe",
+    ".workflows.selfreg_classifier": "selfreg_classifier",
     ".workflows.unintended": "read_unintended",
 }
 ELSEWHERE = {name: module for module, names in HOMES.items() for name in names.split()}

@@ -32,8 +32,10 @@ def classify(
         str | None, typer.Option(help="Rows to measure on. [default: cross-validation]", rich_help_panel="Data")
     ] = None,
     unintended: Annotated[
-        Path | None,
-        unintended_option(help="Features: a list (.txt, .csv, .json) or a table of judge (.tsv, .parquet)."),
+        str | None,
+        unintended_option(
+            help="Features: a list (.txt, .csv, .json) or a table of judge (.tsv, .parquet), or its URL."
+        ),
     ] = None,
     judgements: Annotated[
         str, unintended_option(help="Judgements of judge's table that must all say so, as 0,1 for both.")
@@ -67,8 +69,8 @@ def classify(
         swaps = read_swaps(original, swapped, swap_column)
     elif swap_words is not None:
         swaps = make_swaps(data.texts.get("test", data.texts["train"]), swap_words)
-    if unintended is not None and not unintended.is_file():
-        raise FileNotFoundError(f"There is no file {str(unintended)!r}.")
+    if unintended is not None and "://" not in unintended and not Path(unintended).is_file():
+        raise FileNotFoundError(f"There is no file {unintended!r}.")
     one = None if sae is None else load_sae(sae, hook_point)
     loaded, tokenizer, one, _ = load_classifier_base(model, data, one, hook_point=hook_point, model_dtype=model_dtype)
     features = None if unintended is None else read_unintended(unintended, one, numbers)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from fsspec.core import url_to_fs
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
@@ -19,9 +21,11 @@ from ..training.heads.unintended import counterfactual_features, read_feature_ta
 
 
 def read_unintended(path: str | Path, sae: SparseAutoencoder, judgements: Sequence[int] = (0,)) -> list[int]:
-    """The features of a list (.txt, .csv, .json), or those that a table of `judge` (.tsv, .parquet) calls unintended.
+    """The features of a list (.txt, .csv, .json), or those that a table of `judge` (.tsv, .parquet), which is as
+    SelfReg's authors write theirs, calls unintended.
 
     Args:
+        path: a file, or an fsspec URL such as `hf://datasets/OWNER/NAME/judged.tsv`.
         sae: whose features they are.
         judgements: of a judged table: those that must all say so, by number.
 
@@ -29,7 +33,18 @@ def read_unintended(path: str | Path, sae: SparseAutoencoder, judgements: Sequen
         ValueError: it is no such table, or a feature is not one of the SAE's.
         OSError: it cannot be read.
     """
-    table = Path(path)
+    if "://" not in str(path):
+        return _read_table(Path(path), sae, judgements)
+    files, place = url_to_fs(str(path))
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / Path(place).name
+        files.get_file(place, str(copy))
+        return _read_table(copy, sae, judgements)
+
+
+def _read_table(table: Path, sae: SparseAutoencoder, judgements: Sequence[int]) -> list[int]:
+    if not table.is_file():
+        raise FileNotFoundError(f"There is no file {str(table)!r}.")
     judged = table.suffix == ".parquet"
     if not judged:
         with table.open(encoding="utf-8") as file:

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas
 import pytest
 import torch
@@ -21,7 +22,7 @@ from sae_transformers import (
     load_classifier_base,
     read_labelled,
 )
-from sae_transformers.workflows.unintended import make_swaps
+from sae_transformers.workflows.unintended import make_swaps, read_unintended
 from tests.create_training_data.words import WORDS, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
@@ -114,3 +115,17 @@ def test_a_list_of_features_and_one_seed(folder: Path) -> None:
 def test_settings_are_checked(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         ComparisonSettings(**wrong)
+
+
+def test_a_table_of_unintended_features_may_be_a_url(folder: Path) -> None:
+    sae, text = tiny_sae(layer=1), "FeatureID\tTask\tVerify\tSummary\tWords\n"
+    for number, label in enumerate(("no", "yes", "maybe")):
+        text += f"{number}\t{label}|||it is\tyes\tWords.\tSpan 1: w1\n"
+    (folder / "judged.tsv").write_text(text)
+    with fsspec.open("memory://theirs/judged.tsv", "w") as file:
+        file.write(text)
+    for name in ("memory://theirs/judged.tsv", folder / "judged.tsv"):
+        assert read_unintended(name, sae) == [0, 2]
+    for name in ("memory://theirs/no.tsv", folder / "no.tsv"):
+        with pytest.raises(FileNotFoundError, match="no.tsv"):
+            read_unintended(name, sae)

@@ -9,9 +9,11 @@ https://github.com/JacksonWuxs/SelfReg-Achieving_Controllable_LLM_Classifier_wit
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def read(checkpoint: Checkpoint) -> Converted:
         inside = ", with a copy of its SAE under `sae.`" if any(str(key).startswith("sae.") for key in weight) else ""
         raise ValueError(
             f"{where} is a SelfReg classifier{inside}, not an SAE. Name the file of the SAE, as "
-            f"`TopK7_l16_h65k_epoch5.pth`."
+            f"`TopK7_l16_h65k_epoch5.pth`; `selfreg_classifier` opens the classifier."
         )
     only(weight, (*NAMES, "mask"), where)
     if strange := [name for name, value in weight.items() if not isinstance(value, Tensor)]:
@@ -80,6 +82,37 @@ def read(checkpoint: Checkpoint) -> Converted:
         # The original counts blocks from 1.
         values.update(layer=int(layer[1]) - 1, site="resid_post")
     return Converted(values, tensors)
+
+
+class ClassifierWeights(NamedTuple):
+    """A trained classifier's linear layer: weight (n_labels, d_in), bias (n_labels,). sae: the parameters of the SAE
+    whose features it was kept off, by name; none for a baseline."""
+
+    weight: Tensor
+    bias: Tensor
+    sae: dict[str, Tensor]
+
+
+def read_classifier(path: str | os.PathLike[str]) -> ClassifierWeights:
+    """What a file such as `SelfReg/seed0.pt` holds; pickles are read by torch's tensor-only unpickler.
+
+    Raises:
+        ValueError: it is no such file, or its tensors do not fit one another.
+        OSError: it is not there.
+    """
+    checkpoint = Checkpoint(os.fspath(path))
+    where = checkpoint.label
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Expected a classifier's file, such as SelfReg/seed0.pt. Received: {where!r}.")
+    weight, config = _parts(checkpoint, Path(path).name)
+    if not isinstance(weight, Mapping) or "linear1.weight" not in weight:
+        raise ValueError(f"A SelfReg classifier has `linear1.weight`. Received: {where}, which has none.")
+    linear = matrix(weight, "linear1.weight", where)
+    n_labels, d_in = linear.shape
+    agree(config, {"in_dim": d_in}, where)
+    copied = {str(name).removeprefix("sae."): value for name, value in weight.items() if str(name).startswith("sae.")}
+    only(weight, ("linear1.weight", "linear1.bias", *(f"sae.{name}" for name in (*NAMES, "mask"))), where)
+    return ClassifierWeights(linear, shaped(weight, "linear1.bias", (n_labels,), where), copied)
 
 
 FORMAT = Format("SelfReg", r"TopK\d+_l\d+_[^/]*\.pth", recognise, read, one_file=True)

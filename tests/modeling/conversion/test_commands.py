@@ -157,6 +157,8 @@ def test_short_names():
     canonical = find_sae("gemma-scope-9b-pt-res/23/131k")
     assert canonical is not None and canonical.sae_id == "layer_23/width_131k/average_l0_101"
     assert find_sae("google/gemma-2-2b") is None
+    theirs = find_sae("selfreg-mistral-7b-toxic-detect")
+    assert theirs is not None and theirs.repository == "wuxs/Mistral_TopK_SAE_l16_FT_ToxicDetect" and not theirs.sae_id
 
 
 @pytest.mark.parametrize("name", releases())
