@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +18,16 @@ from ..create_training_data.classification_data import ClassificationData, read_
 from ..create_training_data.templates import templated_ids
 from ..latents.context import reading_length
 from ..modeling import SaeForSequenceClassification, SparseAutoencoder
-from ..modeling.feature_head import FeatureHead, FeatureHeadConfig
-from ..training.heads.comparison import Comparison, Rows, put_head, read_texts, score_texts, tune_base
+from ..training.heads.comparison import Comparison, put_head, score_texts, tune_base
+from ..training.heads.erasure import swap_directions
 from ..training.heads.train import TrainedHead
+from .classifier_candidates import FeatureSets, Way, all_ways, candidate, read_states
+from .classifier_verdict import Trial, judge
 from .classify_result import ClassifyResult
 from .loading import DTYPES, load_sae, this_device
 from .results import Count, Progress
-from .settings.classify import ClassifySettings, ComparisonSettings, LabelSettings
-from .unintended import PooledTokens, find_unintended
+from .settings.classify import ClassifySettings, LabelSettings
+from .unintended import PooledTokens, find_reactions, split_swaps
 
 MAX_LENGTH = 256
 
@@ -121,20 +123,22 @@ def classify(
 ) -> ClassifyResult:
     """Train heads that may and may not use unintended features of an SAE, measure them, and make a classifier of one.
 
+    With `swaps` a third of the pairs tells which features and directions react, a third chooses how many are taken
+    out and which method is recommended, and the last third measures.
+
     Args:
         model, tokenizer, sae: of `load_classifier_base`.
         data: the task, of `read_labelled`.
-        unintended: features that the classifier must not use. Without them, those that react to half of the swaps.
+        unintended: features that the classifier must not use. Without them, those that react to the swaps.
         swaps: texts, and the same with an attribute swapped: they measure how far scores depend on it.
         progress: called with (texts done, texts): those that are read, and those that each method's heads learn from.
 
     Raises:
-        ValueError: a text does not fit, fewer than two swaps change anything, or a feature is not one of the SAE's.
+        ValueError: a text does not fit, fewer than three swaps change anything, or a feature is not one of the SAE's.
     """
     settings = settings or ClassifySettings()
     plan, parts = settings.comparison, dict(data.texts)
-    if swaps is not None:
-        parts |= {"original": list(swaps[0]), "swapped": list(swaps[1])}
+    methods = plan.possible(swaps=swaps is not None)
     limit = reading_length(model, None, settings.max_length or MAX_LENGTH)
     if settings.max_length is not None and settings.max_length > limit:
         raise ValueError(
@@ -143,14 +147,17 @@ def classify(
     ids = {part: templated_ids(tokenizer, texts, settings.template, limit) for part, texts in parts.items()}
     reading = PooledTokens(model, sae, plan.pooling, settings.tokens_per_batch)
     reading.find_max_norm(ids["train"][:128])
+    found, directions = torch.empty(0, dtype=torch.long), None
+    if swaps is not None:
+        one, other = (templated_ids(tokenizer, texts, settings.template, limit) for texts in swaps)
+        split = split_swaps(one, other)
+        reactions = find_reactions(reading, split.found, max(plan.top))
+        found, directions = reactions.features, swap_directions(*reactions[1:], max(plan.directions))
+        ids |= {"chosen_original": split.chosen.original, "chosen_swapped": split.chosen.swapped}
+        ids |= {"original": split.measured.original, "swapped": split.measured.swapped}
+    sizes = plan.top
     if unintended is not None:
-        features = torch.tensor(list(unintended), dtype=torch.long)
-    elif swaps is not None:
-        features, ids["original"], ids["swapped"] = find_unintended(
-            reading, ids["original"], ids["swapped"], settings.top
-        )
-    else:
-        features = torch.empty(0, dtype=torch.long)
+        found, sizes = torch.tensor(list(unintended), dtype=torch.long), (len(unintended),)
     head = {"pooling": plan.pooling, "max_norm": reading.max_norm, "removal": plan.removal}
     classifier: SaeForSequenceClassification = SaeForSequenceClassification.from_base(
         model,
@@ -158,64 +165,44 @@ def classify(
         feature_head={**head, "alignment": plan.alignment, "pairwise": data.pairs},
         loss_weights={"unintended": plan.penalty},
     )
-    classifier.set_unintended(features.tolist())
-    count = Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(plan.methods))
-    plain = FeatureHead(FeatureHeadConfig(**{**head, "removal": "none"}), sae.config.d_in, 1, 1)
-    states = _states(classifier, plain, ids, data, settings, count)
-    comparison = Comparison(
-        *states, data.labels, objective=data.objective, folds=plan.folds, sae=sae, unintended=features
+    classifier.set_unintended(found.tolist())  # a feature that is not the SAE's is told before anything is read
+    features = FeatureSets.of(found, sizes, sae).by_way(methods)
+    ways = all_ways(plan, methods, features, directions)
+    count = Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(ways))
+    states = read_states(
+        classifier, ids, data, features, head, tokens_per_batch=settings.tokens_per_batch, report=count
     )
-    rows, trained = _compare(comparison, plan, lambda: count(len(ids["train"])))
-    _keep(classifier, plan.kept, trained[plan.kept])
+    seen = states.plain.get("test", states.plain["train"]).flatten(0, -2)
+    comparison = Comparison(
+        data.labels, sae=sae, seen=seen, unintended=found, objective=data.objective, folds=plan.folds
+    )
+    trials: dict[Way, Trial] = {}
+    for way in ways:
+        one = candidate(way, plan.heads()[way.method], states, features, directions)
+        trials[way] = Trial(*comparison.run(one, plan.seeds))
+        count(len(ids["train"]))
+    verdict = judge(trials, plan.max_f1_loss)
+    kept = verdict.kept(plan.keep)
+    _keep(classifier, trials[kept].head, features.get(kept))
     lora = None
     if settings.lora.lora_epochs > 0:
         with tempfile.TemporaryDirectory() as scratch:
             classifier = tune_base(classifier, ids["train"], data.labels["train"], settings.lora, out=scratch)
-        others = {part: found for part, found in ids.items() if part != "train"}
+        others = {part: rows for part, rows in ids.items() if part in ("test", "original", "swapped")}
         lora = score_texts(classifier, others, data.labels.get("test"), data.objective)
-    facts = {"model": model.name_or_path, "labels": data.names, "seeds": list(plan.seeds), "kept": plan.kept}
-    facts["unintended"] = features.tolist()
+    facts = {"model": model.name_or_path, "labels": data.names, "seeds": list(plan.seeds), "kept": kept.method}
+    facts |= {"unintended": features.get(kept, found).tolist(), **verdict.facts()}
     where = "test rows" if "test" in parts else f"{plan.folds}-fold cross-validation"
-    return ClassifyResult(classifier, tokenizer, rows, lora, facts, where, settings)
+    rows = {way: trial.rows for way, trial in trials.items()}
+    return ClassifyResult(classifier, tokenizer, rows, verdict, lora, facts, where, settings)
 
 
-def _states(
-    classifier: SaeForSequenceClassification,
-    plain: FeatureHead,
-    ids: Mapping[str, list[Tensor]],
-    data: ClassificationData,
-    settings: ClassifySettings,
-    report: Callable[[int], object],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a plain head and the classifier's own would score, of each part: (n, d_in), or (n, 2, d_in) of pairs."""
-    found: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    own = classifier.feature_head
-    if own is None:
-        raise ValueError("The model has no feature head.")
-    for part, rows in ids.items():
-        both = read_texts(classifier, rows, [plain, own], tokens_at_once=settings.tokens_per_batch, report=report)
-        for states, values in zip(found, both, strict=True):
-            states[part] = values.view(-1, 2, values.shape[-1]) if data.pairs and part in data.texts else values
-    return found
-
-
-def _compare(
-    comparison: Comparison, plan: ComparisonSettings, report: Callable[[], object]
-) -> tuple[Rows, dict[str, TrainedHead]]:
-    rows: Rows = {}
-    trained: dict[str, TrainedHead] = {}
-    for name, one in plan.heads().items():
-        measured, heads = comparison.run({name: one}, plan.seeds)
-        rows |= measured
-        trained |= heads
-        report()
-    return rows, trained
-
-
-def _keep(classifier: SaeForSequenceClassification, method: str, head: TrainedHead) -> None:
-    """Make a trained head the classifier's; only SelfReg's removes and penalises unintended features."""
+def _keep(classifier: SaeForSequenceClassification, head: TrainedHead, features: Tensor | None) -> None:
+    """Make a trained head the classifier's; only SelfReg's removes and penalises features."""
     own, settings = classifier.feature_head, classifier.config.feature_head
-    if method != "selfreg" and own is not None and isinstance(settings, dict):
+    if features is not None:
+        classifier.set_unintended(features.tolist())
+    elif own is not None and isinstance(settings, dict):
         own.config.removal = settings["removal"] = "none"
         classifier.config.loss_weights["unintended"] = 0.0
     put_head(classifier, head)

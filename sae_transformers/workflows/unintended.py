@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from fsspec.core import url_to_fs
@@ -89,23 +90,59 @@ class PooledTokens:
             self.max_norm = OUTLIER * float(self.read(ids)[0].norm(dim=-1).median())
 
 
-def find_unintended(
-    reading: PooledTokens, original: Sequence[Tensor], swapped: Sequence[Tensor], top: int
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The features that react most to half of the swaps, and both sides of the other half, which measures.
+class SwappedTexts(NamedTuple):
+    """Token ids of texts, and of the same with an attribute swapped, row by row."""
+
+    original: list[Tensor]
+    swapped: list[Tensor]
+
+
+class SwapParts(NamedTuple):
+    """Pairs in three parts: what reacts to the swap is found on the first, how much is taken out is chosen on the
+    second, and the third measures."""
+
+    found: SwappedTexts
+    chosen: SwappedTexts
+    measured: SwappedTexts
+
+
+def split_swaps(original: Sequence[Tensor], swapped: Sequence[Tensor], seed: int = 0) -> SwapParts:
+    """The pairs in which anything differs, in thirds.
 
     Args:
-        original, swapped: token ids of each text, and of the same with an attribute swapped.
-        top: how many features at most.
+        original, swapped: token ids (length,) of each text, and of the same with an attribute swapped.
+        seed: of the order.
 
     Raises:
-        ValueError: fewer than two rows change.
+        ValueError: fewer than three rows change.
     """
     pairs = [pair for pair in zip(original, swapped, strict=True) if not torch.equal(*pair)]
-    if len(pairs) < 2:
-        raise ValueError(f"A swap must change two rows or more, within `max_length`. Received: {len(pairs)}.")
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
-    judged, held = order[: len(pairs) // 2], order[len(pairs) // 2 :]
-    (first, texts), (second, others) = (reading.read([pairs[i][side] for i in judged]) for side in (0, 1))
-    features = counterfactual_features(reading.sae, first, second, texts=(texts, others), top=top)["indices"]
-    return features, [pairs[i][0] for i in held], [pairs[i][1] for i in held]
+    if len(pairs) < 3:
+        raise ValueError(f"A swap must change three rows or more, within `max_length`. Received: {len(pairs)}.")
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
+    third = len(pairs) // 3
+    parts = (order[:third], order[third : 2 * third], order[2 * third :])
+    return SwapParts(*(SwappedTexts(*map(list, zip(*[pairs[i] for i in part], strict=True))) for part in parts))
+
+
+class SwapReactions(NamedTuple):
+    """What moves when an attribute is swapped. features: (m,) int64, the one that reacts most first. original,
+    swapped: (n, d_in) float32, pooled states of both sides."""
+
+    features: Tensor
+    original: Tensor
+    swapped: Tensor
+
+
+def find_reactions(reading: PooledTokens, texts: SwappedTexts, top: int) -> SwapReactions:
+    """The features that react most to swaps, `top` of them at most, and the states of both sides."""
+    (first, rows), (second, others) = (reading.read(side) for side in texts)
+    found = counterfactual_features(reading.sae, first, second, texts=(rows, others), top=top)["indices"]
+    n = len(texts.original)
+    return SwapReactions(found, mean_states(first, rows, n), mean_states(second, others, n))
+
+
+def mean_states(states: Tensor, texts: Tensor, n_texts: int) -> Tensor:
+    """(n_texts, d) float32 on the CPU: of states (n, d) the mean over those of each text, (n,) int64."""
+    sums = torch.zeros(n_texts, states.shape[1]).index_add_(0, texts.cpu(), states.float().cpu())
+    return sums / torch.bincount(texts.cpu(), minlength=n_texts)[:, None]

@@ -66,18 +66,19 @@ def read(out: Path) -> dict[str, Any]:
 
 
 def test_from_texts_to_a_published_classifier(folder: Path, tmp_path: Path) -> None:
-    options = ["--test", folder / "test.csv", "--original", folder / "original.csv", "--swapped"]
-    result = classify(folder, tmp_path, *options, folder / "swapped.csv", "--seeds", "1,2", "--top", 5)
+    swaps = ["--original", folder / "original.csv", "--swapped", folder / "swapped.csv", "--keep", "selfreg"]
+    result = classify(folder, tmp_path, "--test", folder / "test.csv", *swaps, "--seeds", "1,2", "--top", 5)
     assert result.exit_code == 0, result.output
     found = read(tmp_path)
     assert list(found["methods"]) == [
-        "plain", "dropout", "l2", "overfit", "focal", "label_smoothing", "spectral_norm", "selfreg"
+        "plain", "dropout", "l2", "overfit", "focal", "label_smoothing", "spectral_norm",
+        "selfreg", "random", "projection", "leace",
     ]  # fmt: skip
     assert all(len(rows) == 2 for rows in found["methods"].values())
     assert len(found["facts"]["unintended"]) == 5 and found["facts"]["kept"] == "selfreg"
     assert found["methods"]["overfit"][0]["f1"] > 0.9
     assert found["methods"]["plain"][0]["delta_logit"] > 0
-    assert "5 of 64 features are unintended" in result.stdout
+    assert "5 of 64 features are unintended" in result.stdout and "Recommended: " in result.stdout
     config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["feature_head"]["removal"] == "own" and config["loss_weights"]["unintended"] == 0.3
     scorer = pipeline("text-classification", str(tmp_path / "model"), trust_remote_code=True)
@@ -128,7 +129,7 @@ def test_pairs_and_lora(folder: Path, tmp_path: Path) -> None:
         (["--label-column", "no"], "column 'no'"),
         (["--original", "x.csv"], "--original with --swapped"),
         (["--swap-words", "he"], "'he'"),
-        (["--swap-words", "no:none"], "change two rows or more"),
+        (["--swap-words", "no:none"], "change three rows or more"),
         (["--pooling", "first"], "pooling='first'"),
         (["--template", "no place"], "{text}"),
         (["--max-length", "0"], "--max-length=0"),

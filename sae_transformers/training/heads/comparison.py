@@ -4,7 +4,7 @@ the base tuned behind it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...evaluation.fairness.counterfactuals import feature_reliance, swap_sensit
 from ...modeling import SparseAutoencoder
 from ...modeling.feature_head import FeatureHead
 from .data import HeadData, split_rows
+from .erasure import Erasure
 from .settings import HeadSettings, LoraSettings
 from .train import TrainedHead, train_heads
 
@@ -76,73 +77,87 @@ def padded(ids: Sequence[Tensor], device: torch.device | str = "cpu") -> dict[st
     return {"input_ids": rows.to(device), "attention_mask": mask.to(device)}
 
 
-class Comparison:
-    """Methods and seeds on cached states: trained, measured, cross-validated if there is no test part.
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What heads are trained on, and how.
 
     Args:
-        plain, removed: part -> states (n, d_in), or (n, 2, d_in) of pairs; `train`, and if there are any `test`,
-            `original` and `swapped`. `removed` are those without unintended features, for SelfReg.
+        settings: of the heads. What it says of removal is done in `states` already.
+        states: part -> states (n, d_in), or (n, 2, d_in) of pairs, as the heads score them: `train`, and if there are
+            any `test`; both sides of swaps that measure, `original` and `swapped`, and of those that choose,
+            `chosen_original` and `chosen_swapped`.
+        unintended: (m,) int64, the features that SelfReg's penalty is on.
+        erasure: done to the states that heads learn from; the heads take it in, and score states as they are.
+    """
+
+    settings: HeadSettings
+    states: Mapping[str, Tensor]
+    unintended: Tensor | None = None
+    erasure: Erasure | None = None
+
+
+class Comparison:
+    """Candidates and seeds on cached states: trained, measured, cross-validated if there is no test part.
+
+    Args:
         labels: part -> labels of `train` and `test`, as `train_heads` takes them.
-        sae, unintended: for SelfReg.
+        sae: for SelfReg, and for how far heads rely on unintended features.
+        seen: states (n, d_in) as the model has them, and unintended: (m,) int64, to measure that reliance on.
         folds: without a `test` part, a text is scored by heads that were trained on the other folds.
     """
 
     def __init__(
         self,
-        plain: Mapping[str, Tensor],
-        removed: Mapping[str, Tensor],
         labels: Mapping[str, Tensor | None],
         *,
         sae: SparseAutoencoder | None = None,
-        unintended: Any = None,
+        seen: Tensor | None = None,
+        unintended: Tensor | None = None,
         objective: str | None = None,
         folds: int = 5,
     ) -> None:
-        self.states, self.labels, self.sae, self.unintended = (plain, removed), labels, sae, unintended
-        self.data = HeadData(plain["train"], labels["train"], objective)
-        if "test" not in plain and not 2 <= folds <= len(self.data):
-            raise ValueError(f"`folds` must be 2 to {len(self.data)}, the number of texts. Received: folds={folds!r}.")
-        self.folds = folds
+        self.labels, self.sae, self.seen, self.unintended = labels, sae, seen, unintended
+        self.objective, self.folds = objective, folds
 
     def run(
         self,
-        settings: Mapping[str, HeadSettings],
+        one: Candidate,
         seeds: Sequence[int],
         report: Callable[[int, dict[str, float]], Any] | None = None,
-    ) -> tuple[Rows, dict[str, TrainedHead]]:
-        """Name -> a row of measures a seed, and the head of the seed that did best on its validation texts.
+    ) -> tuple[list[dict[str, float]], TrainedHead]:
+        """A row of measures a seed, and the head of the seed that did best on its validation texts.
 
         Cross-validated heads are measured on the texts they did not see; the head that is kept is trained on all.
         """
-        rows: Rows = {}
-        heads: dict[str, TrainedHead] = {}
-        for name, one in settings.items():
-            states = self.states[one.removes]
-            trained = self._train(one, seeds, states["train"], self.labels["train"], report)
-            heads[name] = max(trained, key=lambda head: head.validation_score)
-            if "test" in states:
-                logits, labels = [head.logits(states["test"]) for head in trained], self.labels["test"]
-            else:
-                logits, labels = self._out_of_fold(one, seeds), self.labels["train"]
-            rows[name] = [
-                self._measure(head, scores, labels, states) for head, scores in zip(trained, logits, strict=True)
-            ]
-        return rows, heads
+        states = one.states
+        data = HeadData(states["train"], self.labels["train"], self.objective)
+        if "test" not in states and not 2 <= self.folds <= len(data):
+            raise ValueError(f"`folds` must be 2 to {len(data)}, the number of texts. Received: folds={self.folds!r}.")
+        trained = self._train(one, seeds, states["train"], self.labels["train"], report)
+        if "test" in states:
+            logits, labels = [head.logits(states["test"]) for head in trained], self.labels["test"]
+        else:
+            logits, labels = self._out_of_fold(one, data, seeds), self.labels["train"]
+        rows = [self._measure(head, scores, labels, states) for head, scores in zip(trained, logits, strict=True)]
+        return rows, max(trained, key=lambda head: head.validation_score)
 
     def _train(
-        self, one: HeadSettings, seeds: Sequence[int], states: Tensor, labels: Tensor | None, report: Any = None
+        self, one: Candidate, seeds: Sequence[int], states: Tensor, labels: Tensor | None, report: Any = None
     ) -> list[TrainedHead]:
-        given = {} if self.sae is None else {"sae": self.sae, "unintended": self.unintended}
-        runs = [(replace(one, removal="none"), seed) for seed in seeds]  # `states` are without them already
-        return train_heads(states, labels, runs, objective=self.data.objective, report=report, **given)
+        given = {} if one.unintended is None else {"sae": self.sae, "unintended": one.unintended}
+        runs = [(replace(one.settings, removal="none"), seed) for seed in seeds]
+        if one.erasure is None:
+            return train_heads(states, labels, runs, objective=self.objective, report=report, **given)
+        found = train_heads(one.erasure(states), labels, runs, objective=self.objective, report=report, **given)
+        return [erased(head, one.erasure) for head in found]
 
-    def _out_of_fold(self, one: HeadSettings, seeds: Sequence[int]) -> list[Tensor]:
+    def _out_of_fold(self, one: Candidate, data: HeadData, seeds: Sequence[int]) -> list[Tensor]:
         """Of each seed the logits of all texts, each by heads that were trained without it."""
-        states, labels = self.states[one.removes]["train"], self.labels["train"]
+        states, labels = one.states["train"], self.labels["train"]
         found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in seeds]
         left = torch.arange(len(states))
         for fold in range(self.folds):
-            rest = HeadData(states[left], None if labels is None else labels[left], self.data.objective)
+            rest = HeadData(states[left], None if labels is None else labels[left], data.objective)
             share = 1 / (self.folds - fold)
             held = left if share == 1 else left[split_rows(rest, share, 0, "f1")[1]]
             mask = torch.ones(len(states), dtype=torch.bool).index_fill(0, held, False)
@@ -159,17 +174,33 @@ class Comparison:
     def _measure(
         self, head: TrainedHead, logits: Tensor, labels: Tensor | None, states: Mapping[str, Tensor]
     ) -> dict[str, float]:
-        found = dict(classification_metrics(logits, labels, self.data.objective))
+        found = dict(classification_metrics(logits, labels, head.objective))
         if "original" in states:
             found |= swap_measures(head.logits(states["original"]), head.logits(states["swapped"]))
-        if self.sae is not None and head.hidden_weight is None and isinstance(self.unintended, Tensor):
-            seen = self.states[0].get("test", self.states[0]["train"]).flatten(0, -2)
+        if (
+            self.sae is not None
+            and head.hidden_weight is None
+            and self.seen is not None
+            and self.unintended is not None
+        ):
             reliance = feature_reliance(
-                head.weight, seen, self.sae, self.unintended, one_of=self.data.objective == "multi_class"
+                head.weight, self.seen, self.sae, self.unintended, one_of=head.objective == "multi_class"
             )
             found["reliance"] = reliance["contribution"]
         found["validation"] = head.validation_score
+        if "chosen_original" in states:
+            chosen = swap_measures(head.logits(states["chosen_original"]), head.logits(states["chosen_swapped"]))
+            found["validation_delta"] = chosen["delta_in_std"]
         return found
+
+
+def erased(head: TrainedHead, erasure: Erasure) -> TrainedHead:
+    """The head that scores states as they are as the given one scores them erased."""
+    if head.hidden_weight is None or head.hidden_bias is None:
+        weight, bias = erasure.folded(head.weight, head.bias)
+        return replace(head, weight=weight, bias=bias)
+    weight, bias = erasure.folded(head.hidden_weight, head.hidden_bias)
+    return replace(head, hidden_weight=weight, hidden_bias=bias)
 
 
 def swap_measures(original: Tensor, swapped: Tensor) -> dict[str, float]:

@@ -22,6 +22,14 @@ METHODS = {
     "selfreg": "Unintended SAE features removed from the state, and a penalty on the weights' alignment with them "
     "(https://huggingface.co/papers/2502.14133).",
 }
+OTHER_STATES = {
+    "random": "As `selfreg`, with as many features drawn at random: a control.",
+    "projection": "Without an SAE: the principal directions of the differences of swapped texts projected out of the "
+    "state (https://huggingface.co/papers/1607.06520, section 6).",
+    "leace": "The same directions erased with the least change of the states "
+    "(https://huggingface.co/papers/2306.03819, theorem 4.3).",
+}
+COMPARED = {**METHODS, **OTHER_STATES}
 SELECTIONS = ("f1", "macro_f1", "accuracy", "auroc")
 REMOVALS = ("none", "relu")
 REDUCTIONS = ("mean", "sum")

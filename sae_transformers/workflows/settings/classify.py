@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import ClassVar
 
 from ...create_training_data.template_texts import PLACEHOLDER, check_template
-from ...latents.settings import check_choice, check_integers
-from ...training.heads.settings import ALIGNMENTS, METHODS, HeadSettings, LoraSettings
+from ...latents.settings import check_choice, check_integers, check_numbers
+from ...training.heads.settings import ALIGNMENTS, COMPARED, OTHER_STATES, HeadSettings, LoraSettings
 
 PAPER_SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # SelfReg's (https://huggingface.co/papers/2502.14133)
 POOLINGS = ("last", "mean")
 REMOVALS = ("own", "relu", "none")
+NEED_SWAPS = ("projection", "leace")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class ComparisonSettings:
     """Which heads are compared, and how each is trained.
 
     Args:
-        methods: those that are compared, of `training.heads.settings.METHODS`.
+        methods: those that are compared, of `training.heads.settings.COMPARED`. What needs swapped texts is left out
+            without them, unless it is asked for.
         seeds: one head of each method per seed; the default is SelfReg's.
         folds: of the cross-validation, without test rows.
         pooling: state of a text: `last` token or `mean` over its tokens.
@@ -53,12 +56,16 @@ class ComparisonSettings:
         penalty: weight of SelfReg's penalty.
         learning_rate: of all heads.
         legacy: losses as in SelfReg's code.
-        keep: the method whose best head becomes the classifier.
+        top: without a list of unintended features: so many that react to the swap; the rule chooses among several.
+        directions: how many principal directions of swapped texts are erased; the rule chooses among several.
+        max_f1_loss: what the rule may give up of the validation F1.
+        keep: the method whose best head becomes the classifier; by default the one that the rule recommends, and
+            without swaps selfreg.
     """
 
     PANEL: ClassVar[str] = "Heads"
 
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(COMPARED)
     seeds: tuple[int, ...] = PAPER_SEEDS
     folds: int = 5
     pooling: str = "mean"
@@ -67,10 +74,19 @@ class ComparisonSettings:
     penalty: float = 0.3
     learning_rate: float = 3e-3
     legacy: bool = False
-    keep: str = "selfreg"
+    top: tuple[int, ...] = (50, 100, 200)
+    directions: tuple[int, ...] = (1, 2, 5, 10, 20)
+    max_f1_loss: float = 0.01
+    keep: str | None = None
 
     def __post_init__(self) -> None:
         check_integers(self, folds=2)
+        check_numbers(self, "max_f1_loss", least=0)
+        for name in ("top", "directions"):
+            counts = getattr(self, name)
+            if not counts or min(counts) < 1:
+                raise ValueError(f"`{name}` must be numbers of 1 or more. Received: {name}={counts!r}.")
+            object.__setattr__(self, name, tuple(sorted(set(counts))))
         check_choice(self, "pooling", POOLINGS)
         check_choice(self, "removal", REMOVALS)
         check_choice(self, "alignment", ALIGNMENTS)
@@ -79,6 +95,8 @@ class ComparisonSettings:
                 f"Expected one method and one seed or more. Received: methods={self.methods!r}, seeds={self.seeds!r}."
             )
         self.heads()
+        if self.keep is not None and self.keep not in self.methods:
+            raise ValueError(f"`keep` must be one of the methods. Received: keep={self.keep!r}, {self.methods!r}.")
 
     def heads(self) -> dict[str, HeadSettings]:
         """Method -> how its heads are trained.
@@ -87,15 +105,28 @@ class ComparisonSettings:
             ValueError: an unknown method, or a number out of its range.
         """
         base = HeadSettings(learning_rate=self.learning_rate, legacy=self.legacy)
-        found = {name: replace(base, method=name) for name in self.methods}
         removal = "none" if self.removal == "none" else "relu"  # what is done is in the states already
         selfreg = replace(base, method="selfreg", penalty=self.penalty, alignment=self.alignment, removal=removal)
-        return {name: selfreg if name == "selfreg" else one for name, one in found.items()}
+        for name in self.methods:
+            if name not in COMPARED:
+                close = get_close_matches(name, COMPARED, 1)
+                raise ValueError(
+                    f"`methods` are of {', '.join(COMPARED)}. Received: {name!r}."
+                    + (f" Did you mean {close[0]!r}?" if close else "")
+                )
+        others = {"selfreg": selfreg, "random": selfreg, "projection": base, "leace": base}
+        return {name: others[name] if name in others else replace(base, method=name) for name in self.methods}
 
-    @property
-    def kept(self) -> str:
-        """The method whose head becomes the classifier: `keep`, or the first where that is not compared."""
-        return self.keep if self.keep in self.methods else self.methods[0]
+    def possible(self, *, swaps: bool) -> tuple[str, ...]:
+        """The methods that can be compared: those that need swapped texts only with them, or as they were asked for.
+
+        Raises:
+            ValueError: one that needs swapped texts was asked for, and there are none.
+        """
+        asked = self.methods != tuple(COMPARED)
+        if not swaps and asked and (needing := [name for name in self.methods if name in NEED_SWAPS]):
+            raise ValueError(f"{', '.join(needing)} needs texts with an attribute swapped. Received: swaps=None.")
+        return tuple(name for name in self.methods if swaps or asked or name not in OTHER_STATES)
 
 
 @dataclass(frozen=True)
@@ -106,7 +137,6 @@ class ClassifySettings:
         template: what the model reads, with {text} where a row goes; toxicity, helpfulness or disease for ours.
         max_length: tokens; longer texts are cut, the template is not. By default 256, or what the model reads.
         tokens_per_batch: tokens of a forward pass, padding counted. It changes results by rounding only.
-        top: without a list of unintended features: so many that react to half of the swaps.
         comparison: which heads are compared.
         lora: how the base is tuned afterwards.
     """
@@ -114,12 +144,11 @@ class ClassifySettings:
     template: str = PLACEHOLDER
     max_length: int | None = None
     tokens_per_batch: int = 4096
-    top: int = 100
     comparison: ComparisonSettings = field(default_factory=ComparisonSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
-        check_integers(self, max_length=1, tokens_per_batch=1, top=1)
+        check_integers(self, max_length=1, tokens_per_batch=1)
         check_template(self.template)
 
 

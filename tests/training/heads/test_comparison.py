@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from sae_transformers import SaeForSequenceClassification
 from sae_transformers.modeling.feature_head import FeatureHead, FeatureHeadConfig
 from sae_transformers.training.heads.comparison import (
+    Candidate,
     Comparison,
     padded,
     put_head,
@@ -21,6 +23,7 @@ from sae_transformers.training.heads.comparison import (
     swap_measures,
     tune_base,
 )
+from sae_transformers.training.heads.erasure import leace, swap_directions
 from sae_transformers.training.heads.settings import HeadSettings, LoraSettings
 from sae_transformers.training.heads.train import train_heads
 from tests.tiny import VOCAB, WIDTH, tiny_base, tiny_sae
@@ -75,62 +78,86 @@ def test_every_text_is_scored_by_heads_that_never_saw_it(classes: int) -> None:
     states, labels = torch.randn(40, WIDTH), torch.randint(0, classes, (40,))
     labels[:classes] = torch.arange(classes)
     known = HeadSettings(method="overfit", overfit_epochs=150, learning_rate=0.1, batch_size=40)
-    part = {"train": states}
-    rows, heads = Comparison(part, part, {"train": labels}, folds=4).run({"overfit": known}, [0, 1])
-    seen = heads["overfit"].logits(states)
+    comparison = Comparison({"train": labels}, folds=4)
+    rows, head = comparison.run(Candidate(known, {"train": states}), [0, 1])
+    seen = head.logits(states)
     guess = (seen > 0).long() if classes == 2 else seen.argmax(-1)
     assert float((guess == labels).float().mean()) > 0.85
-    assert all(row["accuracy"] < 0.75 for row in rows["overfit"])
+    assert all(row["accuracy"] < 0.75 for row in rows)
     states, labels = separable(classes=classes)
-    part = {"train": states}
-    rows, _ = Comparison(part, part, {"train": labels}, folds=4).run({"overfit": known}, [0])
-    assert rows["overfit"][0]["accuracy"] > 0.9
+    rows, _ = Comparison({"train": labels}, folds=4).run(Candidate(known, {"train": states}), [0])
+    assert rows[0]["accuracy"] > 0.9
 
 
-def test_selfreg_reads_the_states_without_features_and_the_others_do_not() -> None:
+def test_selfreg_is_trained_on_the_states_without_features() -> None:
     states, labels = separable()
     sae, features = tiny_sae(), torch.tensor(U)
     plain = {"train": states, "test": states[:20], "original": states[:9], "swapped": states[9:18]}
+    plain |= {"chosen_original": states[20:29], "chosen_swapped": states[29:38]}
     removed = {name: values - 1 for name, values in plain.items()}
     given: dict[str, Any] = {"sae": sae, "unintended": features}
-    comparison = Comparison(plain, removed, {"train": labels, "test": labels[:20]}, **given)
-    settings = {"plain": QUICK, "selfreg": HeadSettings(method="selfreg", epochs=3, batch_size=8, penalty=2.0)}
-    rows, heads = comparison.run(settings, [4, 7])
-    unremoved = HeadSettings(method="selfreg", epochs=3, batch_size=8, penalty=2.0, removal="none")
+    comparison = Comparison({"train": labels, "test": labels[:20]}, seen=states, **given)
+    selfreg = HeadSettings(method="selfreg", epochs=3, batch_size=8, penalty=2.0)
+    rows, head = comparison.run(Candidate(selfreg, removed, features), [4, 7])
+    unremoved = replace(selfreg, removal="none")
     expected = train_heads(removed["train"], labels, [(unremoved, 4), (unremoved, 7)], **given)
     best = max(expected, key=lambda head: head.validation_score)
-    torch.testing.assert_close(heads["selfreg"].weight, best.weight, rtol=1e-6, atol=1e-6)
-    (alone,) = train_heads(states, labels, [(QUICK, heads["plain"].seed)])
-    torch.testing.assert_close(heads["plain"].weight, alone.weight, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(head.weight, best.weight, rtol=1e-6, atol=1e-6)
     swap = swap_measures(expected[0].logits(removed["original"]), expected[0].logits(removed["swapped"]))
-    assert {name: rows["selfreg"][0][name] for name in swap} == pytest.approx(swap, abs=1e-6)
-    assert {"f1", "auroc", "ece", "flips", "reliance", "validation"} <= set(rows["plain"][0])
+    assert {name: rows[0][name] for name in swap} == pytest.approx(swap, abs=1e-6)
+    chosen = [expected[0].logits(removed[f"chosen_{side}"]) for side in ("original", "swapped")]
+    assert rows[0]["validation_delta"] == pytest.approx(swap_measures(*chosen)["delta_in_std"], abs=1e-6)
+    assert rows[0]["validation"] == expected[0].validation_score
+    (alone,) = train_heads(states, labels, [(QUICK, 4)])
+    rows, head = comparison.run(Candidate(QUICK, plain), [4])
+    torch.testing.assert_close(head.weight, alone.weight, rtol=1e-6, atol=1e-6)
+    assert {"f1", "auroc", "ece", "flips", "reliance", "validation"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("hidden_size", [None, 5])
+def test_a_head_takes_the_erasure_of_its_states_in(hidden_size: int | None) -> None:
+    torch.manual_seed(0)
+    states, labels = separable()
+    swapped = states + torch.randn(len(states), 2) @ torch.randn(2, WIDTH)
+    erasure = leace(states, swap_directions(states, swapped, 2))
+    parts = {"train": states, "test": states[:20], "original": states, "swapped": swapped}
+    one = replace(QUICK, hidden_size=hidden_size)
+    comparison = Comparison({"train": labels, "test": labels[:20]})
+    rows, head = comparison.run(Candidate(one, parts, erasure=erasure), [3])
+    (expected,) = train_heads(erasure(states), labels, [(one, 3)])
+    torch.testing.assert_close(head.logits(states), expected.logits(erasure(states)), rtol=1e-4, atol=1e-4)
+    assert rows[0]["delta_logit"] < 1e-4 < swap_measures(*[train_heads(states, labels, [(one, 3)])[0].logits(side)
+                                                           for side in (states, swapped)])["delta_logit"]  # fmt: skip
+    learns = replace(one, epochs=20, learning_rate=0.03)
+    folds, _ = Comparison({"train": labels}, folds=3).run(Candidate(learns, {"train": states}, erasure=erasure), [3])
+    assert folds[0]["accuracy"] > 0.8
 
 
 def test_no_unintended_features_make_selfreg_plain() -> None:
     states, labels = separable()
-    part, none = {"train": states}, torch.empty(0, dtype=torch.long)
-    settings = {"plain": QUICK, "selfreg": HeadSettings(method="selfreg", epochs=3, batch_size=8, patience=9)}
-    rows, _ = Comparison(part, part, {"train": labels}, sae=tiny_sae(), unintended=none, folds=3).run(settings, [0])
-    assert rows["plain"] == rows["selfreg"]
-    assert rows["plain"][0]["reliance"] == 0
+    none, parts = torch.empty(0, dtype=torch.long), {"train": states}
+    comparison = Comparison({"train": labels}, sae=tiny_sae(), seen=states, unintended=none, folds=3)
+    selfreg = HeadSettings(method="selfreg", epochs=3, batch_size=8, patience=9)
+    plain, _ = comparison.run(Candidate(QUICK, parts), [0])
+    rows, _ = comparison.run(Candidate(selfreg, parts, none), [0])
+    assert rows == plain and rows[0]["reliance"] == 0
 
 
 def test_pairs_and_several_labels() -> None:
     states, labels = separable()
     learns = HeadSettings(epochs=20, learning_rate=0.03)
     pairs = torch.stack([states[labels == 1], states[labels == 0]], 1)
-    rows, _ = Comparison({"train": pairs}, {"train": pairs}, {"train": None}, folds=3).run({"plain": learns}, [0])
-    assert rows["plain"][0]["accuracy"] > 0.8
+    rows, _ = Comparison({"train": None}, folds=3).run(Candidate(learns, {"train": pairs}), [0])
+    assert rows[0]["accuracy"] > 0.8
     both = torch.stack([labels, 1 - labels], 1)
-    rows, _ = Comparison({"train": states}, {"train": states}, {"train": both}, folds=3).run({"plain": learns}, [0])
-    assert rows["plain"][0]["accuracy"] > 0.8
+    rows, _ = Comparison({"train": both}, folds=3).run(Candidate(learns, {"train": states}), [0])
+    assert rows[0]["accuracy"] > 0.8
 
 
 def test_folds_that_cannot_be_made() -> None:
     states, labels = separable(8)
     with pytest.raises(ValueError, match="folds=9"):
-        Comparison({"train": states}, {"train": states}, {"train": labels}, folds=9)
+        Comparison({"train": labels}, folds=9).run(Candidate(QUICK, {"train": states}), [0])
 
 
 @pytest.mark.parametrize("hidden_size", [None, 5])
