@@ -160,7 +160,7 @@ def _found(name: str, hub: dict[str, Any], given: dict[str, Any]) -> str:
         releases = importlib.import_module(f"{CONVERSION}.releases")
         if (found := releases.find_sae(name)) is not None:
             given["base_model"] = found.base
-            name = f"{found.repository}/{found.sae_id}"
+            name = f"{found.repository}/{found.sae_id}" if found.sae_id else found.repository
     owner_and_name, inside = name.split("/")[:2], "/".join(name.split("/")[2:])
     if inside and not name.startswith((".", "/")):
         hub["subfolder"] = "/".join(part for part in (inside.strip("/"), hub.get("subfolder")) if part)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import datasets.config
 import huggingface_hub.hf_api
 import pytest
+import torch
 import transformers.utils.hub
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,12 +26,17 @@ from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.docs.data import PEOPLE, sentence, write_data
 from tests.loopback_hub import TOKEN, LoopbackHub, Repo
 from tests.multimodal import multimodal, processor
-from tests.tiny import tiny_base, tiny_sae
+from tests.tiny import WIDTH, tiny_base, tiny_sae
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Width and depth that pages tell; the rest is as small as can be.
 OF_PAGES: dict[str, Any] = {"hidden_size": 576, "num_hidden_layers": 15, "intermediate_size": 16}
 GEMMA, GEMMA_SCOPE = "google/gemma-3-270m", "google/gemma-scope-2-270m-pt"
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
+SELFREG_SAE: dict[str, Any] = {
+    "weight": {"W_enc": torch.eye(WIDTH, 64), "b_enc": torch.ones(64), "b_dec": torch.ones(WIDTH)},
+    "config": {"d_inp": WIDTH, "d_hide": 64, "topK": 3},
+}
 PUBLISHED = ("my-org/my-sae-model", "you/sentiment", "me/sentiment", "me/my-steered-model")
 VOCABULARY = 400  # tokens of the bases, all 256 bytes among them
 CHAT = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
@@ -110,6 +116,7 @@ def fill_hub(hub: LoopbackHub, folder: Path) -> None:
         BASE: tiny_base(**common),
         "HuggingFaceTB/SmolLM2-135M": tiny_base(**common, **OF_PAGES),
         GEMMA: tiny_base("gemma3_text", **common, num_hidden_layers=13),
+        MISTRAL: tiny_base("mistral", **common, num_hidden_layers=16),
     }
     for name, base in bases.items():
         base.save_pretrained(folder / name)
@@ -124,6 +131,9 @@ def fill_hub(hub: LoopbackHub, folder: Path) -> None:
     tiny_sae(layer=13).save_pretrained(folder / "llama-sae")
     convert(folder / "llama-sae", folder / "llama" / "layers.13", to="sparsify")
     put(hub, "EleutherAI/sae-llama-3-8b-32x", folder / "llama")
+    (folder / "selfreg").mkdir()
+    torch.save(SELFREG_SAE, folder / "selfreg" / "TopK7_l16_h65k_FT_epoch5_TD.pth")
+    put(hub, "wuxs/Mistral_TopK_SAE_l16_FT_ToxicDetect", folder / "selfreg")
 
 
 def write_models(hub: LoopbackHub, folder: Path) -> None:
@@ -140,6 +150,10 @@ def write_models(hub: LoopbackHub, folder: Path) -> None:
         put(hub, name, folder / "my-model")
     model, tokenizer, _ = load(folder / "my-model")
     evaluate(model, tokenizer, [ReconstructionSuite(["the film was lovely"] * 4)], folder)
+    classifier = {"linear1.weight": torch.ones(1, WIDTH), "linear1.bias": torch.ones(1)}
+    copied = {f"sae.{name}": value for name, value in SELFREG_SAE["weight"].items()}
+    (folder / "SelfReg").mkdir()
+    torch.save({"weight": {**classifier, **copied}, "config": {"in_dim": WIDTH}}, folder / "SelfReg" / "seed0.pt")
     (folder / "steering.json").write_text(Steering([FeatureEdit(feature=3, op="add", value=2.0)]).to_json())
 
     base, _ = multimodal()
