@@ -57,6 +57,9 @@ if TYPE_CHECKING:
         TopFeatures,
     )
     from .modeling.conversion.attach import attach
+    from .training.heads.choice import choose_on_validation
+    from .training.heads.comparison import swap_measures
+    from .training.heads.erasure import difference_sae, leace, project_out, swap_directions
     from .training.heads.settings import HeadSettings
     from .training.heads.train import train_heads
     from .training.heads.unintended import counterfactual_features
@@ -125,7 +128,7 @@ if TYPE_CHECKING:
     from .workflows.steering.steer import steer
     from .workflows.steering.steer_feature import steer_feature
     from .workflows.train import train, train_concept, train_recipe
-    from .workflows.unintended import read_unintended
+    from .workflows.unintended import make_swaps, read_unintended
 
 __all__ = [
     "AnswerSettings",
@@ -218,6 +221,7 @@ __all__ = [
     "auroc",
     "card",
     "ce_loss_recovered",
+    "choose_on_validation",
     "classification_metrics",
     "classify",
     "code_aurocs",
@@ -228,6 +232,7 @@ __all__ = [
     "counterfactual_features",
     "dashboard",
     "detect",
+    "difference_sae",
     "direction_sae",
     "encode_texts",
     "evaluate",
@@ -240,12 +245,15 @@ __all__ = [
     "get_scorer",
     "harvest",
     "judge",
+    "leace",
     "load",
     "load_base",
     "load_classifier_base",
     "log_loss_terms",
+    "make_swaps",
     "measure_reconstruction",
     "open_text",
+    "project_out",
     "push",
     "read_bias_data",
     "read_concept_sets",
@@ -263,6 +271,8 @@ __all__ = [
     "spans",
     "steer",
     "steer_feature",
+    "swap_directions",
+    "swap_measures",
     "top_features",
     "train",
     "train_concept",
@@ -297,6 +307,9 @@ HOMES = {
     ".latents.texts": "open_text",
     ".latents.vector_saes": "direction_sae",
     ".modeling.conversion.attach": "attach",
+    ".training.heads.choice": "choose_on_validation",
+    ".training.heads.comparison": "swap_measures",
+    ".training.heads.erasure": "difference_sae leace project_out swap_directions",
     ".training.heads.settings": "HeadSettings",
     ".training.heads.train": "train_heads",
     ".training.heads.unintended": "counterfactual_features",
@@ -357,7 +370,7 @@ HOMES = {
     ".workflows.steering.steer_feature": "steer_feature",
     ".workflows.train": "train train_concept train_recipe",
     ".workflows.selfreg_classifier": "selfreg_classifier",
-    ".workflows.unintended": "read_unintended",
+    ".workflows.unintended": "make_swaps read_unintended",
 }
 ELSEWHERE = {name: module for module, names in HOMES.items() for name in names.split()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,22 +13,25 @@ from ..create_training_data.classification_data import ClassificationData
 from ..modeling import SaeForSequenceClassification, SparseAutoencoder
 from ..modeling.feature_head import FeatureHead, FeatureHeadConfig
 from ..training.heads.comparison import Candidate, read_texts
-from ..training.heads.erasure import leace, projection
+from ..training.heads.erasure import leace, project_out
 from ..training.heads.settings import HeadSettings
 from .settings.classify import ComparisonSettings
 
-ERASURES = {"projection": projection, "leace": leace}
+ERASURES = {"projection": project_out, "leace": leace}
 
 
 class Way(NamedTuple):
-    """A method, and how much it takes out: features or directions; None where it takes nothing out."""
+    """A method, and how strong it is: features or directions that it takes out, or its penalty; None without any."""
 
     method: str
-    strength: int | None = None
+    strength: float | None = None
 
     def __str__(self) -> str:
-        unit = "directions" if self.method in ERASURES else "features"
-        return self.method if self.strength is None else f"{self.method} ({self.strength} {unit})"
+        if self.strength is None:
+            return self.method
+        if self.method == "pairing":
+            return f"{self.method} (penalty {self.strength:g})"
+        return f"{self.method} ({self.strength:g} {'directions' if self.method in ERASURES else 'features'})"
 
 
 @dataclass(frozen=True)
@@ -95,35 +98,50 @@ def read_states(
     return found
 
 
+class Reactions(NamedTuple):
+    """How states react to the swap. directions: (d, k), erasures take the first of them. differences: of the pairs."""
+
+    directions: Tensor
+    differences: SparseAutoencoder
+
+
 def candidate(
     way: Way,
     settings: HeadSettings,
     states: ReadStates,
+    sae: SparseAutoencoder,
     features: Mapping[Way, Tensor],
-    directions: Tensor | None,
+    reactions: Reactions | None,
 ) -> Candidate:
     """What heads are trained on in one way.
 
     Args:
         settings: of the heads of its method.
-        features: what each way takes out. directions: (d, k) that erasures take the first of.
+        features: what each way takes out, of the SAE.
+        reactions: of the pairs that tell which directions react.
     """
     if way in features:
-        return Candidate(settings, states.without[way], features[way])
-    if way.method in ERASURES and directions is not None:
-        erasure = ERASURES[way.method](states.plain["train"].flatten(0, -2), directions[:, : way.strength])
-        return Candidate(settings, states.plain, erasure=erasure)
-    return Candidate(settings, states.plain)
+        return Candidate(settings, states.without[way], features[way], sae)
+    if reactions is None or way.strength is None:
+        return Candidate(settings, states.plain)
+    if way.method == "pairing":
+        pairs, one = reactions.differences, replace(settings, penalty=way.strength)
+        return Candidate(one, states.plain, torch.arange(pairs.config.d_sae), pairs)
+    taken = reactions.directions[:, : int(way.strength)]
+    return Candidate(settings, states.plain, erasure=ERASURES[way.method](states.plain["train"].flatten(0, -2), taken))
 
 
 def all_ways(
-    plan: ComparisonSettings, methods: tuple[str, ...], features: Mapping[Way, Tensor], directions: Tensor | None
+    plan: ComparisonSettings, methods: tuple[str, ...], features: Mapping[Way, Tensor], reactions: Reactions | None
 ) -> list[Way]:
     """Each method as strong as it may be, in the order of the methods."""
     found: list[Way] = []
     for name in methods:
-        if name in ERASURES and directions is not None:
-            found += [Way(name, n) for n in sorted({min(n, directions.shape[1]) for n in plan.directions})]
+        if name in ERASURES and reactions is not None:
+            most = reactions.directions.shape[1]
+            found += [Way(name, n) for n in sorted({min(n, most) for n in plan.directions})]
+        elif name == "pairing" and reactions is not None:
+            found += [Way(name, penalty) for penalty in plan.pairing]
         else:
             found += [way for way in features if way.method == name] or [Way(name)]
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..training.heads.choice import Choice, choose, compare
+from ..training.heads.choice import Choice, choose_on_validation, compare
 from ..training.heads.train import TrainedHead
 from .classifier_candidates import Way
 
@@ -52,7 +52,7 @@ class Verdict:
         return {"recommended": str(self.recommended), "recommendation": self.sentence, "validation": compared}
 
 
-def judge(trials: Mapping[Way, Trial], max_loss: float) -> Verdict:
+def reach_verdict(trials: Mapping[Way, Trial], max_loss: float) -> Verdict:
     """Choose by one rule, on validation: of the ways that lose at most `max_loss` of the validation score, the one
     whose score moves least under the swap. Random features are a control and not recommended."""
     methods = dict.fromkeys(way.method for way in trials)
@@ -64,11 +64,11 @@ def judge(trials: Mapping[Way, Trial], max_loss: float) -> Verdict:
     chosen = {}
     for name in methods:
         own = {way: trial.rows for way, trial in trials.items() if way.method == name}
-        chosen[name] = choose(own, plain.rows, max_loss) or first[name]
+        chosen[name] = choose_on_validation(own, plain.rows, max_loss) or first[name]
     if "random" in chosen and "selfreg" in chosen:  # as many
         chosen["random"] = Way("random", chosen["selfreg"].strength)
     serious = {way: trials[way].rows for way in compared if way.method != "random"}
-    best = choose(serious, plain.rows, max_loss)
+    best = choose_on_validation(serious, plain.rows, max_loss)
     moved = sum(row["validation_delta"] for row in plain.rows) / len(plain.rows)
     said = f"On validation the swap moves plain's score by {moved:.2f} of its standard deviations"
     if moved < LEANS:

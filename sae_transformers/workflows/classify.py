@@ -19,10 +19,10 @@ from ..create_training_data.templates import templated_ids
 from ..latents.context import reading_length
 from ..modeling import SaeForSequenceClassification, SparseAutoencoder
 from ..training.heads.comparison import Comparison, put_head, score_texts, tune_base
-from ..training.heads.erasure import swap_directions
+from ..training.heads.erasure import difference_sae, swap_directions
 from ..training.heads.train import TrainedHead
-from .classifier_candidates import FeatureSets, Way, all_ways, candidate, read_states
-from .classifier_verdict import Trial, judge
+from .classifier_candidates import FeatureSets, Reactions, Way, all_ways, candidate, read_states
+from .classifier_verdict import Trial, reach_verdict
 from .classify_result import ClassifyResult
 from .loading import DTYPES, load_sae, this_device
 from .results import Count, Progress
@@ -147,12 +147,13 @@ def classify(
     ids = {part: templated_ids(tokenizer, texts, settings.template, limit) for part, texts in parts.items()}
     reading = PooledTokens(model, sae, plan.pooling, settings.tokens_per_batch)
     reading.find_max_norm(ids["train"][:128])
-    found, directions = torch.empty(0, dtype=torch.long), None
+    found, reactions = torch.empty(0, dtype=torch.long), None
     if swaps is not None:
         one, other = (templated_ids(tokenizer, texts, settings.template, limit) for texts in swaps)
         split = split_swaps(one, other)
-        reactions = find_reactions(reading, split.found, max(plan.top))
-        found, directions = reactions.features, swap_directions(*reactions[1:], max(plan.directions))
+        found, original, swapped = find_reactions(reading, split.found, max(plan.top))
+        directions = swap_directions(original, swapped, max(plan.directions))
+        reactions = Reactions(directions, difference_sae(original - swapped))
         ids |= {"chosen_original": split.chosen.original, "chosen_swapped": split.chosen.swapped}
         ids |= {"original": split.measured.original, "swapped": split.measured.swapped}
     sizes = plan.top
@@ -167,7 +168,7 @@ def classify(
     )
     classifier.set_unintended(found.tolist())  # a feature that is not the SAE's is told before anything is read
     features = FeatureSets.of(found, sizes, sae).by_way(methods)
-    ways = all_ways(plan, methods, features, directions)
+    ways = all_ways(plan, methods, features, reactions)
     count = Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(ways))
     states = read_states(
         classifier, ids, data, features, head, tokens_per_batch=settings.tokens_per_batch, report=count
@@ -178,10 +179,10 @@ def classify(
     )
     trials: dict[Way, Trial] = {}
     for way in ways:
-        one = candidate(way, plan.heads()[way.method], states, features, directions)
+        one = candidate(way, plan.heads()[way.method], states, sae, features, reactions)
         trials[way] = Trial(*comparison.run(one, plan.seeds))
         count(len(ids["train"]))
-    verdict = judge(trials, plan.max_f1_loss)
+    verdict = reach_verdict(trials, plan.max_f1_loss)
     kept = verdict.kept(plan.keep)
     _keep(classifier, trials[kept].head, features.get(kept))
     lora = None

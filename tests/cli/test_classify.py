@@ -72,7 +72,7 @@ def test_from_texts_to_a_published_classifier(folder: Path, tmp_path: Path) -> N
     found = read(tmp_path)
     assert list(found["methods"]) == [
         "plain", "dropout", "l2", "overfit", "focal", "label_smoothing", "spectral_norm",
-        "selfreg", "random", "projection", "leace",
+        "selfreg", "random", "pairing", "projection", "leace",
     ]  # fmt: skip
     assert all(len(rows) == 2 for rows in found["methods"].values())
     assert len(found["facts"]["unintended"]) == 5 and found["facts"]["kept"] == "selfreg"

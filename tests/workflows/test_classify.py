@@ -148,18 +148,18 @@ def test_what_is_taken_out_is_chosen_on_validation_and_recommended(folder: Path,
     data = read_labelled(rows, fair)
     model, tokenizer, sae, _ = load_classifier_base(folder / "base", data, str(folder / "sae"))
     plan = ComparisonSettings(
-        methods=("plain", "selfreg", "random", "projection", "leace"), seeds=(1, 2), top=(5, 20), directions=(1, 3),
-        learning_rate=0.03, max_f1_loss=1.0,
+        methods=("plain", "selfreg", "random", "pairing", "projection", "leace"), seeds=(1, 2), top=(5, 20),
+        directions=(1, 3), pairing=(1.0,), learning_rate=0.03, max_f1_loss=1.0,
     )  # fmt: skip
     swaps = make_swaps([one["text"] for one in rows], "w2:w3")
     found = classify(model, tokenizer, data, ClassifySettings(comparison=plan), sae=sae, swaps=swaps)
     assert [(row["method"], row["strength"]) for row in found.curve()] == [
-        ("plain", None), ("selfreg", 5), ("selfreg", 20), ("random", 5), ("random", 20), ("projection", 1),
-        ("projection", 3), ("leace", 1), ("leace", 3),
+        ("plain", None), ("selfreg", 5), ("selfreg", 20), ("random", 5), ("random", 20), ("pairing", 1.0),
+        ("projection", 1), ("projection", 3), ("leace", 1), ("leace", 3),
     ]  # fmt: skip
     chosen, verdict = found.verdict.chosen, found.verdict
     assert chosen["random"].strength == chosen["selfreg"].strength
-    for name in ("selfreg", "projection", "leace"):
+    for name in ("selfreg", "pairing", "projection", "leace"):
         own = {way: one.delta for way, one in verdict.compared.items() if way.method == name}
         assert min(own, key=own.__getitem__) == chosen[name]
     best = verdict.recommended

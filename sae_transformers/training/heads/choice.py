@@ -27,7 +27,7 @@ def compare(rows: Measures, plain: Measures) -> Choice:
     return Choice(delta / base - 1 if base > 0 else 0.0, score - _mean(plain, "validation"))
 
 
-def choose(ways: Mapping[Label, Measures], plain: Measures, max_loss: float) -> Label | None:
+def choose_on_validation(ways: Mapping[Label, Measures], plain: Measures, max_loss: float = 0.01) -> Label | None:
     """The way that moves least when the attribute is swapped, of those that lose at most `max_loss` of the score.
 
     Args:

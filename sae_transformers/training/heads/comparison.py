@@ -86,13 +86,14 @@ class Candidate:
         states: part -> states (n, d_in), or (n, 2, d_in) of pairs, as the heads score them: `train`, and if there are
             any `test`; both sides of swaps that measure, `original` and `swapped`, and of those that choose,
             `chosen_original` and `chosen_swapped`.
-        unintended: (m,) int64, the features that SelfReg's penalty is on.
+        unintended: (m,) int64, the features that SelfReg's penalty is on. sae: whose they are.
         erasure: done to the states that heads learn from; the heads take it in, and score states as they are.
     """
 
     settings: HeadSettings
     states: Mapping[str, Tensor]
     unintended: Tensor | None = None
+    sae: SparseAutoencoder | None = None
     erasure: Erasure | None = None
 
 
@@ -101,8 +102,8 @@ class Comparison:
 
     Args:
         labels: part -> labels of `train` and `test`, as `train_heads` takes them.
-        sae: for SelfReg, and for how far heads rely on unintended features.
-        seen: states (n, d_in) as the model has them, and unintended: (m,) int64, to measure that reliance on.
+        sae, unintended, seen: how far heads rely on features (m,) int64 of an SAE is measured on states (n, d_in) as
+            the model has them.
         folds: without a `test` part, a text is scored by heads that were trained on the other folds.
     """
 
@@ -144,7 +145,7 @@ class Comparison:
     def _train(
         self, one: Candidate, seeds: Sequence[int], states: Tensor, labels: Tensor | None, report: Any = None
     ) -> list[TrainedHead]:
-        given = {} if one.unintended is None else {"sae": self.sae, "unintended": one.unintended}
+        given = {} if one.unintended is None else {"sae": one.sae, "unintended": one.unintended}
         runs = [(replace(one.settings, removal="none"), seed) for seed in seeds]
         if one.erasure is None:
             return train_heads(states, labels, runs, objective=self.objective, report=report, **given)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...modeling import SparseAutoencoder, SparseAutoencoderConfig
+
 
 @dataclass(frozen=True, eq=False)
 class Erasure:
@@ -62,7 +64,7 @@ def swap_directions(original: Tensor, swapped: Tensor, count: int) -> Tensor:
     return directions[: min(count, rank)].T.contiguous()
 
 
-def projection(states: Tensor, directions: Tensor) -> Erasure:
+def project_out(states: Tensor, directions: Tensor) -> Erasure:
     """The orthogonal projection that takes orthonormal directions (d, k) out; states (n, d) keep their mean."""
     return Erasure(directions, directions, states.double().cpu().mean(0))
 
@@ -96,6 +98,18 @@ def leace(states: Tensor, directions: Tensor) -> Erasure:
     basis, _ = torch.linalg.qr(whitened)
     inside = vectors.T @ basis
     return Erasure(vectors @ (inside / roots[:, None]), vectors @ (inside * roots[:, None]), centre)
+
+
+def difference_sae(differences: Tensor) -> SparseAutoencoder:
+    """An SAE whose features are differences of swapped texts, (m, d): what feature j adds to a logit, `w @ W_dec[j]`,
+    is how far the logits of pair j are apart. SelfReg's penalty on all of them, with `alignment="decoder"` and nothing
+    removed, is counterfactual logit pairing, mean_j |logit - logit'|
+    (https://huggingface.co/papers/1809.10610, section 4.4)."""
+    count, width = differences.shape
+    sae = SparseAutoencoder(SparseAutoencoderConfig(d_in=width, d_sae=count, activation="relu"))
+    with torch.no_grad():
+        sae.W_dec.copy_(differences)
+    return sae
 
 
 def _shrunk_covariance(rows: Tensor) -> Tensor:

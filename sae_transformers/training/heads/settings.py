@@ -22,14 +22,16 @@ METHODS = {
     "selfreg": "Unintended SAE features removed from the state, and a penalty on the weights' alignment with them "
     "(https://huggingface.co/papers/2502.14133).",
 }
-OTHER_STATES = {
+AGAINST_SWAPS = {
     "random": "As `selfreg`, with as many features drawn at random: a control.",
+    "pairing": "Without an SAE: a penalty on how far the logits of swapped texts are apart, counterfactual logit "
+    "pairing (https://huggingface.co/papers/1809.10610, section 4.4).",
     "projection": "Without an SAE: the principal directions of the differences of swapped texts projected out of the "
     "state (https://huggingface.co/papers/1607.06520, section 6).",
     "leace": "The same directions erased with the least change of the states "
     "(https://huggingface.co/papers/2306.03819, theorem 4.3).",
 }
-COMPARED = {**METHODS, **OTHER_STATES}
+COMPARED = {**METHODS, **AGAINST_SWAPS}
 SELECTIONS = ("f1", "macro_f1", "accuracy", "auroc")
 REMOVALS = ("none", "relu")
 REDUCTIONS = ("mean", "sum")

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 from ...create_training_data.template_texts import PLACEHOLDER, check_template
 from ...latents.settings import check_choice, check_integers, check_numbers
-from ...training.heads.settings import ALIGNMENTS, COMPARED, OTHER_STATES, HeadSettings, LoraSettings
+from ...training.heads.settings import AGAINST_SWAPS, ALIGNMENTS, COMPARED, HeadSettings, LoraSettings
 
 PAPER_SEEDS = (14592, 3278, 36048, 32098, 29256, 18289)  # SelfReg's (https://huggingface.co/papers/2502.14133)
 POOLINGS = ("last", "mean")
 REMOVALS = ("own", "relu", "none")
-NEED_SWAPS = ("projection", "leace")
+NEED_SWAPS = ("pairing", "projection", "leace")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class ComparisonSettings:
         legacy: losses as in SelfReg's code.
         top: without a list of unintended features: so many that react to the swap; the rule chooses among several.
         directions: how many principal directions of swapped texts are erased; the rule chooses among several.
+        pairing: penalties on how far the logits of swapped texts are apart; the rule chooses among several.
         max_f1_loss: what the rule may give up of the validation F1.
         keep: the method whose best head becomes the classifier; by default the one that the rule recommends, and
             without swaps selfreg.
@@ -75,18 +76,19 @@ class ComparisonSettings:
     learning_rate: float = 3e-3
     legacy: bool = False
     top: tuple[int, ...] = (50, 100, 200)
-    directions: tuple[int, ...] = (1, 2, 5, 10, 20)
+    directions: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    pairing: tuple[float, ...] = (0.3, 1.0, 3.0)
     max_f1_loss: float = 0.01
     keep: str | None = None
 
     def __post_init__(self) -> None:
         check_integers(self, folds=2)
         check_numbers(self, "max_f1_loss", least=0)
-        for name in ("top", "directions"):
-            counts = getattr(self, name)
-            if not counts or min(counts) < 1:
-                raise ValueError(f"`{name}` must be numbers of 1 or more. Received: {name}={counts!r}.")
-            object.__setattr__(self, name, tuple(sorted(set(counts))))
+        for name, least in (("top", "1 or more"), ("directions", "1 or more"), ("pairing", "above 0")):
+            values = getattr(self, name)
+            if not values or not min(values) > 0:
+                raise ValueError(f"`{name}` must be numbers of {least}. Received: {name}={values!r}.")
+            object.__setattr__(self, name, tuple(sorted(set(values))))
         check_choice(self, "pooling", POOLINGS)
         check_choice(self, "removal", REMOVALS)
         check_choice(self, "alignment", ALIGNMENTS)
@@ -114,7 +116,8 @@ class ComparisonSettings:
                     f"`methods` are of {', '.join(COMPARED)}. Received: {name!r}."
                     + (f" Did you mean {close[0]!r}?" if close else "")
                 )
-        others = {"selfreg": selfreg, "random": selfreg, "projection": base, "leace": base}
+        pairing = replace(selfreg, alignment="decoder", removal="none")
+        others = {"selfreg": selfreg, "random": selfreg, "pairing": pairing, "projection": base, "leace": base}
         return {name: others[name] if name in others else replace(base, method=name) for name in self.methods}
 
     def possible(self, *, swaps: bool) -> tuple[str, ...]:
@@ -126,7 +129,7 @@ class ComparisonSettings:
         asked = self.methods != tuple(COMPARED)
         if not swaps and asked and (needing := [name for name in self.methods if name in NEED_SWAPS]):
             raise ValueError(f"{', '.join(needing)} needs texts with an attribute swapped. Received: swaps=None.")
-        return tuple(name for name in self.methods if swaps or asked or name not in OTHER_STATES)
+        return tuple(name for name in self.methods if swaps or asked or name not in AGAINST_SWAPS)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_selfreg_is_trained_on_the_states_without_features() -> None:
     given: dict[str, Any] = {"sae": sae, "unintended": features}
     comparison = Comparison({"train": labels, "test": labels[:20]}, seen=states, **given)
     selfreg = HeadSettings(method="selfreg", epochs=3, batch_size=8, penalty=2.0)
-    rows, head = comparison.run(Candidate(selfreg, removed, features), [4, 7])
+    rows, head = comparison.run(Candidate(selfreg, removed, features, sae), [4, 7])
     unremoved = replace(selfreg, removal="none")
     expected = train_heads(removed["train"], labels, [(unremoved, 4), (unremoved, 7)], **given)
     best = max(expected, key=lambda head: head.validation_score)
@@ -136,10 +136,11 @@ def test_a_head_takes_the_erasure_of_its_states_in(hidden_size: int | None) -> N
 def test_no_unintended_features_make_selfreg_plain() -> None:
     states, labels = separable()
     none, parts = torch.empty(0, dtype=torch.long), {"train": states}
-    comparison = Comparison({"train": labels}, sae=tiny_sae(), seen=states, unintended=none, folds=3)
+    sae = tiny_sae()
+    comparison = Comparison({"train": labels}, sae=sae, seen=states, unintended=none, folds=3)
     selfreg = HeadSettings(method="selfreg", epochs=3, batch_size=8, patience=9)
     plain, _ = comparison.run(Candidate(QUICK, parts), [0])
-    rows, _ = comparison.run(Candidate(selfreg, parts, none), [0])
+    rows, _ = comparison.run(Candidate(selfreg, parts, none, sae), [0])
     assert rows == plain and rows[0]["reliance"] == 0
 
 

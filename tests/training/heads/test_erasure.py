@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_transformers.training.heads.erasure import leace, projection, swap_directions
+from sae_transformers.training.heads.erasure import difference_sae, leace, project_out, swap_directions
+from sae_transformers.training.heads.losses import unintended_penalty
+from sae_transformers.training.heads.settings import HeadSettings
+from sae_transformers.training.heads.train import train_heads
 
 D, K = 12, 2
 
@@ -24,7 +29,7 @@ def draw(seed: int = 0, n: int = 200) -> tuple[Tensor, Tensor, Tensor]:
     return states, states + amount @ planted.T, planted
 
 
-@pytest.mark.parametrize("erase", [projection, leace])
+@pytest.mark.parametrize("erase", [project_out, leace])
 def test_erased_states_of_a_pair_are_the_same(erase) -> None:
     states, swapped, planted = draw()
     directions = swap_directions(states, swapped, K)
@@ -57,7 +62,7 @@ def test_leace_leaves_nothing_to_a_linear_classifier_and_changes_least() -> None
     assert float(((left - left.mean(0)).T @ (label - label.mean()) / len(states)).norm()) < 2e-3 * float(
         direction.norm()
     )
-    other = projection(states, direction / direction.norm())(states)
+    other = project_out(states, direction / direction.norm())(states)
     whiten = torch.linalg.inv(torch.linalg.cholesky(torch.cov(states.T)))
     for metric in (torch.eye(D, dtype=torch.float64), whiten):
         mine, theirs = (((found - states) @ metric.T).square().mean() for found in (left, other))
@@ -100,3 +105,20 @@ def test_what_cannot_be_erased_is_refused() -> None:
         swap_directions(states, swapped[:3], 1)
     with pytest.raises(ValueError, match=r"directions \(d, k\). Received: \(200, 12\) and \(3, 2\)"):
         leace(states, torch.ones(3, 2))
+
+
+def test_a_penalty_on_differences_is_how_far_the_logits_of_pairs_are_apart() -> None:
+    states, swapped, _ = draw(n=40)
+    weight, bias = torch.randn(2, D), torch.randn(2)
+    sae = difference_sae((states - swapped).float())
+    apart = F.linear(states.float(), weight, bias) - F.linear(swapped.float(), weight, bias)
+    found = unintended_penalty(weight, sae.W_dec.detach().T)
+    torch.testing.assert_close(found, apart.abs().mean(0), rtol=1e-4, atol=1e-4)
+    labels = (states[:, 0] > 3).long()
+    one = HeadSettings(
+        method="selfreg", alignment="decoder", removal="none", penalty=3.0, epochs=60, patience=60, learning_rate=0.03
+    )
+    heads = train_heads(states.float(), labels, [(one, 0), (replace(one, penalty=0.0), 0)], sae=sae,
+                        unintended=torch.arange(40))  # fmt: skip
+    near, far = (float((head.logits(states) - head.logits(swapped)).abs().mean()) for head in heads)
+    assert near < 0.5 * far
