@@ -168,6 +168,52 @@ def test_selfreg_toxicity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert WORDS[0] + " " not in text  # numbers, no texts
 
 
+@pytest.mark.parametrize("pairs", ["files", "words"])
+def test_selfreg_swaps(pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group's word goes with the label where heads learn, so that they lean on it; nothing else differs."""
+    draw = random.Random(0)
+
+    def row(label: int, group: str) -> dict[str, Any]:
+        words = [*draw.choices(WORDS[:5] if label else WORDS[5:10], k=2), *draw.choices(WORDS[20:], k=2), group, group]
+        return {"text": " ".join(words), "label": label}
+
+    rows = [row(i % 2, WORDS[10 + i % 2]) for i in range(120)]
+    write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "original.jsonl", rows[:60])
+    write(tmp_path / "swapped.jsonl", [{"text": one["text"].replace(WORDS[10], WORDS[12])} for one in rows[:60]])
+    tiny_base(vocab_size=len(word_tokenizer())).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_sae(layer=1, site="resid_post").save_pretrained(tmp_path / "sae")
+    train = str(tmp_path / "train.jsonl")
+    given = ["--words", "set", train, "-", f"{WORDS[10]}:{WORDS[11]}"]
+    if pairs == "files":
+        files = [str(tmp_path / f"{side}.jsonl") for side in ("original", "swapped")]
+        given = ["--pairs", "set", train, train, *files]
+    asked = [
+        *given,
+        "--sae",
+        str(tmp_path / "sae"),
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["selfreg_swaps.py", *asked, "--divisions", "2", "--epochs", "2"])
+    module = load("selfreg_swaps")
+    monkeypatch.setattr(module, "SEEDS", (1, 2))
+    module.main()
+    text = (tmp_path / "out" / "results.json").read_text(encoding="utf-8")
+    found = json.loads(text)["set"]
+    assert len(found["rows"]) == 2 and all(map(math.isfinite, numbers(found["rows"])))
+    assert set(found["shown"]) == {"plain_delta", "selfreg", "random", "pairing", "projection", "leace", "rule"}
+    for rows, way in zip(found["rows"], found["shown"]["rule"]["chosen"], strict=True):
+        plain = {name: sum(row[name] for row in rows["plain"]) for name in ("validation", "validation_delta")}
+        best = {name: sum(row[name] for row in rows[way]) for name in plain}
+        assert way == "plain" or best["validation_delta"] < plain["validation_delta"]
+        assert best["validation"] >= plain["validation"] - 2 * 0.01
+    assert len(found["shown"]["leace"]["effect"]) == 4 and WORDS[0] + " " not in text
+
+
 def tiny_files(folder: Path) -> Path:
     """base, sae, train.csv, test.csv (text, label) and text.txt in a folder."""
     draw = random.Random(0)
