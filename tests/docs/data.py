@@ -87,6 +87,10 @@ def write_data(folder: Path) -> None:
     write_spare_cache(folder / "cache_data" / "Llama-2-7b-hf")
     write_bias(folder)
     write_mmlu(folder / "mmlu.zip")
+    pairs = ([sentence(draw, 1), sentence(draw, 0)] for _ in range(40))
+    write_rows(folder / "preferences.csv", ("chosen", "rejected"), pairs)
+    kinds = ("Pneumonia", "URTI", "HFMD")
+    write_rows(folder / "diagnoses.csv", ("text", "label"), ((sentence(draw, n % 2), kinds[n % 3]) for n in range(60)))
 
 
 def write_questions(path: Path, draw: random.Random) -> None:
