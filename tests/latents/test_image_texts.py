@@ -103,7 +103,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
         Harvester(base, processor().tokenizer, source(), settings())
     with pytest.raises(ValueError, match="multimodal base"):
         Harvester(tiny_base(), processor(), source(), settings(max_length=64))
-    with pytest.raises(ValueError, match="not packed"):
+    with pytest.raises(ValueError, match="neither packed"):
         Harvester(base, processor(), source(), settings(pack=True))
     with pytest.raises(ValueError, match="column of images"):
         Harvester(base, processor().tokenizer, rows_of_list(TEXTS), settings(image_tokens="only"))

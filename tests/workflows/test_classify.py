@@ -126,8 +126,7 @@ def test_a_table_of_unintended_features_may_be_a_url(folder: Path) -> None:
     for number, label in enumerate(("no", "yes", "maybe")):
         text += f"{number}\t{label}|||it is\tyes\tWords.\tSpan 1: w1\n"
     (folder / "judged.tsv").write_text(text)
-    with fsspec.open("memory://theirs/judged.tsv", "w") as file:
-        file.write(text)
+    fsspec.filesystem("memory").pipe_file("/theirs/judged.tsv", text.encode())
     for name in ("memory://theirs/judged.tsv", folder / "judged.tsv"):
         assert read_unintended(name, sae) == [0, 2]
     for name in ("memory://theirs/no.tsv", folder / "no.tsv"):
@@ -173,8 +172,8 @@ def test_what_is_taken_out_is_chosen_on_validation_and_recommended(folder: Path,
     ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in data.texts["test"][:3]]
     found.save(tmp_path)
     loaded = type(found.model).from_pretrained(tmp_path / "model")
-    for row in ids:
-        torch.testing.assert_close(loaded(row).logits, found.model(row).logits)
+    for one in ids:
+        torch.testing.assert_close(loaded(one).logits, found.model(one).logits)
     assert "curve" in json.loads((tmp_path / "results.json").read_text())
 
 
@@ -184,7 +183,7 @@ def test_a_kept_erasure_scores_as_its_head_did(folder: Path) -> None:
     plan = ComparisonSettings(methods=("plain", "leace"), seeds=(3,), directions=(2,), keep="leace")
     swaps = make_swaps(data.texts["train"], "w0:w1")
     found = classify(model, tokenizer, data, ClassifySettings(comparison=plan), sae=sae, swaps=swaps)
-    config = found.model.config.feature_head
+    config: Any = found.model.config.feature_head
     assert config["removal"] == "none" and found.facts["kept"] == "leace"
     logits = torch.cat(
         [found.model(torch.tensor([tokenizer(text)["input_ids"]])).logits for text in data.texts["test"]]

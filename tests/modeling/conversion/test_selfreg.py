@@ -124,8 +124,9 @@ def test_bad_files(tmp_path: Path, changes: dict[str, Any], message: str) -> Non
 def base(n_labels: int, width: int = D) -> LlamaForSequenceClassification:
     config = LlamaConfig(
         vocab_size=20, hidden_size=width, intermediate_size=8, num_hidden_layers=16, num_attention_heads=1,
-        num_key_value_heads=1, num_labels=n_labels, pad_token_id=0,
+        num_key_value_heads=1, pad_token_id=0,
     )  # fmt: skip
+    config.num_labels = n_labels
     return LlamaForSequenceClassification(config).eval()
 
 
@@ -149,7 +150,8 @@ def test_golden_classifier(variant: str) -> None:
     model = base(len(t["clf.bias"]), t["clf.h"].shape[1])
     sae = SparseAutoencoder.from_pretrained(next(folder.glob("*.pth")))
     model = selfreg_classifier(model, folder / "SelfReg" / "seed0.pt", sae, features)
-    head, states = model.feature_head, {"": "", "2": "2"} if "clf.h2" in t else {"": ""}
+    head, states = model.feature_head, ("", "2") if "clf.h2" in t else ("",)
+    assert head is not None
     for name in states:
         removed = head.read(t[f"clf.h{name}"][:, None], None, model.saes[0])
         golden.assert_rows_close(removed, t[f"clf.removed_h{name}"], "removed")
