@@ -19,7 +19,7 @@ PYTEST := -m pytest -n $(WORKERS)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-avx2 architectures build bench docs docs-serve .venv
+.PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-avx2 architectures promises build bench docs docs-serve .venv
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
@@ -95,6 +95,9 @@ test-newest:  ## the fast tests with the newest releases of everything, in an en
 
 architectures: $(STAMP)  ## docs/architectures.md: every identity on every family of transformers, about half an hour
 	$(BIN)/python -m tests.architectures docs/architectures.md
+
+promises: $(STAMP)  ## docs/papers/promises.md: what each command prints, a few minutes
+	COLUMNS=220 OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.docs.promises
 
 build: $(STAMP)  ## the wheel and the source distribution, in dist/
 	rm -rf dist
