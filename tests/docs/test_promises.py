@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.promises import PAGE, form, page_folder, promises, run
+from tests.docs.promises import PAGE, alike, page_folder, promises, run
 
 TEXTS = ("generate", "steer-feature", "align-topic")  # they print what a random model writes
 
@@ -25,7 +25,7 @@ def test_every_promise_is_kept(command_line: None) -> None:
             if one.is_command and one.code.split()[1] in TEXTS:
                 assert printed, one.code
             else:
-                assert [form(line) for line in printed] == [form(line) for line in one.shown], one.code
+                assert alike(printed, one.shown), f"{one.code}\n{printed}\n{one.shown}"
 
 
 def test_every_promise_shows_what_it_prints() -> None:
