@@ -81,6 +81,7 @@ class Reader:
     def __init__(self, args: argparse.Namespace, sae: SparseAutoencoder) -> None:
         self.args, self.sae, self.model = args, sae, None
 
+    @torch.no_grad()
     def part(self, name: str, texts: Sequence[str]) -> Part:
         file = self.args.out / f"{name}.safetensors"
         if not file.exists():
