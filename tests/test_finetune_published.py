@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ TEXT = "w1 w2 w3"
             ["--train", "train.csv", "--test", "test.csv", "--unintended", "3,9"],
         ),
         ("finetune_language_model", "CausalLM", ["--text", "text.txt", "--feature", "3", "--scale", "2"]),
+        pytest.param(
+            "finetune_language_model",
+            "CausalLM",
+            ["--text", "text.txt", "--feature", "3", "--scale", "2", "--trl"],
+            marks=pytest.mark.skipif(find_spec("trl") is None, reason="needs TRL"),
+        ),
     ],
 )
 def test_what_was_pushed_answers_without_the_library(
