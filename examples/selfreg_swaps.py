@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor
@@ -84,8 +85,12 @@ class Reader:
     @torch.no_grad()
     def part(self, name: str, texts: Sequence[str]) -> Part:
         file = self.args.out / f"{name}.safetensors"
+        facts = f"{self.args.model}, {self.sae.config.read_at}, {self.args.max_length} tokens, {len(texts)} texts"
         if not file.exists():
-            self._read(file, texts)
+            self._read(file, texts, facts)
+        with safe_open(file, framework="pt") as stored:
+            if (of := (stored.metadata() or {}).get("of")) != facts:
+                raise SystemExit(f"{file} is of {of}, not of {facts}: give another --out, or delete it.")
         found = load_file(file)
         tokens, index, n = found["tokens"], found["index"], len(texts)
         counts = torch.bincount(index, minlength=n).clamp(min=1)[:, None]
@@ -100,7 +105,7 @@ class Reader:
             latents.index_add_(0, index[rows], z if scale is None else z * scale)
         return Part(tokens, index, pooled / counts, latents / counts)
 
-    def _read(self, file: Path, texts: Sequence[str]) -> None:
+    def _read(self, file: Path, texts: Sequence[str], facts: str) -> None:
         if self.model is None:
             self.model, self.tokenizer, _ = load(self.args.model, [], model_dtype="float32")
         place = self.sae.config.read_at
@@ -111,7 +116,7 @@ class Reader:
         index = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(k) for k in keep]))
         norms = states.norm(dim=-1)
         usual = norms <= OUTLIER * norms.median()
-        save_file({"tokens": states[usual].half(), "index": index[usual]}, file)
+        save_file({"tokens": states[usual].half(), "index": index[usual]}, file, metadata={"of": facts})
 
 
 @dataclass

@@ -212,6 +212,9 @@ def test_selfreg_swaps(pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert way == "plain" or best["validation_delta"] < plain["validation_delta"]
         assert best["validation"] >= plain["validation"] - 2 * 0.01
     assert len(found["shown"]["leace"]["effect"]) == 4 and WORDS[0] + " " not in text
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--max-length", "5"])
+    with pytest.raises(SystemExit, match="128 tokens, .* texts, not of .*, 5 tokens"):
+        module.main()
 
 
 def tiny_files(folder: Path) -> Path:
