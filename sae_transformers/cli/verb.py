@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
+from ..workflows.settings.llm import without_logins
 from .errors import fail
 
 # Old spellings of options that several verbs have; each is taken where its option is.
@@ -122,7 +123,7 @@ def recorded_command(quiet: Collection[str] = ()) -> str:
     """The command that runs, with every option that differs from its default.
 
     Args:
-        quiet: options that are left out.
+        quiet: options that are left out. Addresses lose their logins.
     """
     verb, values = _RUNNING.get()
     words = ["sae-transformers", verb]
@@ -135,7 +136,7 @@ def recorded_command(quiet: Collection[str] = ()) -> str:
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
                 words += [word for one in _shown(value) for word in (f"--{flag}", one)]
-    return shlex.join(words)
+    return without_logins(shlex.join(words))
 
 
 def _shown(value: Any) -> list[str]:

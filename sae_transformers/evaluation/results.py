@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..latents.logins import without_logins
 from ..latents.whole_file import whole_file
 from .method_ids import COMPARED, MethodId, old_method
 
@@ -179,7 +180,7 @@ class Results:
 def write_results(results: Results, path: str | Path) -> Path:
     """Write the record whole or not at all. Returns the path."""
     path = Path(path)
-    text = json.dumps(results.to_dict(), indent=2, ensure_ascii=False)
+    text = without_logins(json.dumps(results.to_dict(), indent=2, ensure_ascii=False))
     with whole_file(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
     return path

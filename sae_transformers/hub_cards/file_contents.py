@@ -25,6 +25,7 @@ SECRETS = {
     "a Google API key": rb"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",
     "a Slack token": rb"(?<![A-Za-z0-9])xox[abposr]-[A-Za-z0-9-]{20,}",
     "a Weights & Biases key": rb"(?:wandb|WANDB)(?i:[_-]?api[_-]?key\W{1,5}[0-9a-f]{40})",
+    "a login in an address": rb"(?i:\b[a-z][a-z0-9+.-]{1,20}://)[^\s/?#:@\"'<>]{1,100}:[^\s/?#@\"'<>]{1,200}@[A-Za-z0-9\[]",
     "a private key": rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
 }
 _SECRETS = {kind: re.compile(form) for kind, form in SECRETS.items()}
@@ -37,6 +38,7 @@ _HINTS = {
     "a Google API key": (b"AIza",),
     "a Slack token": (b"xox",),
     "a Weights & Biases key": (b"wandb", b"WANDB"),
+    "a login in an address": (b"://",),
     "a private key": (b"PRIVATE KEY",),
 }
 SECRET_NAMES = (".env", ".env.*", "*.pem", "id_rsa*", "id_ed25519*", ".netrc", "_netrc", ".git-credentials", ".pypirc",

@@ -16,6 +16,7 @@ from ..evaluation.journal import Journal, fingerprint
 from ..evaluation.results import Results, SuiteResult, read_results, versions, write_results
 from ..evaluation.suites import SUITES, Suite, SuiteInputs, suite_of
 from ..latents.context import check_length
+from ..latents.logins import without_logins
 from ..modeling import SaeForCausalLM, Steering
 from .results import html_table, to_frame
 from .settings.evaluate import EvaluateSettings
@@ -152,9 +153,10 @@ def read_suites(
         OSError: a file is not there.
     """
     llm: LLMSettings = options.language_model
+    judge_url = None if llm.llm_url is None else without_logins(llm.llm_url)  # it goes into the record
     inputs = SuiteInputs(
         None if features is None else tuple(features), feature_texts, options.reading, options.bootstrap,
-        lambda: _ask(llm), {"judge_model": llm.llm or llm.local_model, "judge_url": llm.llm_url}, _embedder,
+        lambda: _ask(llm), {"judge_model": llm.llm or llm.local_model, "judge_url": judge_url}, _embedder,
     )  # fmt: skip
     return [SUITES[name].read(getattr(options, name), inputs) for name in _chosen(options, names)]
 

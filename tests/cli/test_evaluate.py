@@ -172,8 +172,10 @@ def test_the_table_shows_value_interval_n_and_baseline(done: tuple[Path, Result]
 def test_what_identifies_a_run_is_stored_as_before(tmp_path: Path) -> None:
     """Under the names that options had when records began to be kept, so that a run begun then goes on."""
     options = ("--labelled", "labelled.csv", "--prompts", "prompts.txt", "--new-tokens", 4, "--strengths", "0.2")
-    result = run(tmp_path, "--suite", "steering", *options, "--rows-at-once", 4, data=False)
+    login = ("--llm-url", "http://reader:pass-word@127.0.0.1:9/v1")  # nothing is asked there, and it is in no record
+    result = run(tmp_path, "--suite", "steering", *options, *login, "--rows-at-once", 4, data=False)
     assert result.exit_code == 0, result.output
+    assert "pass-word" not in (tmp_path / "results.json").read_text() + result.output
     assert "--new-tokens is now --max-new-tokens." in result.stderr
     suite = read_results(tmp_path / "results.json").suites["steering"]
     assert suite.settings["asked"] == {
@@ -181,9 +183,10 @@ def test_what_identifies_a_run_is_stored_as_before(tmp_path: Path) -> None:
         "chat": False, "samples": 0, "rows_at_once": 4, "resamples": 20, "seed": 0, "scorer": "words",
         "strengths": [0.2], "goals": ["raise", "lower"], "tokens_at_once": 1024, "feature": None, "more": "",
         "less": "", "op": "direction", "max_length": 16, "max_labelled": 500, "text_column": "text",
-        "label_column": "label", "judge_model": None, "judge_url": None,
+        "label_column": "label", "judge_model": None,
+        "judge_url": "http://127.0.0.1:9/v1",
     }  # fmt: skip
-    assert suite.settings["command"].endswith("--generation-batch-size 4")
+    assert suite.settings["command"].endswith("--generation-batch-size 4 --llm-url http://127.0.0.1:9/v1")
     named = {one.of.feature for one in suite.measurements if one.of is not None and one.method.startswith("latent")}
     assert named == {9}
 

@@ -27,6 +27,7 @@ SECRETS = {
     "Google": "AIza" + LETTERS[:35],
     "Slack": "xoxb-" + "1234567890-abcdefghij",
     "Weights": "WANDB_API_KEY=" + "0123456789abcdef" * 2 + "01234567",
+    "login": "https://reader:" + "not-a-word@host.example/v1",
     "private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
 }
 
@@ -38,6 +39,12 @@ def test_a_secret_is_found_and_never_repeated(tmp_path: Path, kind: str) -> None
     (found,) = secrets(path)
     assert kind in found.what and found.where == "line 3"
     assert SECRETS[kind] not in str(found)
+
+
+@pytest.mark.parametrize("text", ["https://host/v1?at=12:30@noon", "see https://a.example: b@c", "git@host:a/b"])
+def test_an_address_without_a_login_is_no_secret(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notes.md").write_text(text)
+    assert not list(secrets(tmp_path / "notes.md"))
 
 
 def test_a_secret_is_found_where_two_blocks_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
