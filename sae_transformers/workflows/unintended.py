@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..create_training_data.annotation.tables import read_unintended as read_judged
 from ..create_training_data.swaps import read_word_pairs, swapped_pairs
+from ..evaluation.detection.metrics import mean_by_text
 from ..latents.hidden_states import HiddenStateReader
 from ..latents.text_states import OUTLIER, usual_states
 from ..latents.texts import read_column
@@ -139,10 +140,4 @@ def find_reactions(reading: PooledTokens, texts: SwappedTexts, top: int) -> Swap
     (first, rows), (second, others) = (reading.read(side) for side in texts)
     found = counterfactual_features(reading.sae, first, second, texts=(rows, others), top=top)["indices"]
     n = len(texts.original)
-    return SwapReactions(found, mean_states(first, rows, n), mean_states(second, others, n))
-
-
-def mean_states(states: Tensor, texts: Tensor, n_texts: int) -> Tensor:
-    """(n_texts, d) float32 on the CPU: of states (n, d) the mean over those of each text, (n,) int64."""
-    sums = torch.zeros(n_texts, states.shape[1]).index_add_(0, texts.cpu(), states.float().cpu())
-    return sums / torch.bincount(texts.cpu(), minlength=n_texts)[:, None]
+    return SwapReactions(found, mean_by_text(first.cpu(), rows, n), mean_by_text(second.cpu(), others, n))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ...latents.named_configs import read_named_config
 from ...modeling import SparseAutoencoder, SparseAutoencoderConfig
 from .arguments import SaeLossArguments, SaeTrainingArguments
 
@@ -126,18 +127,7 @@ def own_options() -> list[tuple[str, Any, str]]:
 
 
 def _read_yaml(config: str | Path) -> dict[str, Any]:
-    path = Path(config)
-    if not path.is_file() and (CONFIGS / f"{config}.yaml").is_file():
-        path = CONFIGS / f"{config}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
-        raise FileNotFoundError(f"There is no file {str(config)!r}, and the library's own recipes are {known}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping with {', '.join(SECTIONS)}.")
+    values = read_named_config(config, CONFIGS, "recipes")
     for name in values:
         if name not in SECTIONS:
             raise _unknown(name, SECTIONS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...latents.named_configs import read_named_config
 from ...latents.settings import check_choice, check_integers, check_numbers
 
 CONFIGS = Path(__file__).parents[2] / "training/steering/configs"
@@ -213,20 +214,7 @@ def knowledge_config(config: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is no YAML, or holds another name.
     """
-    import yaml
-
-    path = Path(config)
-    if not path.is_file() and (CONFIGS / f"{config}.yaml").is_file():
-        path = CONFIGS / f"{config}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
-        raise FileNotFoundError(f"There is no file {str(config)!r}, and the library's own configs are {known}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of settings. Received: {type(values).__name__}.")
+    values = read_named_config(config, CONFIGS, "configs")
     _check_names(values)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
