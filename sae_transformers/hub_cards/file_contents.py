@@ -2,168 +2,159 @@
 
 from __future__ import annotations
 
-import ast
-import gzip
 import json
-import pickletools
 import re
-import struct
-import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import pickles
 from .markdown import PATH
+from .opened_files import Piece, opened, safetensors_header
 
-# Kind of secret -> its form. A form is long enough that words and vocabularies do not have it by accident.
-SECRETS = {
-    "a Hugging Face token": rb"(?<![A-Za-z0-9_])(?:hf|api_org)_[A-Za-z0-9]{30,}",
-    "an OpenAI or Anthropic key": rb"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}",
-    "an AWS access key": rb"(?<![A-Za-z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Za-z0-9])",
-    "a GitHub token": rb"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})",
-    "a Google API key": rb"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",
-    "a Slack token": rb"(?<![A-Za-z0-9])xox[abposr]-[A-Za-z0-9-]{20,}",
-    "a Weights & Biases key": rb"(?:wandb|WANDB)(?i:[_-]?api[_-]?key\W{1,5}[0-9a-f]{40})",
-    "a login in an address": rb"(?i:\b[a-z][a-z0-9+.-]{1,20}://)[^\s/?#:@\"'<>]{1,100}:[^\s/?#@\"'<>]{1,200}@[A-Za-z0-9\[]",
-    "a private key": rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
+# Kind of secret -> what each one has in it, looked for first (a tenth of the time in large files), and its form, which
+# is long enough that words and vocabularies do not have it by accident.
+SECRETS: dict[str, tuple[tuple[bytes, ...], bytes]] = {
+    "a Hugging Face token": ((b"hf_", b"api_org_"), rb"(?<![A-Za-z0-9_])(?:hf|api_org)_[A-Za-z0-9]{30,}"),
+    "an OpenAI or Anthropic key": ((b"sk-",), rb"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}"),
+    "a Groq key": ((b"gsk_",), rb"(?<![A-Za-z0-9_])gsk_[A-Za-z0-9]{40,}"),
+    "an xAI key": ((b"xai-",), rb"(?<![A-Za-z0-9_-])xai-[A-Za-z0-9]{40,}"),
+    "a Perplexity key": ((b"pplx-",), rb"(?<![A-Za-z0-9_-])pplx-[A-Za-z0-9]{40,}"),
+    "an NVIDIA key": ((b"nvapi-",), rb"(?<![A-Za-z0-9_-])nvapi-[A-Za-z0-9_-]{50,}"),
+    "a Replicate token": ((b"r8_",), rb"(?<![A-Za-z0-9_])r8_[A-Za-z0-9]{30,}"),
+    "a LangSmith key": ((b"lsv2_",), rb"(?<![A-Za-z0-9_])lsv2_(?:pt|sk)_[0-9a-f]{32}"),
+    "a Pinecone key": ((b"pcsk_",), rb"(?<![A-Za-z0-9_])pcsk_[A-Za-z0-9_]{40,}"),
+    "a Databricks token": ((b"dapi",), rb"(?<![A-Za-z0-9_])dapi[0-9a-f]{32}"),
+    "an AWS access key": ((b"AKIA", b"ASIA"), rb"(?<![A-Za-z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Za-z0-9])"),
+    "an AWS secret key": (
+        (b"key", b"KEY", b"Key"),
+        rb"(?i:(?:aws|secret)[\w-]{0,20}key)[^A-Za-z0-9/+]{1,10}"
+        rb"(?![0-9a-f]{40})[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",
+    ),
+    "an Azure storage key": ((b"AccountKey=",), rb"AccountKey=[A-Za-z0-9/+]{86}=="),
+    "an Azure key": (
+        (b"key", b"KEY", b"Key"),
+        rb"(?i:azure[\w-]{0,30}key)[^A-Za-z0-9]{1,10}(?:[0-9a-f]{32}|[A-Za-z0-9]{84})(?![A-Za-z0-9])",
+    ),
+    "an Azure client secret": ((b"Q~",), rb"(?<![\w~.-])[\w~.-]{3}[0-9]Q~[\w~.-]{31,34}(?![\w~.-])"),
+    "a GitHub token": (
+        (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
+        rb"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})",
+    ),
+    "a GitLab token": (
+        (b"glpat-", b"gldt-", b"glrt-", b"glft-", b"glsoat-", b"glagent-", b"glcbt-", b"glptt-", b"glimt-"),
+        rb"(?<![A-Za-z0-9_-])gl(?:pat|dt|rt|ft|soat|agent|cbt|ptt|imt)-(?=[A-Za-z_.-]*[0-9])[A-Za-z0-9_.-]{20,}",
+    ),
+    "an npm token": ((b"npm_",), rb"(?<![A-Za-z0-9_])npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])"),
+    "a PyPI token": ((b"pypi-AgE",), rb"(?<![A-Za-z0-9_-])pypi-AgE[A-Za-z0-9_-]{50,}"),
+    "a Google API key": ((b"AIza",), rb"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
+    "a Google client secret": ((b"GOCSPX-",), rb"(?<![A-Za-z0-9_-])GOCSPX-[A-Za-z0-9_-]{28}(?![A-Za-z0-9_-])"),
+    "a Slack token": ((b"xox",), rb"(?<![A-Za-z0-9])xox[abeposr](?:\.xox[bp])?-[A-Za-z0-9-]{20,}"),
+    "a Stripe key": (
+        (b"_live_", b"_test_", b"whsec_"),
+        rb"(?<![A-Za-z0-9_])(?:[sr]k_(?:live|test)_[A-Za-z0-9]{20,}|whsec_[A-Za-z0-9+/]{32,})",
+    ),
+    "a SendGrid key": ((b"SG.",), rb"(?<![\w.-])SG\.[\w-]{22}\.[\w-]{43}(?![\w-])"),
+    "a Telegram token": ((b":AA",), rb"(?<![\w:])[0-9]{8,10}:AA[\w-]{33}(?![\w-])"),
+    "a Weights & Biases key": ((b"wandb", b"WANDB"), rb"(?:wandb|WANDB)(?i:[_-]?api[_-]?key\W{1,5}[0-9a-f]{40})"),
+    "a JSON web token": ((b"eyJ",), rb"(?<![\w.-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{20,}"),
+    "a login in an address": (
+        (b"://",),
+        rb"(?i:\b[a-z][a-z0-9+.-]{1,20}://)[^\s/?#:@\"'<>]{1,100}:[^\s/?#@\"'<>]{1,200}@[A-Za-z0-9\[]",
+    ),
+    "a private key": ((b"PRIVATE KEY",), rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
 }
-_SECRETS = {kind: re.compile(form) for kind, form in SECRETS.items()}
-# What each form has in it, looked for first: a tenth of the time in large files.
-_HINTS = {
-    "a Hugging Face token": (b"hf_", b"api_org_"),
-    "an OpenAI or Anthropic key": (b"sk-",),
-    "an AWS access key": (b"AKIA", b"ASIA"),
-    "a GitHub token": (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
-    "a Google API key": (b"AIza",),
-    "a Slack token": (b"xox",),
-    "a Weights & Biases key": (b"wandb", b"WANDB"),
-    "a login in an address": (b"://",),
-    "a private key": (b"PRIVATE KEY",),
-}
+_SECRETS = [(kind, hints, re.compile(form)) for kind, (hints, form) in SECRETS.items()]
 SECRET_NAMES = (".env", ".env.*", "*.pem", "id_rsa*", "id_ed25519*", ".netrc", "_netrc", ".git-credentials", ".pypirc",
                 ".npmrc", "credentials", "credentials.json", "token", "stored_tokens")  # fmt: skip
-PICKLE_NAMES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.dill", "*.cloudpickle",
-                "*.pt2", "*.mar", "*.nemo")  # fmt: skip
 # Files whose texts are words of a language: a path in them is a word.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "*.model")
 WITH_PATHS = ("*.json", "*.md", "*.yaml", "*.yml", "*.toml", "*.cfg", "*.ini")
 # Folders that a machine has and a text does not mention by accident.
 ROOTS = ("root", "home", "Users", "mnt", "tmp", "var", "data", "opt", "scratch", "work", "workspace", "private", "srv",
          "media", "gpfs", "lustre", "nfs", "content", "kaggle", "dbfs", "Volumes")  # fmt: skip
-_CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "REDUCE", "BUILD"}
-BLOCK, OVERLAP = 1 << 22, 4096
+# In a text of two bytes a character, or of four.
+_WIDE = re.compile(rb"\0(?:[ -~]\0){4}|\0\0\0(?:[ -~]\0\0\0){3}")
+_ESCAPE = re.compile(rb"\\(?:u00([0-7][0-9A-Fa-f])|x([0-7][0-9A-Fa-f])|([nrtbf])|([!-/:-@\[-`{-~]))")
+_BETWEEN = re.compile(rb"([\"'])\s*,\s*\1")  # two texts of a list
+SECRET, PICKLE, CLOSED = "secret", "pickle", "closed"
 
 
 class Found(NamedTuple):
-    """What is wrong with a file: what it is, and where in it, if that is known."""
+    """What is wrong with a file: what it is, where in it, if that is known, and which kind of fault."""
 
     what: str
     where: str = ""
+    fault: str = SECRET
 
 
-def secrets(path: Path) -> Iterator[Found]:
-    """Secrets in a file. The message never holds the secret."""
-    if any(fnmatch(path.name, name) for name in SECRET_NAMES):
-        yield Found("a file that usually holds a secret")
-    seen, line = set(), 1
-    for block, new in _blocks(path):
-        for kind, form in _SECRETS.items():
-            hinted = kind not in seen and any(hint in block for hint in _HINTS[kind])
-            if hinted and (match := form.search(block)):
-                seen.add(kind)
-                yield Found(kind, f"line {line + block.count(10, 0, match.start())}")
-        line += block.count(10, 0, new)
+def faults(path: Path) -> Iterator[Found]:
+    """Secrets and pickles in a file and in what is packed in it, and what of it cannot be opened.
 
-
-def _blocks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """A file's bytes in overlapping blocks, each with the number of bytes that the next block does not repeat.
-
-    Of safetensors the header alone: the rest is numbers.
+    A message never holds the secret. Each kind of secret is told once, and one pickle.
     """
-    with path.open("rb") as file:
-        if path.suffix == ".safetensors":
-            yield (header := _header(path)), len(header)
-            return
-        kept = b""
-        while part := file.read(BLOCK):
-            block = kept + part
-            new = max(0, len(block) - OVERLAP) if len(part) == BLOCK else len(block)
-            yield block, new
-            kept = block[new:]
+    seen: set[str] = set()
+    for piece in opened(path):
+        for found in _of_piece(piece) if isinstance(piece, Piece) else [_closed(*piece)]:
+            if (kind := found.what if found.fault == SECRET else found.fault) not in seen:
+                seen.add(kind)
+                yield found
 
 
-def _header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        size = file.read(8)
-        return file.read(min(struct.unpack("<Q", size)[0], 1 << 27)) if len(size) == 8 else b""
+def _closed(where: str, why: str) -> Found:
+    return Found(f"it cannot be opened: {why}", where, CLOSED)
 
 
-def pickle_in(path: Path) -> Found | None:
-    """A pickle: by the file's name, by its first bytes, inside a zip, or as objects of a NumPy file."""
-    if any(fnmatch(path.name.lower(), name) for name in PICKLE_NAMES):
-        return Found("a pickle by its name")
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
-    if start.startswith(b"PK\x03\x04"):
-        return _in_zip(path)
-    if start.startswith(b"\x1f\x8b"):
-        try:
-            with gzip.open(path) as file:
-                start = file.read(1 << 16)
-        except (OSError, EOFError):
-            return None
-    return _by_bytes(start)
+def _of_piece(piece: Piece) -> Iterator[Found]:
+    if piece.first:
+        if any(fnmatch(piece.name, name) for name in SECRET_NAMES):
+            yield Found("a file that usually holds a secret", piece.where)
+        if any(fnmatch(piece.name.lower(), name) for name in pickles.NAMES):
+            yield Found("a pickle by its name", piece.where, PICKLE)
+        if what := pickles.is_pickle(piece.block[: pickles.START]):
+            yield Found(what, piece.where, PICKLE)
+    if pickles.holds_pickle(piece.block):
+        yield Found("a pickle after other bytes", piece.where, PICKLE)
+    for text, in_lines in _readings(piece.block):
+        for kind, hints, form in _SECRETS:
+            if any(hint in text for hint in hints) and (match := form.search(text)):
+                line = f"line {piece.line + text.count(10, 0, match.start())}" if piece.line and in_lines else ""
+                yield Found(kind, ", ".join(filter(None, (piece.where, line))))
 
 
-def _by_bytes(start: bytes) -> Found | None:
-    if start[:1] == b"\x80" and len(start) > 2 and start[1] in range(2, 6):
-        return Found("a pickle by its first bytes")
-    if start.startswith(b"\x93NUMPY"):
-        return Found("a NumPy file of objects, which is a pickle") if _has_objects(start) else None
-    if start[:1] in (b"c", b"(", b"i", b"]", b"}"):  # protocols 0 and 1 are text, and have no mark
-        return Found("a pickle by its first bytes") if _is_old_pickle(start) else None
-    return None
+def _readings(block: bytes) -> Iterator[tuple[bytes, bool]]:
+    """A block as it lies and as its texts read, each with whether its lines are the file's.
+
+    Its texts: of one byte a character; without escapes, twice for JSON in JSON; and those of a list side by side, as
+    the tokens of a text stand in dashboards.
+    """
+    yield block, True
+    if _WIDE.search(block):
+        block = block.replace(b"\0", b"")
+        yield block, True
+    for _ in range(2):
+        if b"\\" not in block or (plain := _ESCAPE.sub(_meant, block)) == block:
+            break
+        block = plain
+        yield block, True
+    if (joined := _BETWEEN.sub(b"", block)) != block:
+        yield joined, False
 
 
-def _has_objects(start: bytes) -> bool:
-    text = re.search(rb"\{.*?\}", start[:4096], re.DOTALL)
-    try:
-        return bool(text) and "O" in str(ast.literal_eval(text[0].decode("latin-1")).get("descr", ""))
-    except (ValueError, SyntaxError, AttributeError):
-        return False
-
-
-def _is_old_pickle(start: bytes) -> bool:
-    called = False
-    try:
-        for opcode, _, _ in pickletools.genops(start):
-            called = called or opcode.name in _CALLS
-            if opcode.name == "STOP":
-                return called
-    except Exception:  # whatever is wrong, it is no pickle
-        return False
-    return False
-
-
-def _in_zip(path: Path) -> Found | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    start = member.read(1 << 16)
-                if fnmatch(name.lower(), "*.pkl") or _by_bytes(start):
-                    return Found("a zip file with a pickle in it")
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
-        return Found("a zip file that cannot be read")
-    return None
+def _meant(found: re.Match[bytes]) -> bytes:
+    """The character that an escape of JSON, Python or Markdown stands for; of white space a space."""
+    code, short, space, mark = found.groups()
+    if space:
+        return b" "
+    return mark or bytes.fromhex((code or short).decode())
 
 
 def absolute_paths(path: Path) -> Iterator[Found]:
     """Absolute paths in JSON, YAML and Markdown, and in the metadata of safetensors; the first three of a file."""
     if path.suffix == ".safetensors":
         try:
-            texts = [("metadata", json.dumps(json.loads(_header(path) or b"{}").get("__metadata__", {})))]
+            texts = [("metadata", json.dumps(json.loads(safetensors_header(path) or b"{}").get("__metadata__", {})))]
         except ValueError:
             return
     elif not any(fnmatch(path.name, name) for name in WITH_PATHS) or any(

@@ -11,10 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import DatasetCard, ModelCard, SpaceCard
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard, constants
 
 from .facts import HEADS, REPO_ID, read_json
-from .file_contents import absolute_paths, pickle_in, secrets
+from .file_contents import CLOSED, PICKLE, SECRET, Found, absolute_paths, faults
 
 # Left out without a word: of tools, not of a model. A .gitignore would make the Hub drop files in silence.
 SILENT = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store", "*.pyc", ".gitattributes", ".gitignore")
@@ -26,8 +26,11 @@ NOT_BELONGING = (
 )  # fmt: skip
 IMPORTS = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 # What to do, told once for all files that it concerns.
-SECRET = "Take secrets out and revoke them: one that was in a file counts as known."
-PICKLE = "A pickle can run code where it is loaded: save tensors as safetensors, or leave the file out by `exclude`."
+REMEDIES = {
+    SECRET: "Take secrets out and revoke them: one that was in a file counts as known.",
+    PICKLE: "A pickle can run code where it is loaded: save tensors as safetensors, or leave it out by `exclude`.",
+    CLOSED: "What is not opened is not checked: unpack it, or leave it out by `exclude`.",
+}
 PATHS = (
     "Absolute paths say nothing elsewhere and tell about your machine: for a base's folder give `base`, its id on "
     "the Hub; else change the file, leave it out by `exclude`, or keep it by `allow_paths`."
@@ -54,10 +57,15 @@ def files_of(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it holds nothing, or a link that leads nowhere or to a folder.
+        ValueError: it holds nothing; or a link that leads nowhere, to a folder, or out of this one and not into the
+            Hub's cache.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a folder to publish. Received: {str(folder)!r}, which is none.")
+    whole = folder.resolve()
+    insides = [whole, Path(constants.HF_HUB_CACHE).resolve()]
+    if whole.parent.name == "snapshots":  # of a cache elsewhere
+        insides.append(whole.parents[1] / "blobs")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -65,6 +73,11 @@ def files_of(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, Path]:
             continue
         if not path.is_file():
             raise ValueError(f"{path} must be a file. Received: a link to a folder or to nothing; put a copy there.")
+        if not any(path.resolve().is_relative_to(inside) for inside in insides):
+            raise ValueError(
+                f"{path} must be a file of the folder. Received: a link to {path.resolve()}; put a copy there, or "
+                f"leave it out by `exclude`."
+            )
         found[name] = path
     if not found:
         raise ValueError(f"There is nothing to publish in {str(folder)!r}.")
@@ -84,9 +97,7 @@ def problems(files: Mapping[str, Path], *, allow_paths: bool = False) -> list[Pr
         if _matches(name, NOT_BELONGING):
             found.append(Problem(f"{name}: of a run", STATE))
             continue
-        found += [Problem(f"{name}: {_told(one)}", SECRET) for one in secrets(path)]
-        if one := pickle_in(path):
-            found.append(Problem(f"{name}: {_told(one)}", PICKLE))
+        found += [Problem(f"{name}: {_told(one)}", REMEDIES[one.fault]) for one in faults(path)]
         if not allow_paths:
             found += [Problem(f"{name}: {_told(one)}", PATHS) for one in absolute_paths(path)]
         if path.suffix == ".safetensors" and (reason := _broken(path)):
@@ -94,7 +105,7 @@ def problems(files: Mapping[str, Path], *, allow_paths: bool = False) -> list[Pr
     return found
 
 
-def _told(one: Any) -> str:
+def _told(one: Found) -> str:
     return f"{one.what} ({one.where})" if one.where else one.what
 
 

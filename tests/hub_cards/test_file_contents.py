@@ -13,8 +13,8 @@ import numpy
 import pytest
 import torch
 
-from sae_transformers.hub_cards import file_contents
-from sae_transformers.hub_cards.file_contents import absolute_paths, pickle_in, secrets
+from sae_transformers.hub_cards import opened_files
+from sae_transformers.hub_cards.file_contents import SECRET, Found, absolute_paths, faults
 from tests.hub_cards import folders
 
 # Made here, so that no scanner takes this file for one that holds secrets.
@@ -30,6 +30,15 @@ SECRETS = {
     "login": "https://reader:" + "not-a-word@host.example/v1",
     "private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
 }
+
+
+def secrets(path: Path) -> list[Found]:
+    return [one for one in faults(path) if one.fault == SECRET]
+
+
+def pickle_in(path: Path) -> Found | None:
+    """The first reason that is no secret: a pickle, or an archive that might hold one."""
+    return next((one for one in faults(path) if one.fault != SECRET), None)
 
 
 @pytest.mark.parametrize("kind", SECRETS)
@@ -48,7 +57,7 @@ def test_an_address_without_a_login_is_no_secret(tmp_path: Path, text: str) -> N
 
 
 def test_a_secret_is_found_where_two_blocks_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_contents, "BLOCK", 16384)
+    monkeypatch.setattr(opened_files, "BLOCK", 16384)
     path = tmp_path / "big.txt"
     for before in (16384 - 40, 16384 - 20, 16383, 16384, 2 * 16384 - 4096 - 20):
         path.write_bytes(b"." * (before - 1) + b" " + SECRETS["Hugging Face"].encode() + b"\n" + b"." * 40_000)
