@@ -1,6 +1,8 @@
 """Activation functions of sparse autoencoders: pure functions of the pre-activations, with their gradients.
 
-Notation: `pre_acts (..., d_sae)`, any float dtype, never modified. Comparisons with a threshold are strict.
+Notation: `pre_acts (..., d_sae)`, any float dtype, never modified. Comparisons with a threshold are strict, and ask
+what does not pass: a NaN stays one in every activation, so that a damaged hidden state cannot be taken for one
+without active latents.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def after_top_k(values: Tensor, activation: str) -> Tensor:
 
 def _jump(pre_acts: Tensor, threshold: Tensor) -> Tensor:
     """relu(pre_acts) * (pre_acts > threshold), in one comparison: nothing below 0 passes either."""
-    return torch.where(pre_acts > threshold.clamp(min=0), pre_acts, 0.0)
+    return torch.where(pre_acts <= threshold.clamp(min=0), 0.0, pre_acts)
 
 
 class _JumpRelu(torch.autograd.Function):
@@ -70,7 +72,7 @@ class _JumpRelu(torch.autograd.Function):
         pre_acts, threshold = ctx.saved_tensors
         grad_pre = grad_threshold = None
         if ctx.needs_input_grad[0]:
-            grad_pre = torch.where((pre_acts > threshold) & (pre_acts > 0), grad_latents, 0.0)
+            grad_pre = torch.where((pre_acts <= threshold) | (pre_acts <= 0), 0.0, grad_latents)
         if ctx.needs_input_grad[1]:
             inside = ((pre_acts - threshold).abs() < ctx.bandwidth / 2).to(grad_latents.dtype)
             grad_threshold = (-threshold / ctx.bandwidth * inside * grad_latents).sum_to_size(threshold.shape)
@@ -99,4 +101,4 @@ def jump_relu(pre_acts: Tensor, threshold: Tensor, bandwidth: float = 1e-3) -> T
 def gated(gate_pre_acts: Tensor, magnitude_pre_acts: Tensor) -> Tensor:
     """`relu(magnitude) where gate > 0`: "Improving dictionary learning with gated sparse autoencoders"
     (https://huggingface.co/papers/2404.16014), equation 3. Both and the result are (..., d_sae)."""
-    return torch.where(gate_pre_acts > 0, torch.relu(magnitude_pre_acts), 0.0)
+    return torch.where(gate_pre_acts <= 0, 0.0, torch.relu(magnitude_pre_acts))

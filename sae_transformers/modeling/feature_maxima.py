@@ -24,5 +24,7 @@ def measure_feature_max(sae: Any, hidden: Tensor | Iterable[Tensor], tokens_per_
             seen += len(states)
     if not seen:
         raise ValueError("Expected hidden states of a token or more. Received: none.")
+    if not bool(maxima.isfinite().all()):
+        raise ValueError("Expected finite hidden states. Received: some with NaN or infinite latents; leave them out.")
     sae.feature_max.copy_(maxima)
     return maxima

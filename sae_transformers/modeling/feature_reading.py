@@ -26,7 +26,7 @@ def detect(
     scores = output.sae_features[sae][..., 0]
     counted = _of_tokens(counted, scores, sae)
     if pooling == "mean":
-        pooled = (scores * counted).sum(-1) / counted.sum(-1)
+        pooled = scores.masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1)  # a NaN there is nobody's
     elif pooling == "max":
         pooled = scores.masked_fill(~counted, -torch.inf).amax(-1)
     else:

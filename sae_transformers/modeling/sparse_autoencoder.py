@@ -46,7 +46,7 @@ class SparseAutoencoder(SaeFiles):
     """A sparse autoencoder (or transcoder). `config` says which one; see `SparseAutoencoderConfig`.
 
     Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, its `reconstruction` (..., d_out) and its
-    `latents` (..., d_sae).
+    `latents` (..., d_sae). Of a hidden state with a NaN both have NaN, whatever the activation.
 
     All mathematics runs inside `forward`, public methods included, so that offloading and sharding hooks of the module
     see every use of its parameters.
@@ -370,7 +370,9 @@ class SparseAutoencoder(SaeFiles):
     def latents_of(self, normalized: Normalized, features: Tensor) -> Tensor:
         """Latents (..., m) of the indices `features` (m,)."""
         if self.config.activation in TOPK_ACTIVATIONS:
-            return self.code_of(normalized).dense()[..., features]
+            code = self.code_of(normalized)
+            damaged = code.sparse().values[..., :1].isnan()  # only k latents say so
+            return code.dense()[..., features].masked_fill(damaged, torch.nan)
         return self._activate(*self.pre_acts_of(normalized, features), features)
 
     def code_of(self, normalized: Normalized) -> Code:

@@ -33,6 +33,7 @@ from .format import (
     by_rows,
     matrix,
     need,
+    no_other_words,
     number,
     only,
     row_norms,
@@ -87,6 +88,7 @@ def read(checkpoint: Checkpoint) -> Converted:
     """One dictionary, of a finished or an interrupted run."""
     whole, where = checkpoint.json(CONFIG), f"{checkpoint.label}/{CONFIG}"
     trainer, buffer = _section(whole, "trainer", where), _section(whole, "buffer", where)
+    no_other_words(trainer, ("dict_class",), where)
     name = text(trainer, "dict_class", where)
     if name not in KINDS:
         raise ValueError(f"`dict_class` in {where} must be one of {', '.join(KINDS)}. Received: dict_class={name!r}.")

@@ -100,6 +100,23 @@ def shaped(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], whe
     return tensors[name]
 
 
+# By these words libraries say in a config what an SAE computes. Several libraries give their files the same names.
+MATHEMATICS = (
+    "act_fn", "activation", "activation_fn", "activation_fn_str", "activation_type", "architecture", "dict_class",
+    "encoder_type", "nonlinearity", "sae_type",
+)  # fmt: skip
+
+
+def no_other_words(values: Mapping[str, Any], own: tuple[str, ...], where: str) -> None:
+    """Raises ValueError where a config says what it computes by a word that this format does not have: another
+    library wrote it, whose mathematics would be left out in silence."""
+    if others := [name for name in MATHEMATICS if values.get(name) is not None and name not in own]:
+        raise ValueError(
+            f"{where} says what it computes by {', '.join(map(repr, others))}, which this format does not have: "
+            f"another library wrote it. Received: {others[0]}={values[others[0]]!r}."
+        )
+
+
 def agree(values: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> None:
     """Raises ValueError where a config states other sizes than the tensors have."""
     for name, size in sizes.items():

@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .format import Converted, Format, matrix, only, shaped, takes, whole_name
+from .format import Converted, Format, matrix, no_other_words, only, shaped, takes, whole_name
 
 FILE = "params.npz"
 SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_heads"}
@@ -22,6 +22,9 @@ SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "attn_heads"}
 def read(checkpoint: Checkpoint) -> Converted:
     takes(checkpoint)
     where = f"{FILE} of {checkpoint.label}"
+    for config in ("config.json", "cfg.json"):  # it has none: one that is there may be of another library
+        if checkpoint.has(config):
+            no_other_words(checkpoint.json(config), (), f"{config} of {checkpoint.label}")
     # Some repositories write w_enc and w_dec.
     tensors = {re.sub("^w_", "W_", name): tensor for name, tensor in checkpoint.tensors(FILE).items()}
     only(tensors, ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"), where)

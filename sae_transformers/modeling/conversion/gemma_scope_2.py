@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .format import Converted, Format, agree, flag, matrix, only, shaped, takes, text, whole_name
+from .format import Converted, Format, agree, flag, matrix, no_other_words, only, shaped, takes, text, whole_name
 
 FILE = "params.safetensors"
 SKIP = "affine_skip_connection"
@@ -43,6 +43,7 @@ def read(checkpoint: Checkpoint) -> Converted:
     config = _config(checkpoint, converted)
     where = f"config.json of {checkpoint.label}"
     agree(config, {"width": d_sae}, where)
+    no_other_words(config, ("architecture",), where)
     if text(config, "architecture", where) not in (None, "jump_relu"):
         raise ValueError(
             f"`architecture` in {where} must be 'jump_relu'. Received: architecture={config['architecture']!r}."

@@ -34,6 +34,7 @@ from .format import (
     flag,
     full,
     matrix,
+    no_other_words,
     number,
     only,
     place_of_hooks,
@@ -63,6 +64,7 @@ def read(checkpoint: Checkpoint) -> Converted:
     takes(checkpoint)
     where, inside = f"{HYPERPARAMETERS} of {checkpoint.label}", f"{FILE} of {checkpoint.label}"
     config, tensors = checkpoint.json(HYPERPARAMETERS), checkpoint.tensors(FILE)
+    no_other_words(config, ("act_fn",), where)
     activation = text(config, "act_fn", where)
     if activation not in ACTIVATIONS:
         raise ValueError(

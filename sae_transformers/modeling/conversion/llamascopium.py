@@ -20,7 +20,20 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .format import Converted, Format, agree, flag, matrix, number, only, place_of_hooks, shaped, takes, text
+from .format import (
+    Converted,
+    Format,
+    agree,
+    flag,
+    matrix,
+    no_other_words,
+    number,
+    only,
+    place_of_hooks,
+    shaped,
+    takes,
+    text,
+)
 
 CONFIG, FILE = "config.json", "sae_weights.safetensors"
 NORM = "dataset_average_activation_norm."
@@ -43,6 +56,7 @@ def standard(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Converted
     """An SAE whose tensors have this format's names."""
     takes(checkpoint)
     config, where, inside = checkpoint.json(CONFIG), f"{CONFIG} of {checkpoint.label}", f"{FILE} of {checkpoint.label}"
+    no_other_words(config, ("act_fn", "sae_type"), where)
     activation = text(config, "act_fn", where)
     if activation not in ACTIVATIONS:
         raise ValueError(

@@ -34,6 +34,7 @@ from .format import (
     given_or_stated,
     matrix,
     need,
+    no_other_words,
     number,
     only,
     place_as_text,
@@ -45,6 +46,7 @@ from .format import (
 )
 from .saelens_write import NORMALIZATIONS, write
 
+WORDS = ("architecture", "activation_fn", "activation_fn_str")
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 UNFOLDED = "expected_average_only_in"
 
@@ -136,9 +138,15 @@ def read(checkpoint: Checkpoint) -> Converted:
 def _modernised(said: dict[str, Any], about: Mapping[str, Any], where: str) -> tuple[dict[str, Any], Kind]:
     """A config in the terms of 6.x, as the library's `handle_pre_6_0_config` reads it, and its architecture."""
     said = dict(said)
+    no_other_words(said, WORDS, where)
     version = text(about, "sae_lens_version", where)
     architecture = text(said, "architecture", where)
     if version is None or int((re.match(r"\d{1,9}", version) or ["0"])[0]) < 6:
+        if architecture is None and not {"hook_point", "hook_name", *WORDS} & set(said):
+            raise ValueError(
+                f"{where} is no config of SAELens: it says neither `architecture` nor `hook_name`, as every release "
+                f"of it does (the first ones `hook_point`). Received: {', '.join(sorted(said)) or 'nothing'}."
+            )
         architecture = architecture or "standard"
         function = text(said, "activation_fn_str", where) or text(said, "activation_fn", where) or "relu"
         arguments = said.get("activation_fn_kwargs")

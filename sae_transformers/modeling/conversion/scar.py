@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .format import Converted, Format, agree, matrix, number, only, shaped, takes, text, whole_name
+from .format import Converted, Format, agree, matrix, no_other_words, number, only, shaped, takes, text, whole_name
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PREFIX = "SAE."
@@ -63,6 +63,7 @@ def _choice(config: Mapping[str, Any], name: str, known: tuple[str, ...], where:
 def read(checkpoint: Checkpoint) -> Converted:
     takes(checkpoint)
     where, config = f"config.json of {checkpoint.label}", checkpoint.json("config.json")
+    no_other_words(config, ("activation",), where)
     activation = _choice(config, "activation", ACTIVATIONS, where)
     names = ("pre_bias", "latent_bias", "encoder.weight", "decoder.weight")
     tensors, inside = _tensors(checkpoint), f"the SAE of {checkpoint.label}"

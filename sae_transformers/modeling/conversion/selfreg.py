@@ -18,7 +18,19 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .format import Converted, Format, agree, matrix, number, one_pickle, only, shaped, takes, whole_name
+from .format import (
+    Converted,
+    Format,
+    agree,
+    matrix,
+    no_other_words,
+    number,
+    one_pickle,
+    only,
+    shaped,
+    takes,
+    whole_name,
+)
 
 NAMES = ("W_enc", "b_enc", "b_dec")
 BASE = "mistralai/Mistral-7B-Instruct-v0.2"
@@ -53,6 +65,7 @@ def read(checkpoint: Checkpoint) -> Converted:
     if strange := [name for name, value in weight.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{', '.join(strange)} in {where} must be tensors.")
     d_in, d_sae = matrix(weight, "W_enc", where).shape
+    no_other_words(config, (), where)
     agree(config, {"d_inp": d_in, "d_hide": d_sae}, where)
     tensors = {
         "W_dec": weight["W_enc"].T,

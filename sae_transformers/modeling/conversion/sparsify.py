@@ -5,8 +5,10 @@
     out = z @ W_dec + b_dec                        (+ x @ W_skip.T)
 
 `normalize_decoder` and `multi_topk` concern training only. The folder's name is the module it was trained on.
+latentsae, a descendant, writes the same files for eight kinds of SAE and names the kind in `sae_type`; two are read.
 
-Source: https://github.com/EleutherAI/sparsify, sparsify/sparse_coder.py and fused_encoder.py (1.3.3).
+Source: https://github.com/EleutherAI/sparsify, sparsify/sparse_coder.py and fused_encoder.py (1.3.3);
+https://pypi.org/project/latentsae/, latentsae/sae.py and utils/config.py (0.2.0).
 """
 
 from __future__ import annotations
@@ -42,6 +44,17 @@ from .format import (
 FORM = "sparsify"
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 ACTIVATIONS = ("topk", "groupmax")
+# All that a config of sparsify ever had, from its first release on.
+KEYS = {
+    "activation", "d_in", "expansion_factor", "k", "multi_topk", "normalize_decoder", "num_latents", "signed",
+    "skip_connection", "transcode",
+}  # fmt: skip
+LATENTSAE_KINDS = {"TOPK": "topk", "ABSTOPK": "abs_topk"}
+# What else its configs hold without effect on these kinds: settings of the other kinds, and of training.
+LATENTSAE_TRAINING = re.compile(
+    "(jumprelu|k_anneal|lista|batchtopk|matryoshka|cosine)(_.+)?|skip_rank|sparsity_penalty|decorr_alpha|max_fire_rate|"
+    "fire_rate_penalty|decoder_init_norm"
+)
 BLOCK = re.compile(r"(?:layers|h)\.(\d{1,6})")
 # A block, a module inside one, or the embedding.
 MODULE = re.compile(r"(?:[A-Za-z_]\w*\.)*(?:(?:layers|h|blocks)\.\d{1,6}(?:\.\w+)*|embed_tokens|embed_in|wte)")
@@ -54,6 +67,7 @@ def recognise(checkpoint: Checkpoint) -> bool:
 def read(checkpoint: Checkpoint) -> Converted:
     """One sparse coder or transcoder."""
     said, where = checkpoint.json(CONFIG), f"{checkpoint.label}/{CONFIG}"
+    activation = _activation(said, where)
     stored, weights = checkpoint.tensors(WEIGHTS), f"{checkpoint.label}/{WEIGHTS}"
     (d_sae, d_in), transcode = matrix(stored, "encoder.weight", weights).shape, flag(said, "transcode", where, False)
     agree(said, {"d_in": d_in}, where)
@@ -64,16 +78,6 @@ def read(checkpoint: Checkpoint) -> Converted:
             f"{where} does not fit its weights, which have {d_sae} latents of {d_in}. Received: "
             f"expansion_factor={said['expansion_factor']!r}, num_latents=0."
         )
-    activation = text(said, "activation", where) or "topk"
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"`activation` in {where} must be one of {', '.join(ACTIVATIONS)}. Received: activation={activation!r}."
-        )
-    if flag(said, "signed", where, False):
-        # Versions before 1.0 kept the largest magnitudes with their sign and applied no relu.
-        if activation != "topk":
-            raise ValueError(f"`signed` in {where} goes with topk alone. Received: activation={activation!r}.")
-        activation = "abs_topk"
     skip = flag(said, "skip_connection", where, False)
     names = {"encoder.weight", "encoder.bias", "W_dec", "b_dec", *(("W_skip",) if skip else ())}
     need(stored, tuple(sorted(names)), weights)
@@ -90,14 +94,49 @@ def read(checkpoint: Checkpoint) -> Converted:
         "skip_connection": skip,
         **place_of_folder(name, transcode),
     }
-    if MODULE.fullmatch(name):
-        values["metadata"] = {"original_hook": name}
+    metadata = {"original_hook": name} if MODULE.fullmatch(name) else {}
+    values["metadata"] = metadata | ({"format": "latentsae"} if "sae_type" in said else {})
     tensors = {
         "W_enc": stored["encoder.weight"].T,
         "b_enc": stored["encoder.bias"],
         **{key: stored[key] for key in ("W_dec", "b_dec", "W_skip") if key in stored},
     }
     return Converted(values, tensors)
+
+
+def _activation(said: Mapping[str, Any], where: str) -> str:
+    """Ours, by every word of the config that has a say in it; a word that is not known may have one."""
+    others = set(said) - KEYS
+    if "sae_type" in said:
+        kind = text(said, "sae_type", where)
+        if kind not in LATENTSAE_KINDS:
+            raise ValueError(
+                f"`sae_type` in {where}, which latentsae wrote, must be one of {', '.join(LATENTSAE_KINDS)}: what its "
+                f"others compute is not known here. Received: sae_type={kind!r}."
+            )
+        for name in ("use_skip", "mean_center"):
+            if flag(said, name, where, False):
+                raise ValueError(f"`{name}` in {where} must be false: it is not known here. Received: {name}=True.")
+        others -= {"sae_type", "use_skip", "mean_center", *filter(LATENTSAE_TRAINING.fullmatch, others)}
+        others |= set(said) & {"activation", "signed", "transcode", "skip_connection"}
+    if others:
+        raise ValueError(
+            f"{where} says what {'latentsae' if 'sae_type' in said else 'sparsify'} never says, so another library "
+            f"wrote it, whose mathematics are not known. Received: {', '.join(sorted(others))}."
+        )
+    if "sae_type" in said:
+        return LATENTSAE_KINDS[said["sae_type"]]
+    activation = text(said, "activation", where) or "topk"
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"`activation` in {where} must be one of {', '.join(ACTIVATIONS)}. Received: activation={activation!r}."
+        )
+    if flag(said, "signed", where, False):
+        # Versions before 1.0 kept the largest magnitudes with their sign and applied no relu.
+        if activation != "topk":
+            raise ValueError(f"`signed` in {where} goes with topk alone. Received: activation={activation!r}.")
+        return "abs_topk"
+    return activation
 
 
 def place_of_folder(name: str, transcode: bool) -> dict[str, Any]:

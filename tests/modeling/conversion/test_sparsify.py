@@ -270,3 +270,52 @@ REFUSED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_it_cannot_say_is_refused(tmp_path, name):
     check_refused(sparsify.FORMAT, random_sae(**REFUSED[name]), tmp_path / "new", name)
+
+
+# -- other libraries' files of these names ---------------------------------------------------------------------------
+
+
+def latentsae(kind: str, **config: Any) -> dict[str, Any]:
+    """What latentsae 0.2.0 writes into `cfg.json` in place of what sparsify does."""
+    said: dict[str, Any] = {"sae_type": kind, "expansion_factor": 32, "num_latents": D_SAE, "use_skip": False}
+    said |= {"skip_rank": 0, "mean_center": False, "jumprelu_max_active": 512, "sparsity_penalty": 0.001}
+    said |= {"k_anneal": False, "k_anneal_pct": 0.3, "lista_eta": 0.1, "lista_steps": 1, "decorr_alpha": 0.0}
+    said |= {"max_fire_rate": 0.0, "fire_rate_penalty": 1.0, "batchtopk_threshold": 0.0, "matryoshka_sizes": ""}
+    said |= {"cosine_alpha_init": 0.5, "cosine_per_feature": True, "decoder_init_norm": 0.0}
+    return {**said, **dict.fromkeys(("activation", "skip_connection", "transcode"), ...), **config}
+
+
+@pytest.mark.parametrize(("kind", "signed"), [("TOPK", False), ("ABSTOPK", True)])
+def test_latentsae(tmp_path, kind, signed):
+    tensors = made(tmp_path, **latentsae(kind))
+    x = torch.randn(9, D_IN)
+    sae = SparseAutoencoder.from_pretrained(tmp_path)
+    latents, output = naive(x, tensors, signed=signed)
+    assert_close(sae.encode(x), latents)
+    assert_close(sae(x).reconstruction, output)
+    assert sae.config.metadata["format"] == "latentsae"
+
+
+@pytest.mark.parametrize("kind", ["LISTA", "MATRYOSHKA", "GATED", "JUMPRELU", "BATCHTOPK", "COSINE", "NEW", None, 3])
+def test_other_kinds_of_latentsae_are_refused(tmp_path, kind):
+    """Their tensors have the names of plain top-k, but not their mathematics."""
+    made(tmp_path, **latentsae(kind))
+    with pytest.raises(ValueError, match=rf"`sae_type` in .*cfg.json.*Received: sae_type={kind!r}"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (latentsae("TOPK", use_skip=True), "`use_skip` in .* must be false"),
+        (latentsae("TOPK", mean_center=True), "`mean_center` in .* must be false"),
+        (latentsae("TOPK", activation="groupmax"), "what latentsae never says.* Received: activation"),
+        (latentsae("TOPK", rotation="hadamard"), "what latentsae never says.* Received: rotation"),
+        ({"architecture": "gated"}, "what sparsify never says.* Received: architecture"),
+        ({"lista_steps": 2, "mean_center": False}, "what sparsify never says.* Received: lista_steps, mean_center"),
+    ],
+)
+def test_what_sparsify_never_said_is_refused(tmp_path, config, told):
+    made(tmp_path, **config)
+    with pytest.raises(ValueError, match=told):
+        SparseAutoencoder.from_pretrained(tmp_path)
