@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         TopFeatures,
     )
     from .modeling.conversion.attach import attach
+    from .serving.limits import ServeLimits
     from .training.heads.choice import choose_on_validation
     from .training.heads.comparison import swap_measures
     from .training.heads.erasure import difference_sae, leace, project_out, swap_directions
@@ -189,6 +190,7 @@ __all__ = [
     "SelectBehaviourSettings",
     "SelectKnowledgeSettings",
     "SendSettings",
+    "ServeLimits",
     "ServeSettings",
     "SpaceSettings",
     "SpanSettings",
@@ -307,6 +309,7 @@ HOMES = {
     ".latents.texts": "open_text",
     ".latents.vector_saes": "direction_sae",
     ".modeling.conversion.attach": "attach",
+    ".serving.limits": "ServeLimits",
     ".training.heads.choice": "choose_on_validation",
     ".training.heads.comparison": "swap_measures",
     ".training.heads.erasure": "difference_sae leace project_out swap_directions",

@@ -32,9 +32,29 @@ POSITIONS = ("all", "prompt", "generated", "last_prompt")
 
 
 def _finite(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        finite = False
+    if not finite:
         raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}.")
     return float(value)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Scores as floats; texts are refused, though `float` would read digits out of them."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"`scores` must be a list of numbers. Received: scores={values!r}.")
+    numbers = []
+    for place, value in enumerate(values):
+        try:
+            number = None if isinstance(value, (str, bytes, bytearray)) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is None:
+            raise ValueError(f"`scores` must be a list of numbers. Received: scores[{place}]={value!r}.")
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def _from_mapping(cls: type, values: Mapping[str, Any]) -> Any:
@@ -115,7 +135,7 @@ class FeatureReweighting:
             raise ValueError(f"`mode` must be 'swap' or 'weight'. Received: mode={self.mode!r}.")
         if self.legacy and self.mode != "weight":
             raise ValueError(f"`legacy` concerns mode 'weight' only. Received: mode={self.mode!r}.")
-        scores = tuple(float(s) for s in self.scores)
+        scores = _numbers(self.scores)
         bad = [i for i, s in enumerate(scores) if not math.isfinite(s) or s < 0]
         if bad or not scores:
             shown = f"scores[{bad[0]}]={scores[bad[0]]!r}" if bad else "none"
@@ -171,6 +191,22 @@ class Steering:
         reweighted = [e.sae for e in self.reweightings]
         if len(set(reweighted)) != len(reweighted):
             raise ValueError(f"One SAE can be re-weighted once only. Received: re-weightings of SAEs {reweighted}.")
+        self._keep_hash()
+
+    def _keep_hash(self) -> None:
+        values = (self.edits, self.positions, self.keep_error, self.reconstruct, self.balance)
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:  # kept: there may be thousands of edits, and each token looks its plan up
+        return self._hash  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        self._keep_hash()  # another process hashes texts in another way
 
     def __bool__(self) -> bool:
         return bool(self.edits or self.reconstruct)

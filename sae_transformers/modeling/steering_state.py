@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -76,7 +76,10 @@ class SteeringMixin:
             raise ValueError("This model has no SAE to steer. Build it with `saes=[...]`.")
         key = (tuple(rows), tuple((like.dtype, like.device) for like in likes))
         plan = self._plans.get(key)
-        if plan is None:
+        if plan is not None:
+            with suppress(KeyError):  # another thread dropped it
+                self._plans.move_to_end(key)
+        else:
             plan = SteeringPlan(rows, self.config.sae_configs, likes or [torch.empty(0)])
             self._check_maxima(rows)
             self._plans[key] = plan

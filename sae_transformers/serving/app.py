@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,8 +19,10 @@ from .completions import Completions
 from .detecting import Detector, list_features, read_detection
 from .engine import Engine
 from .errors import RequestError
+from .limits import ServeLimits
 from .requests import Asked, Reader
 from .responses import Responses, read_response
+from .web.guards import HostCheck, KeyCheck
 from .writing import Writing
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def build_app(
     max_concurrent: int = 32,
     max_tokens: int = 512,
     api_key: str | None = None,
+    limits: ServeLimits | None = None,
 ) -> FastAPI:
     """A server of one model; its engine is `app.state.engine` and runs as long as the application does.
 
@@ -48,12 +50,14 @@ def build_app(
         max_concurrent: answers that are written together; the others wait.
         max_tokens: of an answer, where a request does not say.
         api_key: that requests to /v1 must bring as a bearer token; None asks for none.
+        limits: what clients are given.
 
     Raises:
         ValueError: `max_concurrent` or `max_tokens` is below 1.
     """
     if max_tokens < 1:
         raise ValueError(f"`max_tokens` must be at least 1. Received: max_tokens={max_tokens!r}.")
+    limits = limits or ServeLimits()
     engine = Engine(model, tokenizer, max_concurrent)
     reader = Reader(model, tokenizer, (name, *aliases), max_tokens)
     detector = Detector(model, tokenizer, name)
@@ -70,6 +74,7 @@ def build_app(
     app.state.engine = engine
     if api_key is not None:
         app.add_middleware(KeyCheck, key=api_key)
+    app.add_middleware(HostCheck, allowed=limits.allowed_host or ())  # before the key: what is added last is first
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
@@ -156,23 +161,6 @@ class Events(StreamingResponse):
             await super().__call__(*call)
         finally:
             self._writing.close()
-
-
-class KeyCheck:
-    """Lets requests to /v1 pass only with the key. It is compared in constant time and never told."""
-
-    def __init__(self, app: Any, key: str) -> None:
-        self.app, self._key = app, key.encode()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            kind, _, key = given.partition(b" ")
-            if not hmac.compare_digest(key.strip(), self._key) or kind.lower() != b"bearer":
-                told = RequestError("Give the server's key as a bearer token.", code="invalid_api_key", status=401)
-                await JSONResponse(told.body(), 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
 
 
 async def read_body(request: Request) -> Body:

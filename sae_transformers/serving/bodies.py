@@ -55,7 +55,7 @@ class Body:
         """Accept a field that is not served only where it asks for nothing."""
         value = self.take(name)
         if value is not None and not any(type(value) is type(one) and value == one for one in values):
-            raise RequestError(f"`{name}` is not supported: {why}. Received: {name}={_short(value)}.", name)
+            raise RequestError(f"`{name}` is not supported: {why}. Received: {name}={shortened(value)}.", name)
 
     def ignore(self, *names: str) -> None:
         for name in names:
@@ -68,12 +68,16 @@ class Body:
 
 
 def wrong(name: str, what: str, value: Any) -> RequestError:
-    told = "nothing" if value is MISSING else f"{name}={_short(value)}"
+    told = "nothing" if value is MISSING else f"{name}={shortened(value)}"
     return RequestError(f"`{name}` {what}. Received: {told}.", name)
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number that a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return False
 
 
 def checked_text(value: str, name: str) -> str:
@@ -100,10 +104,11 @@ def read_json(raw: bytes) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RequestError(f"The body is not JSON: {str(error)[:200]}.", code="invalid_json") from None
     if not isinstance(found, dict):
-        raise RequestError(f"The body must be a JSON object. Received: {_short(found)}.", code="invalid_json")
+        raise RequestError(f"The body must be a JSON object. Received: {shortened(found)}.", code="invalid_json")
     return found
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as an error tells it: at most 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .bodies import Body, wrong
-from .requests import Reader
+from .requests import LONGEST_NAME, Reader
 
 TEXTS_AT_ONCE, MAX_TEXTS = 16, 2048
+# Of a forward pass, padding included, but for a text that is longer alone; and of all texts of a request.
+TOKENS_AT_ONCE, MAX_TOKENS = 16_384, 2**20
 POOLINGS = ("mean", "max", "last")
 
 
@@ -46,6 +49,8 @@ def read_detection(reader: Reader, body: Body) -> Detecting:
     feature = body.take("feature")
     if isinstance(feature, bool) or not isinstance(feature, (int, str)):
         raise wrong("feature", "must be the number of a latent or the name of a concept", feature)
+    if isinstance(feature, str) and len(feature) > LONGEST_NAME:
+        raise wrong("feature", f"must be a name of at most {LONGEST_NAME} characters", feature)
     try:
         saes[sae].resolve_feature(feature)
     except (ValueError, IndexError, TypeError) as error:
@@ -58,10 +63,18 @@ def read_detection(reader: Reader, body: Body) -> Detecting:
     per_token = body.truth("per_token", False)
     body.ignore("user")
     body.end()
-    ids = [reader.encode(text, f"input[{place}]") for place, text in enumerate(texts)]
-    for place, row in enumerate(ids):
+    for place, text in enumerate(texts):  # all, before any is worked on
+        reader.check_length([text], f"input[{place}]")
+    ids: list[list[int]] = []
+    left = MAX_TOKENS
+    for place, text in enumerate(texts):
+        row = reader.encode(text, f"input[{place}]")
         if not skip_first < len(row) <= reader.context:
             raise wrong(f"input[{place}]", f"must have {skip_first + 1} to {reader.context} tokens", len(row))
+        left -= len(row)
+        if left < 0:
+            raise wrong("input", f"must have at most {MAX_TOKENS} tokens in all", f"more in {place + 1} texts")
+        ids.append(row)
     return Detecting(tuple(map(tuple, ids)), sae, feature, pooling, pre_activations, skip_first, per_token)
 
 
@@ -78,10 +91,9 @@ class Detector:
         order = sorted(range(len(asked.ids)), key=lambda row: len(asked.ids[row]))
         found: dict[int, dict[str, Any]] = {}
         with self._one, self.model.steered(None):
-            for start in range(0, len(order), TEXTS_AT_ONCE):
+            for rows in _batches(order, [len(row) for row in asked.ids]):
                 if given_up is not None and given_up.is_set():
                     break
-                rows = order[start : start + TEXTS_AT_ONCE]
                 for row, entry in zip(rows, self._scores(asked, [asked.ids[row] for row in rows]), strict=True):
                     found[row] = {"object": "detection", "index": row, **entry}
         total = sum(len(row) for row in asked.ids)
@@ -111,6 +123,17 @@ class Detector:
                 entry["tokens"] = [self.tokenizer.decode([token]) for token in row]
                 entry["values"] = values[: len(row)]
         return entries
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows that are read together. order: the rows, shorter ones first."""
+    rows: list[int] = []
+    for row in order:
+        if len(rows) == TEXTS_AT_ONCE or (rows and (len(rows) + 1) * lengths[row] > TOKENS_AT_ONCE):
+            yield rows
+            rows = []
+        rows.append(row)
+    yield rows
 
 
 def list_features(model: Any) -> dict[str, Any]:

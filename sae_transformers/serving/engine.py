@@ -160,15 +160,16 @@ class Engine:
                     return
                 self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
             self._guarded(self._step, self.running)
-            with self._changed:
-                joining = self._joining()
-            if joining:
+            if joining := self._joining():
                 self._guarded(lambda joining=joining: self._join(joining), joining)
 
     def _joining(self) -> list[Answer]:
         """The first of those that wait, as many as there is room for; one that does not fit waits for an empty
         batch, and those behind it wait with it."""
-        first = list(itertools.islice(self.waiting, self.max_concurrent - len(self.running)))
+        with self._changed:
+            first = list(itertools.islice(self.waiting, self.max_concurrent - len(self.running)))
+        if not first:
+            return []
         widths = itertools.accumulate((len(answer.prompt) for answer in first), max)
         room = sum(width * count <= PROMPT_TOKENS_AT_ONCE for count, width in enumerate(widths, 1))
         first = first[: max(1, room) if self.batch.joins else 1]
@@ -177,9 +178,12 @@ class Engine:
             fitting = itertools.takewhile(lambda end: self.batch.fits([a.steering for a in first[:end]]), ends)
             first = first[: max(fitting, default=0)]
             if not first and not self.running:  # not even alone
-                self.waiting.popleft().fail(RequestError("The steering does not fit the model.", "steering"))
-        for _ in first:
-            self.waiting.popleft()
+                with self._changed:
+                    alone = self.waiting.popleft()
+                alone.fail(RequestError("The steering does not fit the model.", "steering"))
+        with self._changed:  # others may have come behind them
+            for _ in first:
+                self.waiting.popleft()
         return first
 
     def _guarded(self, action: Callable[[], None], answers: list[Answer]) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..modeling import Steering
-from .bodies import Body, checked_text, is_number, wrong
+from .bodies import Body, checked_text, is_number, shortened, wrong
 from .errors import RequestError
-from .sampling import Sampling, published_sampling
+from .sampling import COLDEST, Sampling, published_sampling
+from .tokenizing import Tokenizing
 
 MAX_ANSWERS, MAX_STOP_TEXTS = 128, 16
 # Of a request's steering; its tables are held for every answer of the batch.
 MAX_EDITS, MAX_EDITS_OF_A_FEATURE, MAX_RANGES = 32_768, 16, 64
+MAX_NAMED, LONGEST_NAME = 256, 256  # edits by name, each of which is looked up among all; characters of a name
+LONGEST_REASON = 1000  # characters of what is told of a refused steering
 ROLES = ("system", "user", "assistant")
 # They say something about the request, not about its answer.
 WITHOUT_EFFECT = (
@@ -56,7 +58,7 @@ class Reader:
         self.published = published_sampling(model.generation_config, max_tokens)
         saved = getattr(model.generation_config, "sae_steering", None)
         self.default_steering = model.steering if saved is None else Steering.coerce(saved)
-        self._tokenizing = threading.Lock()  # fast tokenizers are not for several threads
+        self.tokenizing = Tokenizing(tokenizer, self.context)
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 
@@ -121,24 +123,21 @@ class Reader:
         if value is not False and not isinstance(value, (dict, list)):
             raise wrong("steering", "must be an object as Steering.to_dict() gives, a list of edits, or false", value)
         try:
+            check_size(value, [sae.d_sae for sae in self.model.config.sae_configs])
             steering = Steering.coerce(value)
-            check_size(steering)
             self.model.prepare_steering(steering)
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:
-            raise RequestError(f"Bad steering. {error}", "steering", "invalid_steering") from error
+            told = f"Bad steering. {str(error)[:LONGEST_REASON]}"  # which may repeat what was sent
+            raise RequestError(told, "steering", "invalid_steering") from error
         return steering
 
     def sampling(self, body: Body, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> Sampling:
         longest = max(len(prompt) for prompt in prompts)
         room = self.context - longest
         if room < (max_tokens or 1):
-            answer = f" and {max_tokens} of an answer" if max_tokens else ""
-            raise RequestError(
-                f"The model reads {self.context} tokens. Received: {longest} of a prompt{answer}.",
-                "messages",
-                "context_length_exceeded",
-            )
+            raise self._too_long(f"{longest} of a prompt" + (f" and {max_tokens} of an answer" if max_tokens else ""))
         known = self.published
+        temperature = body.number("temperature", known.temperature, 0, 100)
         stop = body.take("stop", ())
         stop = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
         if (
@@ -150,7 +149,7 @@ class Reader:
         return replace(
             known,
             max_tokens=min(known.max_tokens, room) if max_tokens is None else max_tokens,
-            temperature=body.number("temperature", known.temperature, 0, 100),
+            temperature=0.0 if temperature < COLDEST else temperature,
             top_k=body.whole("top_k", known.top_k),
             top_p=body.number("top_p", known.top_p, 0, 1, above=True),
             min_p=body.number("min_p", known.min_p, 0, 1),
@@ -178,12 +177,11 @@ class Reader:
             )
         import jinja2
 
+        self.check_length([message["content"] for message in messages], "messages")
         try:
-            with self._tokenizing:
-                text = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **(options or {})
-                )
-                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            text = self.tokenizing.rendered(messages, options or {})
+            self.check_length([text], "messages")
+            ids = self.tokenizing.ids(text, add_special_tokens=False)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RequestError(f"The chat template refuses these messages: {error}", "messages") from error
         if not ids:
@@ -192,11 +190,25 @@ class Reader:
 
     def encode(self, text: str, name: str) -> list[int]:
         """Token ids of a text, with the special tokens that texts begin with."""
-        with self._tokenizing:
-            ids = self.tokenizer(checked_text(text, name))["input_ids"]
+        self.check_length([text], name)
+        ids = self.tokenizing.ids(checked_text(text, name))
         if not ids:
-            raise RequestError(f"`{name}` has no token. Received: {name}={text!r}.", name)
+            raise RequestError(f"`{name}` has no token. Received: {name}={shortened(text)}.", name)
         return ids
+
+    def check_length(self, texts: Iterable[str], name: str) -> None:
+        """Refuse what has too many characters to be read, before any work is put into it.
+
+        Raises:
+            RequestError: together they are longer than any text that the model reads.
+        """
+        length, most = sum(map(len, texts)), self.tokenizing.most_characters
+        if length > most:
+            raise self._too_long(f"{length} characters, where {most} are the most that can fit", name)
+
+    def _too_long(self, received: str, name: str = "messages") -> RequestError:
+        told = f"The model reads {self.context} tokens. Received: {received}."
+        return RequestError(told, name, "context_length_exceeded")
 
     def _prompts(self, value: Any) -> list[list[int]]:
         """A text, several, the ids of one, or of several."""
@@ -214,22 +226,40 @@ class Reader:
         return many
 
 
-def check_size(steering: Steering) -> None:
+def check_size(value: Any, widths: Sequence[int]) -> None:
     """Refuse steering that one request has no use for and that would take the memory of all.
 
+    It is counted before it is read: only what is left is worth checking number by number.
+
+    Args:
+        value: as the request gives it. False: none.
+        widths: latents of each of the model's SAEs.
+
     Raises:
-        ValueError: more edits, edits of one latent, or ranges of positions than are served.
+        ValueError: more edits, edits of one latent or by name, scores, SAEs or ranges of positions than are served.
     """
-    edits = steering.feature_edits
-    most = max(Counter((edit.sae, edit.feature) for edit in edits).values(), default=0)
-    ranges = 0 if isinstance(steering.positions, str) else len(steering.positions)
+    given = value if isinstance(value, dict) else {"edits": value or []}
+    edits = given.get("edits")
+    edits = [edit for edit in edits if isinstance(edit, dict)] if isinstance(edits, list) else []
+    features = [(str(edit.get("sae", 0)), edit.get("feature")) for edit in edits if "scores" not in edit]
+    names = [feature for _, feature in features if isinstance(feature, str)]
+    each = Counter((sae, str(feature)) for sae, feature in features)
+    scores = [_length(edit["scores"]) for edit in edits if "scores" in edit]
     for count, limit, what in (
         (len(edits), MAX_EDITS, "edits"),
-        (most, MAX_EDITS_OF_A_FEATURE, "edits of one feature"),
-        (ranges, MAX_RANGES, "ranges of positions"),
+        (max(each.values(), default=0), MAX_EDITS_OF_A_FEATURE, "edits of one feature"),
+        (len(names), MAX_NAMED, "edits by name"),
+        (max(map(len, names), default=0), LONGEST_NAME, "characters of a feature's name"),
+        (max(scores, default=0), max(widths, default=0), "scores"),
+        (_length(given.get("reconstruct")), len(widths), "SAEs to reconstruct"),
+        (_length(given.get("positions")), MAX_RANGES, "ranges of positions"),
     ):
         if count > limit:
             raise ValueError(f"At most {limit} {what} are served. Received: {count}.")
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (list, dict)) else 0
 
 
 def read_messages(value: Any) -> list[dict[str, str]]:

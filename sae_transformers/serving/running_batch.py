@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from ..modeling import Steering
 from ..modeling.base_arguments import continues
-from ..modeling.steering_plan import BoundSteering
+from ..modeling.steering_plan import BoundSteering, SteeringPlan
 
 
 class RunningBatch:
@@ -53,6 +53,7 @@ class RunningBatch:
         self.mask = torch.zeros(0, 0, dtype=torch.long, device=self.device)
         self.places = torch.zeros(0, 3, dtype=torch.long, device=self.device)
         self.steerings: list[Steering] = []  # different ones; `places[:, 0]` are indices of it
+        self._plan: SteeringPlan | None = None  # theirs, held here: the model keeps those of its last calls only
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -83,10 +84,11 @@ class RunningBatch:
         table = torch.tensor([known.index(steering) for steering in steerings], device=self.device)
         places = torch.stack([table, first, torch.full_like(first, width)], dim=-1)
         cache = self._empty_cache()
-        logits = self._run(ids, mask, cache, known, places)
+        plan = self.model.prepare_steering(known) if any(known) else None
+        logits = self._run(ids, mask, cache, plan, places)
         if self.cache is None:
             self.cache, self.mask, self.places = cache, mask, places
-            self.steerings = known
+            self.steerings, self._plan = known, plan
             return logits
         try:
             shifts = [max(0, width - self.mask.shape[1]), max(0, self.mask.shape[1] - width)]
@@ -97,7 +99,7 @@ class RunningBatch:
         except BaseException:  # out of memory half way: what is left fits nothing
             self.clear()
             raise
-        self.steerings = known
+        self.steerings, self._plan = known, plan
         return logits
 
     @torch.no_grad()
@@ -105,12 +107,13 @@ class RunningBatch:
         """Append one token to each row; logits (n, vocabulary) float32 of the next ones."""
         ids = torch.tensor(tokens, device=self.device)[:, None]
         self.mask = F.pad(self.mask, (0, 1), value=1)
-        return self._run(ids, self.mask, self.cache, self.steerings, self.places)
+        if self._plan is None and any(self.steerings):
+            self._plan = self.model.prepare_steering(self.steerings)
+        return self._run(ids, self.mask, self.cache, self._plan, self.places)
 
-    def _run(self, ids: Tensor, mask: Tensor, cache: Any, steerings: list[Steering], places: Tensor) -> Tensor:
+    def _run(self, ids: Tensor, mask: Tensor, cache: Any, plan: SteeringPlan | None, places: Tensor) -> Tensor:
         options: dict[str, Any] = {"steering": False}
-        if any(steerings):
-            plan = self.model.prepare_steering(steerings)
+        if plan is not None:
             options = {"steering": BoundSteering(plan, int(places[:, 2].max())), "steering_rows": places}
         if "position_ids" in self.model.base_arguments.named:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -140,6 +143,8 @@ class RunningBatch:
             if unused and layer.is_initialized:
                 _drop_columns(layer, unused)
         used = sorted(set(self.places[:, 0].tolist()))
+        if len(used) < len(self.steerings):
+            self._plan = None
         self.steerings = [self.steerings[number] for number in used]
         self.places[:, 0] = torch.tensor([used.index(n) for n in self.places[:, 0].tolist()], device=self.device)
 

@@ -26,15 +26,20 @@ NOT_APPLIED = (
     "top_h", "typical_p", "watermarking_config",
 )  # fmt: skip
 
+# Below it a temperature is 0, since a division by it may leave the range of float32; scores divided by it stay there.
+COLDEST, LARGEST_SCORE = 1e-6, 1e30
+SMALLEST_PENALTY = 1e-30  # smaller ones are 0 in float32, and 0 / 0 is no score
+
 
 @dataclass(frozen=True)
 class Sampling:
     """Settings of one request.
 
-    max_tokens: of an answer. temperature: 0 is greedy. top_k, top_p, min_p, repetition_penalty: as in transformers;
-    0, 1, 0 and 1 do nothing. presence_penalty, frequency_penalty: as OpenAI defines them, taken from the logits of
-    tokens that the answer holds, once or for each time. logit_bias: token id -> added to its logit. seed: of the
-    random choices; None for another one each time. stop: texts that end the answer and are not part of it.
+    max_tokens: of an answer. temperature: 0 is greedy, as is what lies below `COLDEST`. top_k, top_p, min_p,
+    repetition_penalty: as in transformers; 0, 1, 0 and 1 do nothing. presence_penalty, frequency_penalty: as OpenAI
+    defines them, taken from the logits of tokens that the answer holds, once or for each time. logit_bias: token id ->
+    added to its logit. seed: of the random choices; None for another one each time. stop: texts that end the answer
+    and are not part of it.
     """
 
     max_tokens: int
@@ -96,29 +101,28 @@ class TokenChoice:
         else:
             self.random.manual_seed((sampling.seed + number) % 2**63)
         penalty, warpers = sampling.repetition_penalty, []
-        if sampling.temperature > 0:
+        self.is_greedy = sampling.temperature < COLDEST
+        if not self.is_greedy:
             warpers = [
                 TemperatureLogitsWarper(sampling.temperature) if sampling.temperature != 1 else None,
                 TopKLogitsWarper(sampling.top_k) if sampling.top_k else None,
                 TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None,
                 MinPLogitsWarper(sampling.min_p) if sampling.min_p else None,
             ]
-        processors = [RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None, *warpers]
-        self.processors = LogitsProcessorList(p for p in processors if p is not None)
+        self.penalty = RepetitionPenaltyLogitsProcessor(max(penalty, SMALLEST_PENALTY)) if penalty != 1 else None
+        self.warpers = LogitsProcessorList(warper for warper in warpers if warper is not None)
 
     @property
     def is_plain(self) -> bool:
         """Whether the most likely token is chosen, whatever came before."""
         s = self.sampling
-        return s.temperature == 0 and not (
-            self.processors or s.presence_penalty or s.frequency_penalty or s.logit_bias
-        )
+        return self.is_greedy and not (self.penalty or s.presence_penalty or s.frequency_penalty or s.logit_bias)
 
     def choose(self, logits: Tensor, written: Sequence[int]) -> int:
         """The next token.
 
         Args:
-            logits: (vocabulary,) float32.
+            logits: (vocabulary,) float32, none infinite but downwards.
             written: the answer's tokens so far.
         """
         s = self.sampling
@@ -129,10 +133,14 @@ class TokenChoice:
         if written and (s.presence_penalty or s.frequency_penalty):
             tokens, counts = torch.tensor(written, device=scores.device).unique(return_counts=True)
             scores.index_add_(0, tokens, -s.presence_penalty - s.frequency_penalty * counts.to(scores))
-        if self.processors:
-            ids = torch.tensor([[*self.prompt, *written]], device=scores.device)
-            scores = self.processors(ids, scores[None])[0]  # pyright: ignore[reportArgumentType]
-        if s.temperature == 0:
+        if self.penalty is None and self.is_greedy:
             return int(scores.argmax())
+        ids = torch.tensor([[*self.prompt, *written]], device=scores.device)
+        scores = scores[None]
+        if self.penalty is not None:
+            scores = self.penalty(ids, scores)  # pyright: ignore[reportArgumentType]
+        if self.is_greedy:
+            return int(scores.argmax())
+        scores = self.warpers(ids, scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))[0]  # pyright: ignore[reportArgumentType]
         probabilities = scores.softmax(-1).cpu()  # random numbers are drawn on the CPU: the same on every device
         return int(torch.multinomial(probabilities, 1, generator=self.random))

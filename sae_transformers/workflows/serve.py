@@ -62,6 +62,7 @@ def serve(
     app = build_app(
         model.eval(), tokenizer, shown, aliases=tuple(names), max_concurrent=settings.max_concurrent,
         max_tokens=settings.max_answer_tokens, api_key=key_from(settings.api_key_env),
+        limits=settings.limits,
     )  # fmt: skip
     if not run:
         return app

@@ -2,9 +2,12 @@
 
 # pyright: reportArgumentType=false
 
+import copy
 import json
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +66,7 @@ def test_every_op_is_explained():
         ({"feature": 1, "op": "clamp", "value": 1.0}, "'set'.*Received: op='clamp'"),
         ({"feature": 1, "value": math.nan}, "finite.*Received: value=nan"),
         ({"feature": 1, "value": math.inf}, "finite.*Received: value=inf"),
+        ({"feature": 1, "value": 10**400}, "finite.*Received: value=1000"),
         ({"feature": 1, "value": "2"}, "finite.*Received: value='2'"),
         ({"feature": 1, "value": True}, "finite.*Received: value=True"),
         ({"feature": 1}, "finite.*Received: value=None"),
@@ -89,6 +93,9 @@ def test_bad_edits_are_refused_where_they_are_written(values, message):
         ({"scores": ()}, "Received: none"),
         ({"scores": (1.0, math.nan)}, r"Received: scores\[1\]=nan"),
         ({"scores": (-1.0,)}, r"Received: scores\[0\]=-1.0"),
+        ({"scores": (1.0, "2")}, r"list of numbers.*Received: scores\[1\]='2'"),
+        ({"scores": (None,)}, r"list of numbers.*Received: scores\[0\]=None"),
+        ({"scores": (10**400,)}, r"list of numbers.*Received: scores\[0\]=1000"),
         ({"scores": (1.0,), "mode": "clamp"}, "Received: mode='clamp'"),
         ({"scores": (1.0,), "legacy": True}, "Received: mode='swap'"),
         ({"scores": (1.0,), "sae": -2}, "Received: sae=-2"),
@@ -97,6 +104,29 @@ def test_bad_edits_are_refused_where_they_are_written(values, message):
 def test_bad_scores_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         FeatureReweighting(**values)
+
+
+@pytest.mark.parametrize("scores", ["12", b"12", 5, None])
+def test_scores_are_a_list_of_numbers(scores):
+    with pytest.raises(TypeError, match=f"list of numbers. Received: scores={scores!r}"):
+        FeatureReweighting(scores=scores)
+
+
+def test_scores_may_come_from_any_library():
+    given = ([1, 0.5], (1.0, 0.5), torch.tensor([1.0, 0.5]), np.array([1.0, 0.5], dtype=np.float32))
+    assert {FeatureReweighting(scores=one).scores for one in given} == {(1.0, 0.5)}
+
+
+def test_the_hash_is_kept_but_not_in_a_pickle(monkeypatch):
+    """Each token of a server looks its plan up; another process hashes texts in another way."""
+    steering, hashed = Steering.from_json(FULL.to_json()), []
+    monkeypatch.setattr(FeatureEdit, "__hash__", lambda edit: hashed.append(edit) or 0)
+    assert {steering: 1}[steering] and hash(steering) and not hashed
+    state = pickle.dumps(steering)
+    assert b"_hash" not in state
+    copies = pickle.loads(state), copy.deepcopy(steering)
+    assert len(hashed) == 4  # of two edits each, beside the re-weighting
+    assert [one == steering and hash(one) != hash(steering) for one in copies] == [True, True]
 
 
 @pytest.mark.parametrize(

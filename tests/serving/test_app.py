@@ -91,6 +91,12 @@ def test_streams_say_the_same(server: Running) -> None:
     assert events[-2:] == ["data: [DONE]", ""] and all(json.loads(one[6:]) for one in events[:-2])
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-7, 0])
+def test_the_coldest_temperatures_are_greedy(server: Running, temperature: float) -> None:
+    answer = server.chat(TEXT, temperature=temperature, top_p=0.5, extra_body={"steering": False})
+    assert answer.choices[0].message.content == expected()
+
+
 def test_stop_texts(server: Running) -> None:
     whole = expected()
     word = whole.split()[2]
@@ -212,6 +218,16 @@ BAD_STEERING = [
     {"edits": [{"scores": "many"}]},
     {"edits": [EDIT] * 17},
     {"edits": [EDIT], "positions": [[0, 1]] * 65},
+    {"edits": [EDIT], "reconstruct": [0, 0]},
+    {"edits": [{"scores": [1.0] * 65}]},
+    {"edits": [{"scores": "1" * 64}]},
+    {"edits": [{"scores": ["1"] * 64}]},
+    {"edits": [{"scores": 5}]},
+    {"edits": [{"scores": None}]},
+    {"edits": [{"scores": [10**400] * 64}]},
+    {"edits": [{**EDIT, "value": 10**400}]},
+    {"edits": [{"feature": "x" * 257, "op": "ablate"}]},
+    {"edits": [{"feature": f"name {i}", "op": "ablate"} for i in range(257)]},
     {"unknown": 1},
     [[EDIT]],
     True,
@@ -227,7 +243,8 @@ def test_bad_steering_is_refused_before_anything_is_written(server: Running, ste
         answer = server.post(path, {**fields, "steering": steering})
         error = answer.error
         assert answer.status == 400 and error["param"] == "steering", answer.text
-        assert error["type"] == "invalid_request_error" and len(error["message"]) > 30
+        assert error["type"] == "invalid_request_error" and 30 < len(error["message"]) < 1100
+        assert "'float'" not in error["message"] and "float()" not in error["message"]  # Python's own words
     assert server.engine.steps == steps
 
 
@@ -248,6 +265,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"max_completion_tokens": True}, "max_completion_tokens"),
     ({"temperature": -1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
+    ({"temperature": 10**400}, "temperature"),
+    ({"logit_bias": {"3": -(10**400)}}, "logit_bias"),
+    ({"top_p": 10**400}, "top_p"),
     ({"top_p": 0}, "top_p"),
     ({"seed": 0.5}, "seed"),
     ({"seed": 2**63}, "seed"),
@@ -306,6 +326,8 @@ def test_wrong_prompts(server: Running, body: dict[str, Any], param: str) -> Non
         ({"feature": 64}, "feature"),
         ({"feature": "joy"}, "feature"),
         ({"feature": None}, "feature"),
+        ({"feature": "x" * 257}, "feature"),
+        ({"feature": 10**400}, "feature"),
         ({"sae": 1}, "sae"),
         ({"input": []}, "input"),
         ({"input": [3]}, "input"),

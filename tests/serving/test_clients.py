@@ -68,12 +68,13 @@ def leave(server: Running, fields: dict[str, Any], until: bytes) -> Callable[[],
     """
     body = {"model": "tiny", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 4000, **fields}
     raw = json.dumps(body).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(head.encode() + f"Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         seen = b""
         while until and until not in seen:
             seen += connection.recv(4096)
+            assert seen.startswith(b"HTTP/1.1 200"), seen
         while (cache := server.engine.batch.cache) is None:
             time.sleep(0.001)
     return weakref.ref(cache)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, FeatureReweighting, SaeForCausalLM, Steering
+from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.serving.running_batch import RunningBatch
 from tests.architectures import tiny_bases
 from tests.serving.running import STEERINGS
@@ -87,6 +88,36 @@ def test_equal_steerings_are_one_row_of_tables() -> None:
     twice = [Steering([FeatureEdit(feature=3, op="add", value=6.0)]) for _ in range(2)]
     batch.join([[5, 6], [7]], [*twice])
     assert batch.steerings == twice[:1] and batch.places[:, 0].tolist() == [0, 0]
+
+
+def test_plans_in_use_are_compiled_once_whatever_others_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compiled = tiny_model(concepts={"sea": 9}).eval(), []
+
+    class Counted(SteeringPlan):
+        def __init__(self, plans: Any, *rest: Any) -> None:
+            compiled.append(tuple(plans))
+            super().__init__(plans, *rest)
+
+    monkeypatch.setattr("sae_transformers.modeling.steering_state.SteeringPlan", Counted)
+    batch = RunningBatch(model)
+    batch.join([[5, 6], [7]], STEERINGS[1:3])
+    assert compiled == [tuple(STEERINGS[1:3])]
+    for number in range(20):
+        model.prepare_steering(Steering([FeatureEdit(feature=number, op="add", value=1.0)]))
+        batch.step([5, 6])
+    assert compiled.count(tuple(STEERINGS[1:3])) == 1 and len(compiled) == 21
+    batch.keep([1])
+    for _ in range(3):
+        batch.step([5])
+    assert compiled[21:] == [tuple(STEERINGS[2:3])]
+
+
+def test_plans_are_forgotten_by_use() -> None:
+    model = tiny_model().eval()
+    first = model.prepare_steering(STEERINGS[1])
+    for number in range(20):
+        model.prepare_steering(Steering([FeatureEdit(feature=number, op="add", value=1.0)]))
+        assert model.prepare_steering(STEERINGS[1]) is first
 
 
 @pytest.mark.parametrize("part", ["_joined", "_drop_columns"])

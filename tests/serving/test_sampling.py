@@ -52,6 +52,18 @@ def test_penalties_and_biases_are_added_to_logits() -> None:
     assert logits.tolist() == pytest.approx([2.0, 1.9, 1.0, 0.0])  # untouched
 
 
+@pytest.mark.parametrize("options", [
+    {"temperature": 1e-6}, {"temperature": 1e-320}, {"temperature": 1e-6, "repetition_penalty": 1e-320},
+    {"temperature": 1e-6, "repetition_penalty": 1e-6, "top_p": 1e-320, "top_k": 2, "min_p": 1.0},
+])  # fmt: skip
+def test_no_setting_leaves_the_range_of_numbers(options: dict[str, float]) -> None:
+    for size in (1.0, 1e30, 3e38):
+        logits = torch.tensor([0.0, -0.5, 1.0, -1.0, -torch.inf]) * size
+        logits[-1] = -torch.inf
+        chosen = TokenChoice(replace(PLAIN, **options), [0, 3]).choose(logits, [1])
+        assert chosen == 2, (options, size)
+
+
 def test_draws_follow_the_distribution_and_the_seed() -> None:
     logits = torch.tensor([1.0, 0.0, -1.0, -9.0])
     sampling = replace(PLAIN, temperature=2.0, seed=3)

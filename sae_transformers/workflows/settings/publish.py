@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...latents.settings import check_choice, check_integers
+from ...serving.limits import ServeLimits
 
 CARDS = ("model", "dataset", "metric")
 REPOSITORIES = ("model", "dataset", "space")
@@ -103,6 +104,7 @@ class ServeSettings:
         max_concurrent: answers that are written together; others wait.
         max_answer_tokens: tokens of an answer, where a request does not say.
         log_level: warning, or info for a line a request.
+        limits: what clients are given.
     """
 
     host: str = "127.0.0.1"
@@ -111,6 +113,7 @@ class ServeSettings:
     max_concurrent: int = 32
     max_answer_tokens: int = 512
     log_level: str = "warning"
+    limits: ServeLimits = field(default_factory=ServeLimits)
 
     def __post_init__(self) -> None:
         check_integers(self, port=0, max_concurrent=1, max_answer_tokens=1)

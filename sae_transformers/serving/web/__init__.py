@@ -1,0 +1,1 @@
+"""What stands between connections and the endpoints: deadlines, who may ask, and the record of each request."""
