@@ -23,6 +23,8 @@ from sae_transformers.create_training_data.llm.local import LocalChat
 from tests.create_training_data.annotation.test_steps import KEY, features, local, server  # noqa: F401
 from tests.create_training_data.fake_openai import FakeOpenAI
 
+KEY_OF = ("--api-key-env", "OPENAI_API_KEY")
+
 
 def run(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
@@ -35,7 +37,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_explain_and_judge_from_the_command_line(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
-    common = ["--llm", "m", "--llm-url", server.url, "--cache", str(tmp_path / "c"), "--price-in", "1"]
+    common = ["--llm", "m", "--llm-url", server.url, "--cache", str(tmp_path / "c"), "--price-in", "1", *KEY_OF]
     common += ["--price-out", "2"]
     explained, judged = tmp_path / "explained", tmp_path / "judged.tsv"
     code, output = run("explain", str(tmp_path), "--out", str(explained), *common, "--dry-run")
@@ -73,7 +75,7 @@ def test_judge_of_spans_that_nobody_explained_says_so(server: FakeOpenAI, table:
 
 def test_a_run_without_enough_money_ends_clearly_and_goes_on(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
     common = ["explain", str(table), "--out", str(tmp_path / "e"), "--llm", "m", "--llm-url", server.url]
-    common += ["--cache", str(tmp_path / "c"), "--no-verify", "--concurrency", "1"]
+    common += ["--cache", str(tmp_path / "c"), "--no-verify", "--concurrency", "1", *KEY_OF]
     code, output = run(*common, "--max-total-tokens", "3500")
     assert code == 1
     assert "of 6 features have no answer" in output
@@ -149,7 +151,7 @@ def test_a_local_model_from_the_command_line(
 
 
 def test_old_spellings_are_still_taken(server: FakeOpenAI, table: Path, tmp_path: Path) -> None:
-    old = ["--model", "m", "--base-url", server.url, "--max-tokens", "9", "--first", "3", "--plain"]
+    old = ["--model", "m", "--base-url", server.url, "--max-tokens", "9", "--first", "3", "--plain", *KEY_OF]
     code, output = run("explain", str(table), "--out", str(tmp_path / "e"), "--cache", str(tmp_path / "c"), *old)
     assert code == 0, output
     for note in ("--model is now --llm.", "--first is now --max-rows.", "--plain is now --no-structured."):

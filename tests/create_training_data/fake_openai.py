@@ -4,7 +4,8 @@
         client = LLMClient("m", server.url)
         server.next("429", "half")   # what becomes of the next two requests; then it answers
 
-`sent` holds every request; `answered` those whose answer was written whole; `authorization` their keys.
+`sent` holds every request; `answered` those whose answer was written whole; `authorization` their keys; `headers`
+those of all requests, of files too. A kind "307" redirects to `elsewhere`.
 """
 
 import json
@@ -47,6 +48,8 @@ class FakeOpenAI:
         self.times: list[float] = []
         self.answered: list[dict[str, Any]] = []
         self.authorization: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.elsewhere = ""
         self.tokens = 0
         self.running = self.most_running = 0
         self.files: dict[str, str] = {}
@@ -74,11 +77,15 @@ class FakeOpenAI:
             def log_message(self, format: str, *args: Any) -> None: ...
 
             def do_POST(self) -> None:
+                fake.headers.append({name.lower(): value for name, value in self.headers.items()})
                 raw = self.rfile.read(int(self.headers["Content-Length"]))
                 fake._post(self, self.path, raw)
 
             def do_GET(self) -> None:
-                fake._get(self, self.path)
+                fake.headers.append({name.lower(): value for name, value in self.headers.items()})
+                if (fake.always or "").startswith("3"):
+                    return _write(self, int(fake.always or 0), "", {"Location": f"{fake.elsewhere}/files"})
+                return fake._get(self, self.path)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = False  # joined at the end, so that no socket is left
@@ -133,6 +140,8 @@ class FakeOpenAI:
             kind or ""
         ):
             return _write(handler, int(kind or 0), _error(path_error))
+        if kind in ("301", "302", "307", "308"):
+            return _write(handler, int(kind), "", {"Location": f"{self.elsewhere}/chat/completions"})
         if kind == "429":
             return _write(handler, 429, _error("slow down"), {"Retry-After": self.retry_after})
         if kind == "quota":

@@ -10,7 +10,7 @@ import typer
 
 from sae_transformers.cli.errors import fail
 from sae_transformers.evaluation.results import Results, SuiteResult, read_results, write_results
-from sae_transformers.latents.logins import without_logins
+from sae_transformers.latents.logins import is_loopback, without_logins
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,15 @@ def test_no_login_is_in_a_record_or_a_message(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(typer.Exit):
         fail(ValueError(f"No answer. Received: base_url={address!r}."), code=2)
     assert capsys.readouterr().err == "Error: No answer. Received: base_url='https://host.example/v1'.\n"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]"])
+def test_this_machine_is_known(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", [None, "", "0.0.0.0", "10.0.0.1", "localhost.example", "127.0.0.1.example", "::2", "host"]
+)
+def test_other_hosts_are_other_machines(host: str | None) -> None:
+    assert not is_loopback(host)

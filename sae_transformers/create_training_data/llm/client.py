@@ -4,7 +4,8 @@
         print(client.estimate(requests))
         answers = client.complete_many(requests)
 
-The key comes from the environment and goes to the server, nowhere else.
+The key comes from the environment and goes to the server that it was named for, nowhere else: OpenAI's own is never
+sent to another server, nothing goes to another machine in the clear, and no redirect is followed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from ...latents.logins import is_loopback
 from .budget import Budget, TokenCount
 from .protocol import (
     MAY_HAVE_COST,
@@ -38,15 +41,30 @@ from .usage import Account, Estimate, Tokens
 OPENAI_URL = "https://api.openai.com/v1"
 
 
+def is_openai(base_url: str) -> bool:
+    """Whether an address is of OpenAI's own service, in any of its regions."""
+    parts = urlsplit(base_url)
+    return parts.scheme == "https" and f".{parts.hostname}".endswith(".api.openai.com")
+
+
+def _without_openai_headers(request: Any) -> None:
+    """Take out what the client underneath reads from the environment and adds, whatever the server."""
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
+    custom = [line.partition(":")[0].strip() for line in lines]
+    for name in ("OpenAI-Organization", "OpenAI-Project", *custom):
+        if name and name.lower() != "authorization":
+            request.headers.pop(name, None)
+
+
 class LLMClient(Chat):
     """Sends requests to a server with OpenAI's interface.
 
     Args:
         model: its name at the server.
         base_url: of the server; None for $OPENAI_BASE_URL, or OpenAI itself. `user:password@` in it is sent in the
-            header, as basic authentication, and kept out of every text.
-        api_key_env: environment variable with the key, which is sent to `base_url`. A server other than OpenAI's may
-            do without.
+            header, as basic authentication, and kept out of every text. Plain http is for this machine alone.
+        api_key_env: environment variable with the key, which is sent to `base_url`. None for OPENAI_API_KEY at OpenAI
+            itself, and for no key at another server.
         concurrency: requests at a time.
         max_tokens_total, max_cost: what this client may spend; answers in the cache cost nothing.
         prices: of 1,000,000 tokens of prompts and of answers.
@@ -64,7 +82,7 @@ class LLMClient(Chat):
         self,
         model: str,
         base_url: str | None = None,
-        api_key_env: str | None = "OPENAI_API_KEY",
+        api_key_env: str | None = None,
         concurrency: int = 8,
         max_tokens_total: int | None = None,
         max_cost: float | None = None,
@@ -83,7 +101,9 @@ class LLMClient(Chat):
                 raise ValueError(f"`{name}` must be above 0. Received: {name}={value!r}.")
         self._base_url, self._login = without_login(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
         super().__init__(model, self._base_url, cache)
-        self.api_key_env, self.concurrency, self.max_attempts = api_key_env, concurrency, max_attempts
+        self._of_openai = is_openai(self._base_url)
+        self.api_key_env = api_key_env or ("OPENAI_API_KEY" if self._of_openai else "")
+        self.concurrency, self.max_attempts = concurrency, max_attempts
         self.budget = Budget(max_tokens_total, max_cost, prices)
         self.count = TokenCount(tokenizer)
         self._timeout, self._backoff, self._patience = timeout, backoff, patience
@@ -110,16 +130,16 @@ class LLMClient(Chat):
         """The `openai.OpenAI` underneath, made at first use."""
         with self._lock:
             if self._made is None:
-                from openai import OpenAI
+                from openai import DefaultHttpxClient, OpenAI
 
-                key = os.environ.get(self.api_key_env or "", "").strip()
-                if not key and self._base_url == OPENAI_URL:
+                key = os.environ.get(self.api_key_env, "").strip()
+                if not key and self._of_openai:
                     raise ValueError(f"OpenAI needs a key: set the environment variable {self.api_key_env}.")
                 if not key.isascii() or not key.isprintable() or " " in key:  # errors of the client would show it
                     raise ValueError(
                         f"The key in the environment variable {self.api_key_env} is not one word of ASCII."
                     )
-                headers = {}
+                headers = {"Authorization": f"Bearer {key or 'none'}"}
                 if self._login:
                     encoded = base64.b64encode(":".join(self._login).encode()).decode()
                     headers["Authorization"] = f"Basic {encoded}"
@@ -131,6 +151,11 @@ class LLMClient(Chat):
                     timeout=self._timeout,
                     max_retries=0,
                     default_headers=headers,
+                    http_client=DefaultHttpxClient(
+                        follow_redirects=False,
+                        trust_env=not is_loopback(urlsplit(self._base_url).hostname),  # else through a proxy
+                        event_hooks={} if self._of_openai else {"request": [_without_openai_headers]},
+                    ),
                 )
             return self._made
 

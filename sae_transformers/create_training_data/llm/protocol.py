@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from ...latents.logins import is_loopback
 from .requests import EMPTY, REFUSAL, Answer
 from .usage import Tokens
 
@@ -18,6 +19,7 @@ STOP = {
     403: "the key may not use this model or this server",
     404: "no such model or address: check model={model!r} and base_url={url!r}",
 }
+NO_KEY = "it asks for a key: name the environment variable of the one for this server by `api_key_env`"
 TRY_AGAIN = (408, 409, 425, 429)
 MAY_HAVE_COST = (408, 504, 524)  # the model may have worked while a gateway stopped waiting
 QUOTA = ("insufficient_quota", "billing_not_active", "billing_hard_limit_reached")
@@ -95,13 +97,17 @@ def error_of(status: int, headers: Mapping[str, str], text: str, names: Mapping[
     """What an answer with an error status asks for: `ServiceRefused`, `TryAgain` or `Rejected`.
 
     Args:
-        names: `key`, `model` and `url`, for the advice.
+        names: `key` (empty where none is sent), `model` and `url`, for the advice.
     """
     try:
         body = json.loads(text)
     except ValueError:
         body = text
     said = f"the server answered {status}: {message_of(body)}"
+    if 300 <= status < 400:
+        return ServiceRefused(f"{names['url']} sends requests elsewhere, and is not followed ({said})")
+    if status == 401 and not names["key"]:
+        return ServiceRefused(f"{NO_KEY} ({said})")
     if status in STOP:
         return ServiceRefused(f"{STOP[status].format(**names)} ({said})")
     if status == 429 and any(word in text for word in QUOTA):
@@ -145,7 +151,8 @@ def without_login(url: str) -> tuple[str, tuple[str, ...]]:
     """A server's address without `user:password@`, and these two, if they are there.
 
     Raises:
-        ValueError: not an http address, or one with a query, which would be logged with whatever is in it.
+        ValueError: not an http address; one with a query, which would be logged with whatever is in it; or plain http
+            to another machine, which all on the way could read.
     """
     parts = urlsplit(url)
     place = parts.netloc.rpartition("@")[2]
@@ -153,6 +160,11 @@ def without_login(url: str) -> tuple[str, tuple[str, ...]]:
         raise ValueError(f"`base_url` must be like https://host/v1. Received an address at {place or 'no host'!r}.")
     if parts.query or parts.fragment:
         raise ValueError(f"`base_url` must end with its path: no `?` or `#`. Received an address at {place!r}.")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ValueError(
+            f"`base_url` must be https, unless it is of this machine. Received an http address at {place!r}. "
+            f"A server in your own network is reached by `ssh -L 8000:localhost:8000 HOST` and http://127.0.0.1:8000/v1."
+        )
     address = urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", ""))
     if "@" not in parts.netloc:
         return address, ()

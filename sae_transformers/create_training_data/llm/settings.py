@@ -23,7 +23,8 @@ class LLMSettings:
         llm: name of the model at the server.
         llm_url: a server with OpenAI's interface; by default $OPENAI_BASE_URL, or OpenAI.
         local_model: instead of a server: a model's folder or Hub id, run here.
-        api_key_env: environment variable of the key, which is sent to the server.
+        api_key_env: environment variable of the key, which is sent to the server; by default OPENAI_API_KEY, at OpenAI
+            alone.
         concurrency: requests at a time.
         max_total_tokens: tokens that this run may use, of prompts and answers.
         max_cost: money that this run may use, in the unit of the prices.
@@ -40,7 +41,7 @@ class LLMSettings:
     llm: str | None = None
     llm_url: str | None = None
     local_model: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str | None = None
     concurrency: int = 8
     max_total_tokens: int | None = None
     max_cost: float | None = None

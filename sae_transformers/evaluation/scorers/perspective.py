@@ -22,6 +22,8 @@ import torch
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from torch import Tensor
 
+from ...latents.logins import is_loopback
+
 ENDPOINT = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 MOST_BYTES = 20_480  # of a text, by the service's documentation
 TRY_AGAIN = (408, 429, 500, 502, 503, 504)
@@ -85,7 +87,7 @@ class PerspectiveScorer:
             if not value > 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {name}={value!r}.")
         url = urllib.parse.urlsplit(endpoint)
-        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
+        if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname)):
             raise ValueError(f"`endpoint` must be https, or a loopback address. Received: endpoint={endpoint!r}.")
         key = os.environ.get(key_env, "").strip()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
@@ -98,7 +100,8 @@ class PerspectiveScorer:
         self._key, self._pause, self._next = key, 1 / requests_per_second, 0.0
         self._attempts, self._backoff = max_attempts, backoff
         self._lock = threading.Lock()
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        proxies = [urllib.request.ProxyHandler({})] if is_loopback(url.hostname) else []  # the environment's, or none
+        self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
 
     def __repr__(self) -> str:
         return f"PerspectiveScorer({self.attribute!r}, endpoint={self.endpoint!r})"

@@ -64,7 +64,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOpenAI]:
 
 @pytest.fixture
 def client(server: FakeOpenAI) -> Iterator[LLMClient]:
-    with LLMClient("m", server.url, backoff=(0.01, 0.02), max_attempts=2) as made:
+    with LLMClient("m", server.url, api_key_env="OPENAI_API_KEY", backoff=(0.01, 0.02), max_attempts=2) as made:
         yield made
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sae_transformers.create_training_data.llm.batch import write_batch_file
-from sae_transformers.create_training_data.llm.client import LLMClient, ServiceRefused
+from sae_transformers.create_training_data.llm.client import LLMClient, ServiceRefused, is_openai
 from sae_transformers.create_training_data.llm.protocol import retry_after_s
 from sae_transformers.create_training_data.llm.requests import Answer, AnswerCache, ChatRequest
 from tests.create_training_data.fake_openai import FakeOpenAI, key_of, last_user_text
@@ -41,7 +41,8 @@ def requests(count: int, **settings: Any) -> list[ChatRequest]:
 
 
 def client(server: FakeOpenAI, **settings: Any) -> LLMClient:
-    return LLMClient("m", server.url, **{"backoff": (0.01, 0.05), "timeout": 10, **settings})
+    given = {"backoff": (0.01, 0.05), "timeout": 10, "api_key_env": "OPENAI_API_KEY", **settings}
+    return LLMClient("m", server.url, **given)
 
 
 def ask(server: FakeOpenAI, what: list[ChatRequest], **settings: Any) -> list[Answer]:
@@ -260,8 +261,8 @@ def test_another_model_server_or_parameter_is_another_request(server: FakeOpenAI
     keys = {one.key("m", "http://a"), one.key("n", "http://a"), one.key("m", "http://b")}
     keys |= {requests(1, seed=7)[0].key("m", "http://a"), requests(1, extra={"x": 1})[0].key("m", "http://a")}
     assert len(keys) == 5
-    with LLMClient("m", "http://me:secret-word@host/v1/") as made:
-        assert made.endpoint == "http://host/v1"
+    with LLMClient("m", "https://me:secret-word@host/v1/") as made:
+        assert made.endpoint == "https://host/v1"
 
 
 @pytest.mark.parametrize("tokens", [0, 30, 200, 400])
@@ -345,7 +346,8 @@ def test_the_key_is_in_no_file_log_exception_or_repr(
     with caplog.at_level(logging.DEBUG):
         url = server.url.replace("http://", "http://someone:the-password@")
         for where in (server.url, url):
-            with LLMClient("m", where, cache=tmp_path / "c", timeout=0.5, backoff=(0.01, 0.02)) as made:
+            settings: dict[str, Any] = {"cache": tmp_path / "c", "timeout": 0.5, "backoff": (0.01, 0.02)}
+            with LLMClient("m", where, api_key_env="OPENAI_API_KEY", **settings) as made:
                 texts += [repr(made), str(made), repr(made.complete_many(requests(8), progress=True))]
                 write_batch_file(made, requests(12), tmp_path / "batch.jsonl")
                 server.next("401")
@@ -382,6 +384,50 @@ def test_openai_needs_a_key_and_other_servers_may_do_without(
     assert ask(server, requests(1))[0].ok
 
 
+def test_a_key_goes_to_the_server_that_it_was_named_for(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment holds for OpenAI goes to no other server, and nothing of it through a proxy."""
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "of-openai-alone")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: of-openai-alone\nAuthorization: Bearer of-openai-alone")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("A_KEY", "named-for-this-server")
+    for given, sent in ((None, "none"), ("A_KEY", "named-for-this-server"), ("OPENAI_API_KEY", KEY)):
+        with LLMClient("m", api_key_env=given, max_attempts=1) as made:
+            assert made.complete_many(requests(1), progress=False)[0].ok
+        assert server.headers[-1]["authorization"] == f"Bearer {sent}"
+        assert "of-openai-alone" not in str(server.headers[-1])
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [("https://api.openai.com/v1", True), ("https://eu.api.openai.com/v1", True), ("http://api.openai.com/v1", False),
+     ("https://api.openai.com.example/v1", False), ("https://notapi.openai.com/v1", False),
+     ("https://127.0.0.1/api.openai.com", False)],
+)  # fmt: skip
+def test_openai_is_known_by_its_host(url: str, expected: bool) -> None:
+    assert is_openai(url) is expected
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308"])
+def test_a_redirect_is_not_followed(server: FakeOpenAI, status: str) -> None:
+    with FakeOpenAI() as elsewhere:
+        server.always, server.elsewhere = status, elsewhere.url
+        with pytest.raises(ServiceRefused, match=f"{server.url} sends requests elsewhere, and is not followed"):
+            ask(server, requests(1))
+        assert not elsewhere.headers
+        with client(server) as made, pytest.raises(ServiceRefused, match=status):
+            made.with_openai(lambda openai: openai.files.list())
+        assert not elsewhere.headers
+
+
+def test_a_server_that_asks_for_a_key_says_how_to_give_one(server: FakeOpenAI) -> None:
+    server.next("401")
+    with pytest.raises(ServiceRefused, match="name the environment variable .* by `api_key_env`"):
+        ask(server, requests(1), api_key_env=None)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -390,7 +436,10 @@ def test_openai_needs_a_key_and_other_servers_may_do_without(
         ({"max_tokens_total": -1}, "max_tokens_total=-1"),
         ({"prices": (1.0,)}, "two prices"),
         ({"base_url": "host/v1"}, "https://host"),
-        ({"base_url": "http://host/v1?key=hidden"}, "must end with its path"),
+        ({"base_url": "https://host/v1?key=hidden"}, "must end with its path"),
+        ({"base_url": "http://host/v1"}, "must be https, unless it is of this machine"),
+        ({"base_url": "http://me:hidden@192.168.0.7:8000/v1", "api_key_env": "A_KEY"}, "at '192.168.0.7:8000'"),
+        ({"base_url": "http://127.0.0.1.example/v1"}, "must be https"),
     ],
 )
 def test_wrong_settings_are_told(settings: dict[str, Any], message: str) -> None:

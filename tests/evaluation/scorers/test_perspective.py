@@ -99,6 +99,13 @@ def test_what_is_sent_and_what_comes_back(service: Service) -> None:
     assert scorer(service)([]).shape == (0,)
 
 
+def test_what_is_for_this_machine_goes_through_no_proxy(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert scorer(service, max_attempts=1)(["fine"]).shape == (1,)
+
+
 def test_long_texts_are_cut_at_a_character(service: Service) -> None:
     service.next.append((200, {}, b'{"attributeScores": {"TOXICITY": {"summaryScore": {"value": 1}}}}'))
     assert scorer(service)(["é" * MOST_BYTES]).tolist() == [1.0]

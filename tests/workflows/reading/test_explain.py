@@ -39,7 +39,7 @@ def test_features_are_explained_and_judged(client: LLMClient, tmp_path: Path) ->
 
 def test_nothing_is_asked_in_a_dry_run(server: FakeOpenAI, tmp_path: Path) -> None:
     table = write_annotations(features(), tmp_path / "features.tsv", ("FeatureID", "Words"))
-    llm = LLMSettings(llm="m", llm_url=server.url, cache=tmp_path / "c")
+    llm = LLMSettings(llm="m", llm_url=server.url, api_key_env="OPENAI_API_KEY", cache=tmp_path / "c")
     found = explain(tmp_path, ExplainSettings(max_rows=2, llm=llm, send=SendSettings(dry_run=True)))
     assert not found.asked and not server.sent and found.exchange.estimate.requests == 4
     assert found.rows == read_annotations(table)[:2]
