@@ -87,6 +87,11 @@ class SteeringMixin:
                 self._plans.popitem(last=False)
         return plan
 
+    @property
+    def plans_kept(self) -> int:
+        """How many compiled steerings are kept for calls to come."""
+        return len(self._plans)
+
     def _sae_like(self, number: int) -> Tensor:
         """An empty tensor with the dtype of an SAE, on the device it runs on (which an offloaded one is not stored
         on)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,22 +11,22 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from .bodies import Body, read_json
+from .bodies import Body
 from .completions import Completions
 from .detecting import Detector, list_features, read_detection
-from .engine import Engine
+from .engine import MAX_WAITING, Engine
 from .errors import RequestError
+from .intake import Intake
 from .limits import ServeLimits
 from .requests import Asked, Reader
 from .responses import Responses, read_response
 from .web.guards import HostCheck, KeyCheck
+from .web.metrics import Metrics
+from .web.record import Recorder, RequestRecord, Traffic, refusal
 from .writing import Writing
-
-logger = logging.getLogger(__name__)
-
-MAX_BODY_BYTES = 8 * 2**20
 
 
 def build_app(
@@ -70,31 +69,42 @@ def build_app(
         finally:
             await run_in_threadpool(engine.stop)
 
+    intake, traffic = Intake(limits), Traffic()
+
+    def readiness() -> str:
+        """`ready`, or why no more should be sent here."""
+        if not engine.is_alive or traffic.draining:
+            return "draining" if engine.is_alive else "stopped"
+        if max(engine.blocked_s, intake.blocked_s) > limits.blocked_after_s:
+            return "blocked"
+        return "full" if len(engine.waiting) >= MAX_WAITING else "ready"
+
+    metrics = Metrics(engine, lambda: model.plans_kept, lambda: readiness() == "ready", traffic)
+    traffic.ended = metrics.count
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.engine = engine
+    app.state.engine, app.state.traffic, app.state.limits = engine, traffic, limits
     if api_key is not None:
         app.add_middleware(KeyCheck, key=api_key)
-    app.add_middleware(HostCheck, allowed=limits.allowed_host or ())  # before the key: what is added last is first
+    app.add_middleware(HostCheck, allowed=limits.allowed_host or ())
+    app.add_middleware(Recorder, traffic=traffic)  # what is added last is first: it sees what the others refuse
 
     @app.exception_handler(RequestError)
-    async def refused(_: Request, error: RequestError) -> JSONResponse:
-        headers = {"Retry-After": "1"} if error.status in (429, 503) else None
-        return JSONResponse(error.body(), error.status, headers)
+    async def refused(request: Request, error: RequestError) -> JSONResponse:
+        return refusal(error, request.scope)
 
     @app.exception_handler(HTTPException)
     async def not_there(request: Request, error: HTTPException) -> JSONResponse:
         told = RequestError(f"{error.detail}: {request.method} {request.url.path}", status=error.status_code)
-        return JSONResponse(told.body(), error.status_code, error.headers)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(RequestError("The server failed; its log says why.", status=500).body(), 500)
+        answer = refusal(told, request.scope)
+        answer.headers.update(error.headers or {})
+        return answer
 
     async def written(request: Request, read: Callable[[Body], Asked], form: Completions | Responses) -> Response:
         """Read a request, write its answers and give them in the endpoint's form."""
-        body = await read_body(request)
-        writing = Writing(await run_in_threadpool(read, body), engine, tokenizer)
-        if writing.asked.stream:
+        raw = await intake.receive(request)
+        asked = await unless_gone(request, intake.read(raw, read))
+        writing = Writing(asked, engine, tokenizer, RequestRecord.of(request.scope))
+        if asked.stream:
             return Events(form.stream(writing), writing)
         try:
             return JSONResponse(await unless_gone(request, form.whole(writing)))
@@ -115,13 +125,15 @@ def build_app(
 
     @app.post("/v1/detect")
     async def detect(request: Request) -> Response:
-        body = await read_body(request)
-        asked = await run_in_threadpool(read_detection, reader, body)
+        raw = await intake.receive(request)
+        asked = await unless_gone(request, intake.read(raw, lambda body: read_detection(reader, body)))
         given_up = threading.Event()
         try:
-            return JSONResponse(await unless_gone(request, run_in_threadpool(detector.detect, asked, given_up)))
+            found = await unless_gone(request, intake.detect(lambda: detector.detect(asked, given_up)))
         finally:
             given_up.set()
+        RequestRecord.of(request.scope).prompt_tokens = found["usage"]["prompt_tokens"]
+        return JSONResponse(found)
 
     @app.get("/v1/features")
     async def features() -> dict[str, Any]:
@@ -141,9 +153,20 @@ def build_app(
 
     @app.get("/health")
     async def health() -> JSONResponse:
+        """Whether the process is of use at all: a restart would help where it is not."""
         alive = engine.is_alive
         counts = {"running": len(engine.running), "waiting": len(engine.waiting)}
         return JSONResponse({"status": "ok" if alive else "stopped", **counts}, 200 if alive else 503)
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        """Whether more may be sent here now."""
+        state = readiness()
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    @app.get("/metrics")
+    async def counted() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
@@ -161,22 +184,6 @@ class Events(StreamingResponse):
             await super().__call__(*call)
         finally:
             self._writing.close()
-
-
-async def read_body(request: Request) -> Body:
-    """The JSON object of a request.
-
-    Raises:
-        RequestError: another content type (which a page in a browser could send unasked), too long, or not an object.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError("The body must be JSON, with the header `Content-Type: application/json`.")
-    raw = bytearray()
-    async for part in request.stream():
-        raw += part
-        if len(raw) > MAX_BODY_BYTES:
-            raise RequestError(f"The body is longer than {MAX_BODY_BYTES} bytes.", code="body_too_long", status=413)
-    return Body(read_json(bytes(raw)))
 
 
 async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,6 +100,7 @@ class Engine:
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []
         self.steps = 0  # forward passes so far
+        self._pass_began: float | None = None
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -109,6 +111,12 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def blocked_s(self) -> float:
+        """Seconds since the pass that is at work began; 0 where none is."""
+        began = self._pass_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def stop_soon(self) -> None:
         """End after the token that is being written; takes no lock, so that a signal's handler may call it."""
@@ -155,11 +163,14 @@ class Engine:
         while True:
             with self._changed:
                 while not (self.waiting or self.running or self._stopping):
+                    self._pass_began = None
                     self._changed.wait()
                 if self._stopping:
                     return
                 self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
+            self._pass_began = time.monotonic()
             self._guarded(self._step, self.running)
+            self._pass_began = time.monotonic()
             if joining := self._joining():
                 self._guarded(lambda joining=joining: self._join(joining), joining)
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
+import signal
 import socket
+import threading
+import time
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+
+from .web.connections import LimitedConnection
+from .web.record import Traffic
 
 GRACE_S = 3  # for connections at the end; answers under way are ended at once
 
@@ -52,17 +60,54 @@ def key_from(variable: str | None) -> str | None:
 
 
 class Listener(uvicorn.Server):
-    """A server whose answers end at the first Ctrl-C."""
+    """A server whose answers end at the first Ctrl-C, and have some time to end after SIGTERM.
+
+    Until then it takes no more requests, which `/ready` says too; a second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: Any) -> None:
+        super().__init__(config)
+        self._state = state
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        engine = getattr(getattr(self.config.app, "state", None), "engine", None)
-        if engine is not None:
-            engine.stop_soon()
+        traffic: Traffic = self._state.traffic
+        if sig != signal.SIGTERM or traffic.draining or not self._state.limits.drain_s:
+            self._end(sig, frame)
+            return
+        traffic.draining = True
+        threading.Thread(target=self._drain, args=(sig, frame), name="draining", daemon=True).start()
+
+    def _drain(self, sig: int, frame: Any) -> None:
+        deadline = time.monotonic() + self._state.limits.drain_s
+        while self._state.traffic.at_work and time.monotonic() < deadline and not self.should_exit:
+            time.sleep(0.02)
+        if not self.should_exit:
+            self._end(sig, frame)
+
+    def _end(self, sig: int, frame: Any) -> None:
+        self._state.traffic.draining = True
+        self._state.engine.stop_soon()
         super().handle_exit(sig, frame)
 
 
-def listener(app: Any, log_level: str = "warning") -> Listener:
-    """A server to `run(sockets=[...])`. Its log holds addresses and paths, no bodies and no headers."""
-    return Listener(
-        uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=GRACE_S, lifespan="on", ws="none")
-    )
+def listener(app: FastAPI, log_level: str = "warning") -> Listener:
+    """A server to `run(sockets=[...])`, of an application of `build_app`.
+
+    At the level info its log has a line for each request, which holds no text and no header.
+    """
+    limited = type("Limited", (LimitedConnection,), {"limits": app.state.limits})
+    config = uvicorn.Config(
+        app, http=limited, log_config=log_config(log_level), log_level=log_level, access_log=False, lifespan="on",
+        timeout_graceful_shutdown=GRACE_S, ws="none",
+    )  # fmt: skip
+    made = Listener(config, app.state)
+    app.state.traffic.connections = lambda: len(made.server_state.connections)
+    return made
+
+
+def log_config(log_level: str) -> dict[str, Any]:
+    """uvicorn's own settings of the log, for this package's server too."""
+    settings = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    level = log_level.upper()
+    settings["loggers"]["sae_transformers.serving"] = {"handlers": ["default"], "level": level, "propagate": False}
+    return settings

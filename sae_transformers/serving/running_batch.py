@@ -58,6 +58,13 @@ class RunningBatch:
     def __len__(self) -> int:
         return len(self.mask)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values."""
+        layers = () if self.cache is None else self.cache.layers
+        tensors = (getattr(layer, name, None) for layer in layers for name in ("keys", "values"))
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
     def fits(self, steerings: Sequence[Steering]) -> bool:
         """Whether rows of these steerings can be in one batch with those that are there."""
         if len(self) and not self.joins:

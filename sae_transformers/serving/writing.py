@@ -11,6 +11,7 @@ from typing import Any
 
 from .engine import Answer, Engine
 from .requests import Asked
+from .web.record import RequestRecord
 
 
 @dataclass
@@ -36,12 +37,13 @@ class Piece:
 class Writing:
     """The answers to one request, from the moment that they are submitted. Close it, however it ends.
 
-    id, created: of the request, as its answer tells them.
+    record: of the request, which is told the tokens and what failed. id, created: of the answer, as it tells them.
     """
 
     asked: Asked
     engine: Engine
     tokenizer: Any
+    record: RequestRecord
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -83,6 +85,7 @@ class Writing:
         while left:
             answer, text, finish = await self._queue.get()
             if answer.error is not None:
+                self.record.failed(answer.error)
                 raise answer.error
             left -= finish is not None
             yield Piece(answer.number, text, finish, len(answer.tokens))
@@ -98,3 +101,5 @@ class Writing:
         """Nobody waits for the answers any more: those that are unfinished are dropped."""
         for answer in self.answers:
             answer.cancel()
+        self.record.prompt_tokens = self.prompt_tokens
+        self.record.written_tokens = sum(len(answer.tokens) for answer in self.answers)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any, NamedTuple
 
 import openai
@@ -117,9 +118,14 @@ class Running:
 
 
 @contextmanager
-def running(model: Any, tokenizer: Any, key: str | None = None, **options: Any) -> Iterator[Running]:
+def running(
+    model: Any, tokenizer: Any, key: str | None = None, send_buffer: int | None = None, **options: Any
+) -> Iterator[Running]:
+    """A server that listens. send_buffer: bytes that the machine keeps of an answer that is not read."""
     app = build_app(model, tokenizer, "tiny", api_key=key, **options)
     with bind("127.0.0.1", 0) as socket:
+        if send_buffer is not None:
+            socket.setsockopt(SOL_SOCKET, SO_SNDBUF, send_buffer)
         server = listener(app, "error")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()

@@ -7,9 +7,8 @@ import ipaddress
 from collections.abc import Collection
 from typing import Any
 
-from fastapi.responses import JSONResponse
-
 from ..errors import RequestError
+from .record import refuse
 
 WITHOUT_KEY = ("/health", "/ready")
 
@@ -32,7 +31,7 @@ class HostCheck:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and (error := self._refusal(scope)) is not None:
-            await JSONResponse(error.body(), error.status)(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -61,7 +60,7 @@ class KeyCheck:
             kind, _, key = given.partition(b" ")
             if not hmac.compare_digest(key.strip(), self._key) or kind.lower() != b"bearer":
                 told = RequestError("Give the server's key as a bearer token.", code="invalid_api_key", status=401)
-                await JSONResponse(told.body(), 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+                await refuse(told, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
