@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
 
 from .web.connections import LimitedConnection
 from .web.record import Traffic
@@ -107,7 +108,7 @@ def listener(app: FastAPI, log_level: str = "warning") -> Listener:
 
 def log_config(log_level: str) -> dict[str, Any]:
     """uvicorn's own settings of the log, for this package's server too."""
-    settings = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    settings = copy.deepcopy(LOGGING_CONFIG)
     level = log_level.upper()
     settings["loggers"]["sae_transformers.serving"] = {"handlers": ["default"], "level": level, "propagate": False}
     return settings
