@@ -11,7 +11,7 @@ import typer
 
 from ..workflows.settings.generate import GenerateOptions
 from ..workflows.settings.texts import read_lines
-from .errors import sentence
+from .errors import sentence, visible
 from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb
@@ -56,7 +56,7 @@ def generate(
             try:
                 rows += continue_prompts(loaded, tokenizer, line, steerings, options, on_text=_Growing()).rows()
             except ValueError as error:  # of this line; others follow
-                typer.echo(sentence(error), err=True)
+                typer.echo(visible(sentence(error)), err=True)
             typer.echo()
     if out is not None:
         save_csv(out, rows)
@@ -70,9 +70,9 @@ class _Growing:
 
     def __call__(self, label: str, piece: str) -> None:
         if label != self.label:
-            typer.secho(f"\n{label}" if self.label else label, bold=True)
+            typer.secho(visible(f"\n{label}" if self.label else label), bold=True)
             self.label = label
-        typer.echo(piece, nl=False)
+        typer.echo(visible(piece), nl=False)
 
 
 def _typed_lines() -> Iterator[str]:
@@ -80,8 +80,7 @@ def _typed_lines() -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             typer.echo("> ", nl=False)
-        line = sys.stdin.readline()
-        if not line:
+        if not (line := sys.stdin.readline()):
             return
         if line.strip():
             yield line.strip()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .errors import fail
+from .errors import fail, visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def open_console(width: int | None = None) -> Console:
-    """What the verbs print to: texts as they are, no colours of its own, no line cut."""
+    """What the verbs print to: texts as they are but for codes of a terminal, no colours of its own, no line cut."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False, markup=False, width=width)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=width)
+    console.render_str = lambda text, **options: Console.render_str(console, visible(text), **options)
+    return console
 
 
 @contextmanager
@@ -97,8 +99,7 @@ def show_suite(console: Any, result: Any, suite: Any, picture: Path | None = Non
     rows = suite.rows(result)
     table = Table(title=f"{result.name} ({result.seconds:,.0f} s)")
     for number, name in enumerate(rows[0] if rows else ()):
-        text = number < 2
-        table.add_column(name, overflow="fold", justify="left" if text else "right", no_wrap=not text)
+        table.add_column(name, overflow="fold", justify="left" if number < 2 else "right", no_wrap=number >= 2)
     previous = ""
     for row in rows:
         first, *rest = row.values()

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..latents.logins import without_logins
+from ..latents.safe_texts import without_logins
 from ..latents.whole_file import whole_file
 from .method_ids import COMPARED, MethodId, old_method
 

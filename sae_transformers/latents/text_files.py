@@ -9,7 +9,9 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
+
+from .safe_texts import from_cell, to_cell
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -43,13 +45,33 @@ def rows_of_file(fs: Any, name: str, txt_rows: str) -> Iterator[Mapping[str, Any
             io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as file,
         ):
             if suffix == ".csv":
-                yield from csv.DictReader(file)
+                yield from ({_cell(name): _cell(cell) for name, cell in row.items()} for row in csv.DictReader(file))
             elif suffix == ".txt":
                 yield from ({"text": text} for text in _texts_of(file, txt_rows))
             else:
                 yield from _objects_of(file, PurePosixPath(name).name)
     except UnicodeDecodeError as error:
         raise ValueError(f"Text files are UTF-8. Received: {PurePosixPath(name).name}: {error}.") from None
+
+
+class _UnixLines:
+    """Ends lines as Unix does. A writer that is told to do so leaves carriage returns unquoted, which cut the row."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
+
+
+def write_csv(file: TextIO, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows as CSV, ended by line feeds; no text is a formula (`to_cell`)."""
+    csv.writer(_UnixLines(file)).writerows([to_cell(value) for value in row] for row in rows)
+
+
+def _cell(cell: Any) -> Any:
+    """A cell's text; what is missing or too much in a row stays as the reader marks it."""
+    return from_cell(cell) if isinstance(cell, str) else cell
 
 
 def _texts_of(file: Iterable[str], txt_rows: str) -> Iterator[str]:

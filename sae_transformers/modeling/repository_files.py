@@ -24,6 +24,8 @@ from transformers.utils import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .card_texts import base_line, code, hub_id, markdown, quoted
+
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder")
 
 CARD = """---
@@ -59,20 +61,19 @@ def whole_path(name: str) -> str:
 
 def model_card(model: Any, repo: str) -> str:
     """A first model card; `hub_cards` makes a full one from measured values."""
-    base = model.config.base_model_name_or_path
-    public = base if base and not Path(base).is_absolute() else None
+    public = hub_id(model.config.base_model_name_or_path)
     rows = [
-        f"| {n} | {c.read_at} | {c.d_sae} | {c.activation} | {', '.join(c.concepts) or '-'} |"
-        for n, c in enumerate(model.config.sae_configs)
+        " | ".join(map(markdown, (c.read_at, c.d_sae, c.activation, ", ".join(c.concepts) or "-")))
+        for c in model.config.sae_configs
     ]
     return CARD.format(
-        base_line=f"base_model: {public}\n" if public else "",
-        title=repo,
-        base=f"`{public}`" if public else f"A `{model.config.text_config.model_type}` model",
+        base_line=base_line(public),
+        title=markdown(repo),
+        base=code(public) if public else f"A {code(model.config.text_config.model_type)} model",
         count=len(rows),
-        rows="\n".join(rows),
+        rows="\n".join(f"| {n} | {row} |" for n, row in enumerate(rows)),
         auto_class=model.auto_model.__name__,
-        repo=repo,
+        repo=quoted(repo),
     )
 
 

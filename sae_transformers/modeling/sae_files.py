@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
+from .card_texts import base_line, code, hub_id, markdown
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .repository_files import HUB_OPTIONS, check_values, check_writable, read_adapter, write_whole
@@ -83,7 +84,7 @@ class SaeFiles(nn.Module):
             raise TypeError(f"Expected options among {', '.join(UPLOAD_OPTIONS)}. Received: {unknown[0]!r}.")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            write_whole(Path(folder) / "README.md", CARD.format(repo=repo_id, **_facts(self.config)))
+            write_whole(Path(folder) / "README.md", CARD.format(repo=repo_id, **first_facts(self.config)))
             return upload(folder, repo_id, type(self).__name__, **options)
 
     @classmethod
@@ -258,16 +259,15 @@ def _fill(
     sae.requires_grad_(True)
 
 
-def _facts(config: SparseAutoencoderConfig) -> dict[str, Any]:
+def first_facts(config: SparseAutoencoderConfig) -> dict[str, Any]:
     """What a card says of an SAE."""
-    base = config.metadata.get("base_model")
-    named = base if base and not Path(base).is_absolute() else None
+    named = hub_id(config.metadata.get("base_model"))
     return {
-        "name": f"SAE at {config.read_at}" if config.placed else "SAE",
+        "name": markdown(f"SAE at {config.read_at}") if config.placed else "SAE",
         # Not a line of the card above: that is no import of this file.
         "imports": "from sae_transformers import SaeForCausalLM, SparseAutoencoder",
-        "place": f"`{config.read_at}`" if config.placed else "hidden states",
-        "base_line": f"base_model: {named}\n" if named else "",
+        "place": code(config.read_at) if config.placed else "hidden states",
+        "base_line": base_line(named),
         "base": named or "the base it was trained on",
-        "d_in": config.d_in, "d_sae": config.d_sae, "activation": config.activation,
+        "d_in": config.d_in, "d_sae": config.d_sae, "activation": markdown(config.activation),
     }  # fmt: skip

@@ -10,12 +10,19 @@ from typing import Any
 from datasets import Dataset
 
 from ..create_training_data.scar_sources import UNKNOWN, concept_dataset, load_concept, scored, shakespeare
+from ..latents.text_files import write_csv
 from ..latents.texts import open_text
 from ..latents.whole_file import whole_file
 from .results import Result
 from .settings.concept_set import SOURCES, ConceptDataSettings
 
-FORMATS = {".jsonl": Dataset.to_json, ".csv": Dataset.to_csv, ".parquet": Dataset.to_parquet}
+
+def _to_csv(data: Dataset, path: str) -> None:
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        write_csv(file, [data.column_names, *(row.values() for row in data.to_list())])
+
+
+FORMATS = {".jsonl": Dataset.to_json, ".csv": _to_csv, ".parquet": Dataset.to_parquet}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..evaluation.journal import Journal, fingerprint
 from ..evaluation.results import Results, SuiteResult, read_results, versions, write_results
 from ..evaluation.suites import SUITES, Suite, SuiteInputs, suite_of
 from ..latents.context import check_length
-from ..latents.logins import without_logins
+from ..latents.safe_texts import without_logins
 from ..modeling import SaeForCausalLM, Steering
 from .results import html_table, to_frame
 from .settings.evaluate import EvaluateSettings

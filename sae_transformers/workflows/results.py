@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..create_training_data.harvest.store import Store
 from ..latents.progress import Count as Count
 from ..latents.progress import Progress as Progress
+from ..latents.safe_texts import to_cell
 from ..latents.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def to_frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
 
 
 def save_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a table, whole or not at all; NaN and None are empty."""
+    """Write rows as a table, whole or not at all; NaN and None are empty, and no text is a formula (`to_cell`)."""
     with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]) if rows else [])
+        table = csv.DictWriter(file, list(map(to_cell, rows[0])) if rows else [])
         table.writeheader()
-        table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        table.writerows({to_cell(name): to_cell(_cell(value)) for name, value in row.items()} for row in rows)
 
 
 def save_json(folder: str | Path, values: Mapping[str, Any]) -> list[Path]:

@@ -11,7 +11,6 @@ the same way; budgets are the client's.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...latents.text_files import write_csv
 from ...latents.whole_file import whole_file
 from ..llm.requests import Answer, Chat, ChatRequest
 from .parsing import clean_label, decision_format, object_format, object_schema, read_judgement, without_thoughts
@@ -127,9 +127,8 @@ def ask_about_features(
 def write_answers(answers: Sequence[FeatureAnswer], path: str | Path) -> Path:
     """Write them as csv: feature, answer, reason, failure; whole, or not at all."""
     with whole_file(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("feature", "answer", "reason", "failure"))
-        writer.writerows((one.feature, one.answer, one.reason, one.failure) for one in answers)
+        rows = [(one.feature, one.answer, one.reason, one.failure) for one in answers]
+        write_csv(file, [("feature", "answer", "reason", "failure"), *rows])
     return Path(path)
 
 

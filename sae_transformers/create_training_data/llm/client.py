@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...latents.logins import is_loopback
+from ...latents.safe_texts import is_loopback
 from .budget import Budget, TokenCount
 from .protocol import (
     MAY_HAVE_COST,

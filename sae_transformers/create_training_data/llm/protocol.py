@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from ...latents.logins import is_loopback
+from ...latents.safe_texts import is_loopback
 from .requests import EMPTY, REFUSAL, Answer
 from .usage import Tokens
 

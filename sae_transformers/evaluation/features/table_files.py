@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...latents.safe_texts import from_cell
+from ...latents.text_files import write_csv
 from .table import FeatureTable, LogitWeights
 
 STATISTICS = ("mean", "std", "skewness", "kurtosis")
@@ -167,10 +169,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
 
 def _write_csv(columns: Mapping[str, list[Any]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            writer.writerow([_cell(value) for value in row])
+        write_csv(file, [columns, *(map(_cell, row) for row in zip(*columns.values(), strict=True))])
 
 
 def _cell(value: Any) -> Any:
@@ -193,7 +192,7 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
             f"Expected {len(header)} cells. Received: {len(rows[wrong - 2])} in {path.name}, row {wrong}."
         )
     columns: dict[str, list[Any]] = {}
-    for name, cells in zip(header, zip(*rows, strict=True), strict=False):
+    for name, cells in zip(map(from_cell, header), zip(*rows, strict=True), strict=False):
         try:
             if name in LISTS:
                 columns[name] = [json.loads(cell) for cell in cells]
@@ -202,7 +201,7 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
             elif name in ("feature", "dead"):
                 columns[name] = [(int if name == "feature" else _flag)(cell) for cell in cells]
             else:
-                columns[name] = list(cells)
+                columns[name] = list(map(from_cell, cells))
         except ValueError as error:
             raise ValueError(f"Column {name!r} of {path.name} could not be read: {error}.") from error
     return columns

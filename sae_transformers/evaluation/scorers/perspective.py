@@ -22,7 +22,7 @@ import torch
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from torch import Tensor
 
-from ...latents.logins import is_loopback
+from ...latents.safe_texts import is_loopback
 
 ENDPOINT = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 MOST_BYTES = 20_480  # of a text, by the service's documentation

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.topics.settings import METHODS, SUMMARIES
+from ...latents.safe_texts import to_cell
 from ...latents.sparse_codes import SparseCodes, encode_texts
 from ...latents.whole_file import whole_file
 from ...modeling import FeatureEdit, FeatureReweighting, SparseAutoencoder, Steering
@@ -225,8 +226,8 @@ def write_topic_scores(path: str | Path, scores: TopicScores, columns: dict[str,
         if path.suffix == ".csv":
             with draft.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
-                writer.writerow(table)
-                writer.writerows(zip(*table.values(), strict=True))
+                writer.writerow(map(to_cell, table))
+                writer.writerows(map(to_cell, row) for row in zip(*table.values(), strict=True))
         else:
             import pyarrow as pa
             import pyarrow.parquet

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from ...create_training_data.llm.protocol import ServiceRefused as ServiceRefused
 from ...create_training_data.llm.settings import LLMSettings as LLMSettings
-from ...latents.logins import without_logins as without_logins
+from ...latents.safe_texts import visible as visible
+from ...latents.safe_texts import without_logins as without_logins
 
 
 @dataclass(frozen=True)

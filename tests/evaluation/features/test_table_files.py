@@ -38,7 +38,7 @@ FULL = replace(
     coherence=torch.tensor([0.25, 0.0], dtype=F64),
     contexts=[["one\ntwo, \"three\"", "vier"], []],
     context_scores=[[2.5, 1.25], []],
-    notes={"summary": ["About coffee.", ""]},
+    notes={"summary": ["About coffee.", ""], "=more": ["=1+1", "- a list\rof two"]},
     facts={"model": "m", "tokens": 11},
 )  # fmt: skip
 
