@@ -23,6 +23,7 @@ from .base_fingerprint import base_fingerprint, differing
 from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
+from .plain_files import plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
     check_base,
@@ -32,7 +33,6 @@ from .repository_files import (
     check_writable,
     commit_of,
     model_card,
-    plain_errors,
     read_adapter,
     stored_names,
     weight_files,
@@ -174,9 +174,9 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **labels)
         if getattr(config, "text_config", None) is None:
             raise ValueError(
-                f"{pretrained_model_name_or_path} is a base model without SAEs. Expected what `save_pretrained` of a "
-                f"model with SAEs wrote. Use `{cls.__name__}.from_base({str(pretrained_model_name_or_path)!r}, "
-                f"saes=[...])`."
+                f"{pretrained_model_name_or_path} is a base model without SAEs, or has no config.json. Expected what "
+                f"`save_pretrained` of a model with SAEs wrote. Use "
+                f"`{cls.__name__}.from_base({str(pretrained_model_name_or_path)!r}, saes=[...])`."
             )
         scope = getattr(config, "weights_scope", "full")
         force = kwargs.pop("force", False)
@@ -328,7 +328,8 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             self.generation_config._from_model_config = False  # a config marked so loses fields it does not know
         previous, type(self)._auto_class = type(self)._auto_class, self.auto_model.__name__
         try:
-            super().save_pretrained(save_directory, *args, **kwargs)
+            with written_tensors(save_directory):
+                super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             type(self)._auto_class = previous
         card = Path(save_directory) / "README.md"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import (
@@ -25,6 +22,7 @@ from transformers.utils import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .card_texts import base_line, code, hub_id, markdown, quoted
+from .plain_files import opened_tensors, read_json
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder")
 
@@ -143,9 +141,9 @@ def weight_files(name: str, hub: dict[str, Any]) -> list[str]:
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)
     if index is not None:
         try:
-            shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(read_json(index)["weight_map"].values()))
             return [str(cached_file(name, shard, **hub)) for shard in shards]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged: {error!r}. Download or save it again.") from error
     for pickle in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         if cached_file(name, pickle, **hub, **quiet) is not None:
@@ -155,20 +153,11 @@ def weight_files(name: str, hub: dict[str, Any]) -> list[str]:
     raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME}.")
 
 
-@contextlib.contextmanager
-def plain_errors(name: str) -> Iterator[None]:
-    """Errors of damaged files, as ValueErrors that say which."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"{name} is damaged or cut short: {error}. Download or save it again.") from error
-
-
 def stored_names(files: list[str]) -> set[str]:
     """Names of all tensors in safetensors files."""
     names: set[str] = set()
     for file in files:
-        with plain_errors(file), safe_open(file, framework="pt") as tensors:
+        with opened_tensors(file) as tensors:
             names.update(tensors.keys())
     return names
 
@@ -178,7 +167,7 @@ def read_adapter(name: str, hub: dict[str, Any], prefix: str = "") -> dict[str, 
     several."""
     weights: dict[str, Tensor] = {}
     for file in weight_files(name, hub):
-        with plain_errors(file), safe_open(file, framework="pt") as tensors:
+        with opened_tensors(file) as tensors:
             names = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
             weights.update({key[len(prefix) :]: tensors.get_tensor(key) for key in names})
     return weights

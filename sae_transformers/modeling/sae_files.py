@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 from .card_texts import base_line, code, hub_id, markdown
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import SparseAutoencoderConfig
+from .plain_files import read_json, written_tensors
 from .repository_files import HUB_OPTIONS, check_values, check_writable, read_adapter, write_whole
 from .uploading import UPLOAD_OPTIONS, upload
 
@@ -68,7 +69,8 @@ class SaeFiles(nn.Module):
         folder = Path(save_directory)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         part = folder / f"{SAFE_WEIGHTS_NAME}.part"
-        save_file(tensors, part, metadata={"format": "pt"})
+        with written_tensors(folder / SAFE_WEIGHTS_NAME):
+            save_file(tensors, part, metadata={"format": "pt"})
         part.replace(folder / SAFE_WEIGHTS_NAME)
         text = json.dumps({"format": FORMAT, "version": 1, **self.config.to_dict()}, indent=2)
         write_whole(folder / CONFIG_NAME, text + "\n")
@@ -186,10 +188,7 @@ def _read_json_config(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     path = cached_file(name, CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
     if path is None:
         return None
-    try:
-        values = json.loads(Path(str(path)).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Download or save it again.") from error
+    values = read_json(path)
     return values if isinstance(values, dict) else None
 
 

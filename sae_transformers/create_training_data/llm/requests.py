@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...modeling.plain_files import check_plain
 from .usage import Account, Estimate
 
 REFUSAL, EMPTY, REJECTED, GAVE_UP, NOT_DONE = "refusal", "empty", "rejected", "gave up", "not done"
@@ -92,8 +94,9 @@ class AnswerCache:
         self._answers: dict[str, Answer] = {}
         self._lock = threading.Lock()
         self._file: int | None = None
+        self._closing: Callable[[], object] | None = None  # also when nobody calls `close`
         if self.path is not None and self.path.exists():
-            with self.path.open("rb") as file:
+            with check_plain(self.path).open("rb") as file:
                 for line in file:
                     self._read(line)
 
@@ -128,6 +131,7 @@ class AnswerCache:
                 return
             if self._file is None:
                 self._file = self._open(self.path)
+                self._closing = weakref.finalize(self, os.close, self._file)
             while line:  # one call, unless the disk is full
                 line = line[os.write(self._file, line) :]
 
@@ -135,17 +139,21 @@ class AnswerCache:
     def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            os.write(descriptor, b"\n")  # after half a line
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                os.write(descriptor, b"\n")  # after half a line
+        except OSError:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def close(self) -> None:
         """Close the file; `put` opens it again."""
         with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            if self._closing is not None:
+                self._closing()
+            self._file = self._closing = None
 
 
 class Chat(ABC):

@@ -2,18 +2,21 @@
 
 Nothing here executes what a file says. Safetensors and npz are tensors only; a pickle is read by torch's
 tensor-only unpickler, and refused where it holds anything else. What a file claims about its size is checked against
-its size before memory is taken. Tensors are mapped, not read: their pages come when they are used.
+its size before memory is taken; what is no plain file is not opened. Tensors are mapped, not read: their pages come
+when they are used.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
 import math
 import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,14 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from ..repository_files import plain_errors
+from ..plain_files import check_plain, opened_tensors, read_json
 
 PICKLES = (".pt", ".pth", ".bin")
-MAX_JSON_BYTES = 2**24
+MAX_DIRECTORY_BYTES = 2**20  # of a zip: about 100 bytes for each of its files, and ten times that in memory
+MAX_PROGRAM_BYTES = 2**19  # of a pickle: about 200 bytes for each of its tensors; a mark of one byte takes 70
+MAX_VALUES = 2**17  # of a pickle, shared ones counted as often as they are met
 
 
 class Checkpoint:
@@ -132,12 +136,7 @@ class Checkpoint:
     def json(self, file: str) -> dict[str, Any]:
         """An object of a JSON file."""
         path = self.path(file)
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"{path} is no config: it has {path.stat().st_size:,} bytes.")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: {error}. Download it again.") from error
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError(f"{path} is damaged: it holds no JSON object. Download it again.")
         return values
@@ -146,7 +145,7 @@ class Checkpoint:
         """All tensors of a file whose name starts with `prefix`, without it; mapped, not read."""
         path = self.path(file)
         if path.suffix == ".safetensors":
-            with plain_errors(str(path)), safe_open(path, framework="pt") as stored:
+            with opened_tensors(path) as stored:
                 names = [name for name in stored.keys() if name.startswith(prefix)]  # noqa: SIM118
                 return {name[len(prefix) :]: stored.get_tensor(name) for name in names}
         if path.suffix == ".npz":
@@ -156,13 +155,17 @@ class Checkpoint:
 
     def pickled(self, file: str) -> dict[str, Any]:
         """The dict of a torch file: tensors, numbers, texts, and lists and dicts of them."""
-        return _read_pickle(self.path(file))
+        path = self.path(file)
+        found = read_pickle(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds {type(found).__name__}; expected a dict of tensors.")
+        return dict(dict.items(found))
 
     def names(self, file: str) -> set[str]:
         """Names of the tensors of a file; cheap for safetensors and npz."""
         path = self.path(file)
         if path.suffix == ".safetensors":
-            with plain_errors(str(path)), safe_open(path, framework="pt") as stored:
+            with opened_tensors(path) as stored:
                 return set(stored.keys())
         if path.suffix == ".npz":
             with _opened_zip(path) as archive:
@@ -173,18 +176,34 @@ class Checkpoint:
 # -- safe readers ----------------------------------------------------------------------------------------------------
 
 
-def _opened_zip(path: Path) -> zipfile.ZipFile:
+class _ZipFile(io.FileIO):
+    """A zip's file: while it is `opening`, nothing longer than any directory is read."""
+
+    opening = True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = os.fstat(self.fileno()).st_size - self.tell()
+        wanted = rest if size is None or size < 0 else min(size, rest)
+        if self.opening and wanted > MAX_DIRECTORY_BYTES:
+            raise ValueError(f"its directory would have {wanted:,} bytes, of at most {MAX_DIRECTORY_BYTES:,}")
+        return super().read(wanted)
+
+
+@contextlib.contextmanager
+def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """A zip whose contents are not larger than itself."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}. Download it again.") from error
-    # Weights hardly compress: what says that it becomes much more is damaged or hostile.
-    size = sum(entry.file_size for entry in archive.infolist())
-    if size > 4 * path.stat().st_size + 2**16:
-        archive.close()
-        raise ValueError(f"{path} is refused: it claims {size:,} bytes in a file of {path.stat().st_size:,}.")
-    return archive
+    with _ZipFile(check_plain(path)) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception as error:  # whatever a damaged directory raises
+            raise ValueError(f"{path} is damaged or cut short: {error!r}. Download it again.") from error
+        file.opening = False
+        with archive:
+            # Weights hardly compress: what says that it becomes much more is damaged or hostile.
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > 4 * path.stat().st_size + 2**16:
+                raise ValueError(f"{path} is refused: it claims {size:,} bytes in a file of {path.stat().st_size:,}.")
+            yield archive
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -211,15 +230,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                         array = np.frombuffer(bytearray(stream.read(count * dtype.itemsize)), dtype, count)
                 array = array.reshape(shape, order="F" if fortran else "C")
                 tensors[name] = torch.from_numpy(np.asarray(array))
-            except (
-                ValueError,
-                TypeError,
-                OSError,
-                EOFError,
-                zipfile.BadZipFile,
-                NotImplementedError,
-                SyntaxError,
-            ) as error:
+            except Exception as error:  # whatever numpy and its tokenizer make of a damaged header
                 raise ValueError(f"{name} in {path} cannot be read as an array of numbers: {error}.") from error
     return tensors
 
@@ -232,10 +243,16 @@ def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def read_pickle(path: Path) -> Any:
+    """What a file of `torch.save` holds: tensors, numbers, texts, and lists and dicts of them.
+
+    Raises:
+        ValueError: it is damaged, or holds anything else.
+        OSError: it is not there.
+    """
     try:
-        is_zip = zipfile.is_zipfile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+        is_zip = zipfile.is_zipfile(check_plain(path))
+    except zipfile.BadZipFile as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
     if not is_zip:
         raise ValueError(
@@ -245,6 +262,12 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     with _opened_zip(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError(f"{path} is refused: torch does not compress what it saves, and this is compressed.")
+        program = max((e.file_size for e in archive.infolist() if e.filename.endswith(".pkl")), default=0)
+        if program > MAX_PROGRAM_BYTES:
+            raise ValueError(
+                f"{path} is refused: its pickle has {program:,} bytes without its tensors, of at most "
+                f"{MAX_PROGRAM_BYTES:,}."
+            )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -259,28 +282,32 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever a damaged pickle raises
         raise ValueError(f"{path} is damaged or cut short: {error!r}. Download it again.") from error
     _check_pickled(found, path)
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds {type(found).__name__}; expected a dict of tensors.")
-    return dict(found)
+    return found
 
 
-def _check_pickled(value: Any, path: Path, depth: int = 0) -> None:
-    """Plain values and ordinary tensors only, none larger than what was stored for it."""
-    if depth > 16:
-        raise ValueError(f"{path} is refused: its contents are nested too deeply.")
-    if isinstance(value, Tensor):
+def _check_pickled(value: Any, path: Path, depth: int = 0, seen: int = 0) -> int:
+    """Plain values and ordinary tensors only, none larger than what was stored for it; gives how many were seen."""
+    seen += 1
+    if depth > 16 or seen > MAX_VALUES:
+        raise ValueError(f"{path} is refused: its contents are nested too deeply, or more than {MAX_VALUES:,} values.")
+    kind = type(value)
+    # What a pickle hangs on an object can hide the methods of its class; torch itself notes the modules' versions.
+    attributes = set(getattr(value, "__dict__", ())) - ({"_metadata"} if kind is OrderedDict else set())
+    if attributes:
+        names = ", ".join(sorted(map(str, attributes)))
+        raise ValueError(f"{path} is refused: it holds a {kind.__name__} with attributes of its own ({names}).")
+    if kind is Tensor or kind is nn.Parameter:
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise ValueError(f"{path} is refused: it holds a tensor of layout {value.layout} on {value.device}.")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{path} is refused: it holds a tensor of shape {tuple(value.shape)} over fewer bytes.")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_pickled(key, path, depth + 1)
-            _check_pickled(item, path, depth + 1)
-    elif isinstance(value, (list, tuple, set)):
+    elif kind in (dict, OrderedDict):
+        for pair in dict.items(value):
+            for item in pair:
+                seen = _check_pickled(item, path, depth + 1, seen)
+    elif kind in (list, tuple, set, torch.Size):
         for item in value:
-            _check_pickled(item, path, depth + 1)
-    elif value is not None and not isinstance(
-        value, (str, bool, int, float, complex, bytes, torch.dtype, torch.device)
-    ):
-        raise ValueError(f"{path} is refused: it holds {type(value).__name__}, expected tensors, numbers and texts.")
+            seen = _check_pickled(item, path, depth + 1, seen)
+    elif value is not None and kind not in (str, bool, int, float, complex, bytes, torch.dtype, torch.device):
+        raise ValueError(f"{path} is refused: it holds {kind.__name__}, expected tensors, numbers and texts.")
+    return seen

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..plain_files import written_tensors
 from .checkpoint import PICKLES, Checkpoint
 
 
@@ -240,7 +241,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all."""
     part = path.with_name(path.name + ".part")
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, part, metadata={"format": "pt"})
+    with written_tensors(path):
+        save_file(stored, part, metadata={"format": "pt"})
     part.replace(path)
 
 

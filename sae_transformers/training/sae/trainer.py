@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...modeling import SparseAutoencoder
 from ...modeling.compatibility import same_model
+from ...modeling.plain_files import written_tensors
 from ...modeling.repository_files import write_whole
 from .arguments import SaeTrainingArguments
 from .callbacks import SaeUpkeep
@@ -273,7 +274,8 @@ class SaeTrainer(Trainer):
         for number, (name, part) in enumerate(zip(self.folders(), self.model.saes, strict=True)):
             part.sae.save_pretrained(folder / name)
             state.update({f"{number}.{key}": getattr(part, key).cpu() for key in part.memory})
-        save_file(state, folder / TRAINING_STATE)
+        with written_tensors(folder / TRAINING_STATE):
+            save_file(state, folder / TRAINING_STATE)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...latents.sparse_codes import SparseCodes, stack_rows
 from ...modeling import FeatureEdit, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from ...modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
+from ...modeling.plain_files import opened_tensors
 from .mutual_information import code_mutual_information
 from .published_features import PublishedFeatures, read_published_features
 
@@ -227,8 +227,8 @@ def read_functional_features(path: str | Path) -> FunctionalFeatures:
                 f"use_parameter_weight.pt. Received: {sorted(file.name for file in path.rglob('*.pt'))}."
             )
         return scored(published[0])
-    found = load_file(path)
-    tensors = {name: found[name] for name in NAMES if name in found}
+    with opened_tensors(path) as found:
+        tensors = {name: found.get_tensor(name) for name in NAMES if name in found.keys()}  # noqa: SIM118
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if list(tensors) != list(NAMES) or len(set(shapes.values())) != 1:
         raise ValueError(f"Expected {', '.join(NAMES)} of one shape (d_sae,). Received: {shapes} in {path.name}.")

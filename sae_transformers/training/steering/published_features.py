@@ -10,14 +10,14 @@ Here the files may also lie together in a folder `layerL`. Nothing but tensors i
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+
+from ...modeling.conversion.checkpoint import read_pickle
 
 SCORES = ("mutual_information.pt", "*mi_expectation.pt")
 SCORE_NAMES = ("mi_scores", "expectation")
@@ -110,12 +110,12 @@ def _read_layer(layer: int | None, scores: Path, values: Sequence[Path | None]) 
 def _tensors(file: Path) -> Any:
     """What a file of torch.save holds. The published expectation is a CUDA tensor."""
     try:
-        return torch.load(file, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError):
+        return read_pickle(file)
+    except ValueError as error:
         raise ValueError(
             f"Expected tensors written by torch.save, and nothing else. Received: {file}, which is no such file, or "
-            f"one with code in it."
-        ) from None
+            f"one with code in it: {error}"
+        ) from error
 
 
 def _is_row(value: Any) -> bool:
