@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ..latents.keeping import Keep, keep_nothing
+from ..latents.whole_file import whole_file
+
+SYNC_SECONDS = 2.0  # of parts that a machine which goes down may lose; a process that is killed loses none
 
 
 class Journal:
@@ -18,6 +27,7 @@ class Journal:
 
         journal = Journal("steering.partial.jsonl", {"model": sha256, "versions": versions()})
         journal.result(["prompt 3", 0.2], measure)  # measures, or reads what an earlier run measured
+        journal.tensors(["texts 0 to 99"], encode)  # the same of tensors, in files beside it
 
     Args:
         path: of the file; made with the first part.
@@ -28,7 +38,9 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike, about: Any) -> None:
         self.path, self._about = Path(path), _key(about)
+        self._folder = self.path.with_suffix(".parts")  # of tensors
         self._parts: dict[str, Any] = {}
+        self._synced = -SYNC_SECONDS
         self._whole = 0  # bytes of whole lines
         if self.path.is_file():
             self._read()
@@ -60,6 +72,20 @@ class Journal:
             self._append(key, make())
         return self._parts[key]
 
+    def tensors(self, what: Any, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The same of tensors, by name, which come back on the CPU: each part in a file of its own, whose hash is in
+        the line."""
+        key = _key(what)
+        file, known = self._folder / f"{key[:32]}.safetensors", self._parts.get(key)
+        if known is not None and (found := _load(file, known)) is not None:
+            return found
+        made = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in make().items()}
+        data = save(made)
+        with whole_file(file) as draft:
+            draft.write_bytes(data)
+        self._append(key, hashlib.sha256(data).hexdigest())
+        return made
+
     def _append(self, key: str, value: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [[key, value]] if self._whole else [["about", self._about], [key, value]]
@@ -69,13 +95,16 @@ class Journal:
             file.seek(self._whole)
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
         self._whole += len(text)
         self._parts[key] = json.loads(json.dumps(value))  # as it will be read: tuples are lists
 
     def remove(self) -> None:
-        """Delete the file: what it was for is done."""
+        """Delete the file, and those of tensors: what they were for is done."""
         self.path.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Watch(NamedTuple):
@@ -84,6 +113,11 @@ class Watch(NamedTuple):
 
     report: Callable[[int], object] | None = None
     journal: Journal | None = None
+
+    @property
+    def keep(self) -> Keep:
+        """`Journal.tensors`, or what keeps nothing."""
+        return keep_nothing if self.journal is None else self.journal.tensors
 
     def done(self, count: int) -> None:
         """Tell who looks on."""
@@ -106,6 +140,15 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _load(file: Path, digest: str) -> dict[str, Tensor] | None:
+    """What is in a file of this hash; None where there is none."""
+    try:
+        data = file.read_bytes()
+        return load(data) if hashlib.sha256(data).hexdigest() == digest else None
+    except (OSError, SafetensorError):
+        return None
 
 
 def _key(what: Any) -> str:

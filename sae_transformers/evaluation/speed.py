@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ import torch
 
 from ..latents.context import context_length
 from ..modeling.base_arguments import cache_argument, cache_of
-from .results import Measurement
+from .journal import Watch, result_of
 from .suites.settings import SpeedSettings
 
 if TYPE_CHECKING:
@@ -63,9 +64,28 @@ class Time(NamedTuple):
 
 
 def timed(
-    model: Any, calls: Mapping[str, Callable[[], object]], repeats: int, report: Callable[[int], object] | None
+    model: Any, calls: Mapping[str, Callable[[], object]], repeats: int, watch: Watch, what: Any
 ) -> dict[str, list[Time]]:
-    """Time of each repeat of each call."""
+    """Time of each repeat of each call.
+
+    Args:
+        watch: is told of each repeat; keeps the times of all calls together, since they are of one process.
+        what: the times depend on beside the journal's subject, as JSON.
+    """
+    known = True
+
+    def measure() -> dict[str, list[Time]]:
+        nonlocal known
+        known = False
+        return _times(model, calls, repeats, watch)
+
+    found = result_of(watch.journal, lambda: [*machine(model), what], measure)
+    if known:
+        watch.done(repeats)
+    return {name: [Time(*one) for one in spent] for name, spent in found.items()}
+
+
+def _times(model: Any, calls: Mapping[str, Callable[[], object]], repeats: int, watch: Watch) -> dict[str, list[Time]]:
     times: dict[str, list[Time]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(-1, repeats):
@@ -79,8 +99,8 @@ def timed(
                 spent = Time(seconds, time.process_time() - cpu if model.device.type == "cpu" else seconds)
             if turn >= 0:  # the first one warms up
                 times[name].append(spent)
-        if report is not None and turn >= 0:
-            report(1)
+        if turn >= 0:
+            watch.done(1)
     return times
 
 
@@ -127,16 +147,21 @@ def size_in_bytes(module: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def peak_memory(model: Any, calls: Mapping[str, Callable[[], object]]) -> Sequence[Measurement]:
-    """What each call takes beyond what is loaded, on a GPU; elsewhere nothing."""
+def peak_memory(model: Any, calls: Mapping[str, Callable[[], object]]) -> dict[str, int]:
+    """Bytes that each call takes beyond what is loaded, on a GPU; elsewhere nothing."""
     if model.device.type != "cuda":
-        return ()
-    found = []
+        return {}
+    found = {}
     for name, call in calls.items():
         with _bare(model, name == BASE):
             before = torch.cuda.memory_allocated(model.device)
             torch.cuda.reset_peak_memory_stats(model.device)
             call()
-            peak = torch.cuda.max_memory_allocated(model.device) - before
-        found.append(Measurement("peak_bytes", peak, name, better="lower"))
+            found[name] = torch.cuda.max_memory_allocated(model.device) - before
     return found
+
+
+def machine(model: Any) -> list[Any]:
+    """What times depend on beside the model."""
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.processor()
+    return [platform.node(), str(model.device), device, torch.get_num_threads()]

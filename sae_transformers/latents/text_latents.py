@@ -13,6 +13,7 @@ from ..modeling import SparseAutoencoder
 from ..modeling.modeling_sae import SaePreTrainedModel
 from .batches import length_batches, right_padded
 from .context import check_length
+from .keeping import Keep, keep_nothing
 from .sparse_codes import SparseCodes, encode_texts, stack_rows
 
 
@@ -77,6 +78,7 @@ def encode_text_means(
     skip_first: int = 1,
     tokens_at_once: int = 2048,
     report: Callable[[int], object] | None = None,
+    keep: Keep = keep_nothing,
 ) -> list[TextCodes]:
     """Mean hidden state and mean latents of each text, for each SAE of a model; no more than a batch is held.
 
@@ -87,6 +89,7 @@ def encode_text_means(
         skip_first: tokens at the beginning that do not count: the first is an outlier that SAEs are seldom made for.
         tokens_at_once: of a forward pass, padding counted.
         report: called with the number of texts of each batch.
+        keep: has the batches that were read, and gets the others.
     """
     n, saes = len(rows), list(model.saes)
     asked = [[]] * len(saes) if asked is None else asked
@@ -95,29 +98,51 @@ def encode_text_means(
     parts: list[list[SparseCodes]] = [[] for _ in saes]
     order = []
     for batch in batches_of(rows, tokens_at_once=tokens_at_once):
-        inputs = model(
-            input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), steering=False,
-            output_sae_inputs=True, stop_at_last_sae=True,
-        ).sae_inputs  # fmt: skip
-        kept = batch.mask.bool() & (batch.mask.cumsum(-1) > skip_first)
-        line = kept.nonzero()[:, 0]  # of each token that counts, its text in the batch
-        counts = kept.sum(1, keepdim=True)
+        found = keep(
+            {
+                "means": [rows[i] for i in batch.texts.tolist()],
+                "asked": [list(one) for one in asked],
+                "skip": skip_first,
+            },
+            lambda batch=batch: _batch_means(model, batch, asked, skip_first),
+        )
         for number, sae in enumerate(saes):
-            states = inputs[number][kept.to(inputs[number].device)]
-            sums = torch.zeros(len(kept), states.shape[1]).index_add_(0, line, states.float().cpu())
-            hidden[number][batch.texts] = sums / counts
-            parts[number].append(encode_texts(sae, states, line, len(kept)))
-            if len(asked[number]):
-                latents = torch.tensor(list(asked[number]), device=sae.device)
-                found = sae.encode_pre_acts(states.to(device=sae.device, dtype=sae.dtype), latents).float().cpu()
-                sums = torch.zeros(len(kept), found.shape[1]).index_add_(0, line, found)
-                pre_acts[number][batch.texts] = sums / counts
+            hidden[number][batch.texts] = found[f"{number}.hidden"]
+            pre_acts[number][batch.texts] = found[f"{number}.pre_acts"]
+            latents, places, values = (found[f"{number}.{name}"] for name in ("latents", "rows", "values"))
+            parts[number].append(SparseCodes(latents, places, values, len(batch.texts), sae.config.d_sae))
         order.append(batch.texts)
         if report is not None:
             report(len(batch.texts))
     back = torch.cat(order).argsort()
     codes = [stack_rows(some).take_rows(back) for some in parts]
     return [TextCodes(*found) for found in zip(hidden, codes, pre_acts, strict=True)]
+
+
+def _batch_means(
+    model: SaePreTrainedModel, batch: TextBatch, asked: Sequence[Sequence[int]], skip_first: int
+) -> dict[str, Tensor]:
+    """`hidden`, `pre_acts`, and `latents`, `rows` and `values` of the codes, each after the number of its SAE."""
+    inputs = model(
+        input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), steering=False,
+        output_sae_inputs=True, stop_at_last_sae=True,
+    ).sae_inputs  # fmt: skip
+    kept = batch.mask.bool() & (batch.mask.cumsum(-1) > skip_first)
+    line = kept.nonzero()[:, 0]  # of each token that counts, its text in the batch
+    counts = kept.sum(1, keepdim=True)
+    found = {}
+    for number, sae in enumerate(model.saes):
+        states = inputs[number][kept.to(inputs[number].device)]
+        sums = torch.zeros(len(kept), states.shape[1]).index_add_(0, line, states.float().cpu())
+        codes = encode_texts(sae, states, line, len(kept))
+        of_sae = {"hidden": sums / counts, "latents": codes.latents, "rows": codes.rows, "values": codes.values}
+        of_sae["pre_acts"] = torch.zeros(len(kept), len(asked[number]))
+        if len(asked[number]):
+            latents = torch.tensor(list(asked[number]), device=sae.device)
+            acts = sae.encode_pre_acts(states.to(device=sae.device, dtype=sae.dtype), latents).float().cpu()
+            of_sae["pre_acts"] = of_sae["pre_acts"].index_add_(0, line, acts) / counts
+        found |= {f"{number}.{name}": tensor for name, tensor in of_sae.items()}
+    return found
 
 
 def sae_of(model: PreTrainedModel, number: int) -> SparseAutoencoder:

@@ -119,15 +119,16 @@ def evaluate(
     for suite in suites:
         name = suite.name
         if name not in there:
-            found = _measured(suite, model, tokenizer, path, [facts, asked[name]], progress, notice)
+            journal = None if path is None else _journal(suite, path, [facts, asked[name]], notice)
+            found = _measured(suite, model, tokenizer, journal, progress)
             told = {"asked": asked[name], "command": settings.command}
             data = [*suite.files(), *found.data]
             record = record.with_suite(replace(found, settings={**found.settings, **told}, data=data))
             commands = dict.fromkeys(one.settings.get("command", "") for one in record.suites.values())
             record = replace(record, command="\n".join(commands), created=_now())
-            if path is not None:
+            if path is not None and journal is not None:
                 write_results(record, path)
-                _journal_path(path, name).unlink(missing_ok=True)
+                journal.remove()
         if finished is not None:
             finished(record.suites[name], name in there)
     measured = tuple(suite.name for suite in suites if suite.name not in there)
@@ -213,22 +214,23 @@ def model_facts(model: SaeForCausalLM, settings: EvaluateSettings) -> dict[str, 
     return json.loads(json.dumps(facts))
 
 
+def _journal(suite: Suite, path: Path, about: list[Any], notice: Callable[[str], object] | None) -> Journal:
+    """Of the suite's parts, beside the record until that has the suite."""
+    about = [*about, [asdict(file) for file in suite.files()], dict(versions())]
+    journal = Journal(path.with_name(f"{path.stem}.{suite.name}.partial.jsonl"), about)
+    if journal.found and notice is not None:
+        notice(f"{suite.name}: goes on after {journal.found} parts of {journal.path}")
+    return journal
+
+
 def _measured(
     suite: Suite,
     model: SaeForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    path: Path | None,
-    about: list[Any],
+    journal: Journal | None,
     progress: SuiteProgress | None,
-    notice: Callable[[str], object] | None,
 ) -> SuiteResult:
-    """One suite, with a journal of its parts beside the record until that has it."""
-    journal, done, total = None, 0, suite.steps(model)
-    if path is not None:
-        about = [*about, [asdict(file) for file in suite.files()], dict(versions())]
-        journal = Journal(_journal_path(path, suite.name), about)
-        if journal.found and notice is not None:
-            notice(f"{suite.name}: goes on after {journal.found} parts of {journal.path}")
+    done, total = 0, suite.steps(model)
 
     def report(count: int) -> None:
         nonlocal done
@@ -311,10 +313,6 @@ def _embedder() -> Embed:
     from ..create_training_data.sentence_embeddings import SentenceEmbedder
 
     return SentenceEmbedder().embed
-
-
-def _journal_path(path: Path, suite: str) -> Path:
-    return path.with_name(f"{path.stem}.{suite}.partial.jsonl")
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

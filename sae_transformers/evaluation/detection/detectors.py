@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from ...latents.text_latents import TextCodes
 from ..classification import summary
 from ..intervals import measured, weighted_aurocs, weighted_f1
-from ..method_ids import PRE_ACTIVATION, MethodId, baseline_method
+from ..journal import Journal, result_of
+from ..method_ids import FEATURE, PRE_ACTIVATION, MethodId, baseline_method
 from ..results import Measurement
 from ..steering.axbench import word_scorer
 from ..suites.settings import DetectionSettings
@@ -155,6 +156,59 @@ class Detectors:
             yield Detector(method, scores, [latent])
             before = replace(method, kind=PRE_ACTIVATION, label=method.label + BEFORE)
             yield Detector(before, self.codes[sae].pre_acts[:, self.asked[sae].index(latent)], [latent])
+
+
+class FittedSplit(NamedTuple):
+    """What was fitted to one split, in the order of the record; trees where they were asked for."""
+
+    detectors: list[Detector]
+    trees: list[Tree]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "detectors": [[asdict(one.method), _told(one.scores), one.latents] for one in self.detectors],
+            "trees": [[asdict(one.method), one.sizes, _told(one.predicted)] for one in self.trees],
+        }
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> FittedSplit:
+        """Of `to_dict`."""
+        return cls(
+            [Detector(MethodId(**of), _tensor(scores), latents) for of, scores, latents in told["detectors"]],
+            [
+                Tree(MethodId(**of), sizes, None if said is None else _tensor(said))
+                for of, sizes, said in told["trees"]
+            ],
+        )
+
+
+def fit_split(detectors: Detectors, split: Split, seed: int, journal: Journal | None = None) -> FittedSplit:
+    """Every detector and, where the settings have them, every tree.
+
+    Args:
+        journal: has the splits that were fitted, and gets the others.
+    """
+
+    def fit() -> dict[str, Any]:
+        found, trees = list(detectors.fit(split, seed)), []
+        if detectors.settings.trees:
+            looked_for = [one for one in found if one.method.kind in (FEATURE, BEST)]
+            trees = list(fit_trees(detectors.model, detectors.codes, detectors.labels, split, looked_for, seed))
+        return FittedSplit(found, trees).to_dict()
+
+    told = {"settings": asdict(detectors.settings), "seed": seed, "split": [rows.tolist() for rows in split]}
+    asked = [asdict(method) for method in detectors.methods]
+    return FittedSplit.from_dict(result_of(journal, lambda: {"fitted": asked, **told}, fit))
+
+
+def _told(values: Tensor | None) -> Any:
+    return None if values is None else [str(values.dtype).removeprefix("torch."), values.tolist()]
+
+
+def _tensor(told: Sequence[Any]) -> Tensor:
+    kind, values = told
+    return torch.tensor(values, dtype=getattr(torch, kind))
 
 
 def diffmean_at(place: str) -> MethodId:

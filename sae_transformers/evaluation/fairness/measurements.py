@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...latents.text_latents import encode_text_means, named_features, text_ids
 from ..classification import mean_interval
+from ..journal import Watch
 from ..method_ids import MethodId, feature_methods
 from ..results import Measurement, with_methods
 from ..settings import BootstrapSettings
@@ -84,7 +85,7 @@ def swap_measurements(
     swapped: tuple[Sequence[str], Sequence[str]],
     settings: FairnessSettings,
     max_length: int,
-    report: Callable[[int], object] | None,
+    watch: Watch,
 ) -> tuple[list[Measurement], int]:
     """Of texts and their swapped ones; and how many pairs are long enough."""
     n, skip_first = len(swapped[0]), settings.reading.skip_first
@@ -103,8 +104,9 @@ def swap_measurements(
         )
     ordered = [rows[i + side * n] for side in (0, 1) for i in paired]
     codes = encode_text_means(
-        model, ordered, skip_first=skip_first, tokens_at_once=settings.reading.tokens_per_batch, report=report
-    )
+        model, ordered, skip_first=skip_first, tokens_at_once=settings.reading.tokens_per_batch, report=watch.report,
+        keep=watch.keep,
+    )  # fmt: skip
     generator = torch.Generator().manual_seed(settings.bootstrap.seed)
     for number, one in enumerate(codes):
         live = one.codes.live()

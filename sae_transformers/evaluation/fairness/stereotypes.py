@@ -20,6 +20,7 @@ from torch import Tensor
 from ...latents.text_files import read_lines
 from ..classification import bootstrap_interval, mean_interval
 from ..generation.log_likelihood import encode_after_start, token_scores
+from ..journal import Journal
 
 PRONOUNS = frozenset({"he", "she", "him", "her", "his", "hers", "himself", "herself"})
 
@@ -106,6 +107,7 @@ def score_pairs(
     steering: Any = None,
     tokens_at_once: int = 1024,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> PairScores:
     """How much more likely the more stereotypical text of each pair is.
 
@@ -113,7 +115,7 @@ def score_pairs(
 
     Args:
         model: a causal language model, with SAEs or without.
-        steering, tokens_at_once, report: as for `likelihood.token_scores`.
+        steering, tokens_at_once, report, journal: as for `likelihood.token_scores`.
 
     Raises:
         ValueError: there is no pair, the texts of a pair are the same or empty, or a text is too long.
@@ -131,7 +133,9 @@ def score_pairs(
             )
         first += [same, same]
         matches.append(_equal_places(more, less, same))
-    scores = token_scores(model, rows, first, steering=steering, tokens_at_once=tokens_at_once, report=report).log_p
+    scores = token_scores(
+        model, rows, first, steering=steering, tokens_at_once=tokens_at_once, report=report, journal=journal
+    ).log_p
     found = torch.full((3, len(pairs)), math.nan, dtype=torch.float64)
     for number, pair in enumerate(pairs):
         more, less = scores[2 * number : 2 * number + 2]
@@ -199,12 +203,13 @@ def score_last_words(
     steering: Any = None,
     tokens_at_once: int = 1024,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> LastWords:
     """LAMBADA: is the last word of a passage what the model expects? (https://huggingface.co/papers/1606.06031)
 
     Args:
         texts: two words or more each.
-        steering, tokens_at_once, report: as for `likelihood.token_scores`.
+        steering, tokens_at_once, report, journal: as for `likelihood.token_scores`.
 
     Raises:
         ValueError: there is no text, one has a single word, or is too long.
@@ -219,7 +224,9 @@ def score_last_words(
     for text, characters in zip(texts, places, strict=True):
         word = len(text) - len(text.split()[-1])
         first.append(next(i for i, (_, end) in enumerate(characters) if end > word))
-    scores = token_scores(model, rows, first, steering=steering, tokens_at_once=tokens_at_once, report=report)
+    scores = token_scores(
+        model, rows, first, steering=steering, tokens_at_once=tokens_at_once, report=report, journal=journal
+    )
     return LastWords(
         torch.stack([values.sum() for values in scores.log_p]), torch.stack([hits.all() for hits in scores.greedy])
     )

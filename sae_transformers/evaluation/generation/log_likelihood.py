@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ...latents.batches import length_batches, right_padded
 from ...latents.context import context_length
+from ..journal import Journal, result_of
+from .continuations import steerings_told
 
 
 class TokenScores(NamedTuple):
@@ -29,6 +31,7 @@ def token_scores(
     steering: Any = None,
     tokens_at_once: int = 1024,
     report: Callable[[int], object] | None = None,
+    journal: Journal | None = None,
 ) -> TokenScores:
     """Score the tokens of each row from `first` on, each given all before it.
 
@@ -41,6 +44,7 @@ def token_scores(
         steering: a `Steering`, for models with SAEs; False for none; None for what the model has.
         tokens_at_once: of a forward pass, padding counted; a longer row is a pass of its own.
         report: called with the number of rows of each pass.
+        journal: has the passes that were done, and gets the others.
 
     Raises:
         ValueError: a row is longer than the model's context, or has no token to score.
@@ -61,22 +65,39 @@ def token_scores(
         )
     log_p: list[Tensor] = [torch.empty(0)] * len(rows)
     greedy: list[Tensor] = [torch.empty(0)] * len(rows)
-    options = {"steering": steering} if hasattr(model, "saes") else {}
+    acting = getattr(model, "steering", None) if steering is None else steering
     for members in length_batches([len(row) for row in rows], tokens_at_once):
-        ids, mask = right_padded([rows[i] for i in members], model.device)
-        width, begin = ids.shape[1], min(first[i] for i in members)
-        logits = model(
-            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - begin + 1, **options
-        ).logits[:, begin - width - 1 : -1]  # (batch, width - begin, vocab): what is said of tokens `begin`, ...
-        chosen = logits.gather(-1, ids[:, begin:, None])[..., 0]
-        found = (chosen.float() - logits.float().logsumexp(-1)).double().cpu()
-        best = (logits.amax(-1) <= chosen).cpu()
-        for line, i in enumerate(members):
-            scored = slice(first[i] - begin, len(rows[i]) - begin)
-            log_p[i], greedy[i] = found[line, scored], best[line, scored]
+        some, starts = [rows[i] for i in members], [first[i] for i in members]
+        found = result_of(
+            journal,
+            lambda some=some, starts=starts: {"scored": some, "first": starts, **steerings_told([acting])},
+            lambda some=some, starts=starts: _scored(model, some, starts, steering),
+        )
+        for i, values, hits in zip(members, found["log_p"], found["greedy"], strict=True):
+            log_p[i], greedy[i] = torch.tensor(values, dtype=torch.float64), torch.tensor(hits, dtype=torch.bool)
         if report:
             report(len(members))
     return TokenScores(log_p, greedy)
+
+
+def _scored(
+    model: Any, rows: Sequence[Sequence[int]], first: Sequence[int], steering: Any
+) -> dict[str, list[list[float]]]:
+    """`TokenScores` of a pass, as lists."""
+    ids, mask = right_padded(rows, model.device)
+    width, begin = ids.shape[1], min(first)
+    options = {"steering": steering} if hasattr(model, "saes") else {}
+    logits = model(
+        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - begin + 1, **options
+    ).logits[:, begin - width - 1 : -1]  # (batch, width - begin, vocab): what is said of tokens `begin`, ...
+    chosen = logits.gather(-1, ids[:, begin:, None])[..., 0]
+    log_p = (chosen.float() - logits.float().logsumexp(-1)).double().cpu()
+    best = (logits.amax(-1) <= chosen).cpu()
+    scored = [slice(start - begin, len(row) - begin) for row, start in zip(rows, first, strict=True)]
+    return {
+        "log_p": [log_p[line, part].tolist() for line, part in enumerate(scored)],
+        "greedy": [best[line, part].tolist() for line, part in enumerate(scored)],
+    }
 
 
 def start_token(tokenizer: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...latents.text_latents import TextBatch
 from ..intervals import measured
+from ..journal import Watch
 from ..method_ids import MethodId, baseline_method
 from ..results import Measurement, with_methods
 from .metrics import ReconstructionMeter, ReplacedLosses
@@ -40,27 +41,41 @@ def meter_measurements(meter: ReconstructionMeter, method: MethodId, counts: Ten
 
 
 def read_all(
-    model: Any, saes: Sequence[int], batches: Sequence[TextBatch], n: int, skip_first: int,
-    report: Callable[[int], object] | None,
-) -> dict[int, ReconstructionMeter]:  # fmt: skip
+    model: Any, saes: Sequence[int], batches: Sequence[TextBatch], n: int, skip_first: int, watch: Watch
+) -> dict[int, ReconstructionMeter]:
     """Number of each SAE -> its sums over all texts."""
     meters = {number: ReconstructionMeter(model.saes[number].config.d_sae, n) for number in saes}
     for batch in batches:
-        inputs = model(
-            input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), steering=False,
-            output_sae_inputs=True, stop_at_last_sae=True,
-        ).sae_inputs  # fmt: skip
-        kept = batch.mask.bool() & (batch.mask.cumsum(-1) > skip_first)
-        text = batch.texts[kept.nonzero()[:, 0]]
+        found = watch.keep(
+            {"reconstructed": batch.ids.tolist(), "texts": batch.texts.tolist(), "skip_first": skip_first},
+            lambda batch=batch: _sums(model, batch, meters, skip_first),
+        )
         for number, meter in meters.items():
-            sae, states = model.saes[number], inputs[number][kept.to(inputs[number].device)]
-            at_once = max(1, LATENTS_AT_ONCE // sae.config.d_sae)
-            for members, hidden in zip(text.split(at_once), states.split(at_once), strict=True):
-                out = sae(hidden.to(sae.device, sae.dtype))
-                meter.update(hidden, out.reconstruction, out.latents, members)
-        if report is not None:
-            report(len(batch.texts))
+            meter.add({name: found[f"{number}.{name}"] for name in meter.NAMES}, batch.texts)
+        watch.done(len(batch.texts))
     return meters
+
+
+def _sums(
+    model: Any, batch: TextBatch, meters: Mapping[int, ReconstructionMeter], skip_first: int
+) -> dict[str, Tensor]:
+    """What `ReconstructionMeter.tensors` gives of a batch alone, each after the number of its SAE."""
+    inputs = model(
+        input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), steering=False,
+        output_sae_inputs=True, stop_at_last_sae=True,
+    ).sae_inputs  # fmt: skip
+    kept = batch.mask.bool() & (batch.mask.cumsum(-1) > skip_first)
+    text = kept.nonzero()[:, 0]
+    found = {}
+    for number, meter in meters.items():
+        alone = ReconstructionMeter(len(meter.active_tokens), len(batch.texts), meter.origin)
+        sae, states = model.saes[number], inputs[number][kept.to(inputs[number].device)]
+        at_once = max(1, LATENTS_AT_ONCE // sae.config.d_sae)
+        for members, hidden in zip(text.split(at_once), states.split(at_once), strict=True):
+            out = sae(hidden.to(sae.device, sae.dtype))
+            alone.update(hidden, out.reconstruction, out.latents, members)
+        found |= {f"{number}.{name}": tensor for name, tensor in alone.tensors().items()}
+    return found
 
 
 def loss_measurements(

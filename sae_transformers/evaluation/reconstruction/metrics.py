@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ...modeling import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures, Steering
 from ...modeling.sae_losses import normalized_mse as relative_errors
+from ..journal import UNWATCHED, Watch
 
 ROWS = 256  # token distributions that are compared at a time
 SUMS = ("tokens", "squared_error", "relative_error", "cosine", "active", "squares")
@@ -57,13 +59,16 @@ class ReconstructionMeter:
     Args:
         d_sae: number of latents; 0 where they are not measured.
         n_texts: whose sums are kept apart.
+        origin: (d,) float64; by default the mean of the first hidden states.
     """
 
-    def __init__(self, d_sae: int = 0, n_texts: int = 1) -> None:
+    NAMES = ("active_tokens", "sums", "states", "origin")
+
+    def __init__(self, d_sae: int = 0, n_texts: int = 1, origin: Tensor | None = None) -> None:
         self.active_tokens = torch.zeros(d_sae, dtype=torch.long)
         self.sums = torch.zeros(n_texts, len(SUMS), dtype=torch.float64)
-        self.states = torch.zeros(n_texts, 1, dtype=torch.float64)
-        self.origin: Tensor | None = None
+        self.states = torch.zeros(n_texts, 1 if origin is None else len(origin), dtype=torch.float64)
+        self.origin = origin
 
     def update(
         self,
@@ -107,6 +112,24 @@ class ReconstructionMeter:
                 kept += values.sum(0).cpu()
             else:
                 kept.index_add_(0, texts, values.cpu())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was counted, as `add` takes it."""
+        origin = torch.empty(0, dtype=torch.float64) if self.origin is None else self.origin
+        return dict(zip(self.NAMES, (self.active_tokens.int(), self.sums, self.states, origin), strict=True))
+
+    def add(self, counted: Mapping[str, Tensor], texts: Tensor) -> None:
+        """Count what another meter, from the same origin, has counted of texts that this one has nothing of.
+
+        Args:
+            counted: of its `tensors`.
+            texts: (n,) int64, numbers of these texts.
+        """
+        if len(origin := counted["origin"]) and self.origin is None:
+            self.origin, self.states = origin, self.states.repeat(1, len(origin))
+        self.active_tokens += counted["active_tokens"]
+        self.sums[texts] = counted["sums"]
+        self.states[texts] = counted["states"]
 
     def mean(self) -> Tensor:
         """The mean hidden state, (d,) float64, of one token or more."""
@@ -263,7 +286,7 @@ def replaced_losses(
     skip_first: int = 1,
     count_first: bool = True,
     kl: bool = False,
-    report: Callable[[int], object] | None = None,
+    watch: Watch = UNWATCHED,
 ) -> list[ReplacedLosses]:
     """What next-token predictions lose, text by text, with SAEs, zeros or means at the sites.
 
@@ -275,7 +298,8 @@ def replaced_losses(
         skip_first: first tokens of each text that stay as they are.
         count_first: whether what these tokens predict counts too; nothing there can change.
         kl: whether to compare the whole distributions.
-        report: called with the number of texts of each batch, once a set.
+        watch: is told the number of texts of each batch, once a set; has the batches that were done, and gets the
+            others.
 
     Returns:
         One of each set.
@@ -283,21 +307,35 @@ def replaced_losses(
     Raises:
         ValueError: no token is predicted.
     """
-    found = [_Replaced(model, tuple(saes), means, skip_first) for saes in sets]
-    tokens: list[Tensor] = []
-    base: list[Tensor] = []
+    replaced = [_Replaced(model, tuple(saes), means, skip_first) for saes in sets]
+    told = {"sets": [list(saes) for saes in sets], "skip_first": skip_first, "count_first": count_first, "kl": kl}
+    told["means"] = [hashlib.sha256(mean.cpu().numpy().tobytes()).hexdigest() for mean in means.values()]
+    parts: list[dict[str, Tensor]] = []
     for ids, mask in _on(model.device, batches):
-        predicted = _Predicted(model, ids, mask, skip_first=0 if count_first else skip_first)
-        tokens.append(predicted.counts)
-        log_probs = predicted.log_probs(False)
-        base.append(predicted.cross_entropy(log_probs))
-        for one in found:
-            one.update(predicted, log_probs if kl else None)
-            if report is not None:
-                report(len(ids))
-    if not tokens or not float(torch.cat(tokens).sum()):
+
+        def losses(ids: Tensor = ids, mask: Tensor = mask) -> dict[str, Tensor]:
+            predicted = _Predicted(model, ids, mask, skip_first=0 if count_first else skip_first)
+            log_probs = predicted.log_probs(False)
+            found = {"tokens": predicted.counts, "base": predicted.cross_entropy(log_probs)}
+            for place, one in enumerate(replaced):
+                some = one.losses(predicted, log_probs if kl else None)
+                found |= {f"{place}.{name}": values for name, values in some.items()}
+            return found
+
+        parts.append(dict(watch.keep({"predicted": ids.tolist(), "mask": mask.tolist(), **told}, losses)))
+        for _ in sets:
+            watch.done(len(ids))
+    if not parts or not any(float(part["tokens"].sum()) for part in parts):
         raise ValueError("Expected a text of two tokens or more. Received: no token to predict.")
-    return [one.losses(torch.cat(tokens), torch.cat(base)) for one in found]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return [
+        ReplacedLosses(
+            whole["tokens"],
+            {"base": whole["base"], **{name: whole[f"{place}.ce.{name}"] for name in one.kinds}},
+            {name: whole[f"{place}.kl.{name}"] for name in one.kinds} if kl else {},
+        )
+        for place, one in enumerate(replaced)
+    ]
 
 
 class _Predicted:
@@ -332,28 +370,24 @@ class _Predicted:
 
 
 class _Replaced:
-    """Losses with SAEs, zeros and means at the sites of a set of SAEs, batch by batch."""
+    """Losses with SAEs, zeros and means at the sites of a set of SAEs."""
 
     def __init__(self, model: Any, saes: tuple[int, ...], means: Mapping[int, Tensor], skip_first: int) -> None:
         self.model, self.saes = model, saes
         self.steering = Steering(reconstruct=saes, positions=[(skip_first, None)])
         values = [means[number] for number in saes]
         self.kinds = {"sae": None, "zero": [torch.zeros_like(mean) for mean in values], "mean": values}
-        self.ce: dict[str, list[Tensor]] = {name: [] for name in self.kinds}
-        self.kl: dict[str, list[Tensor]] = {}
 
-    def update(self, predicted: _Predicted, base: Tensor | None) -> None:
-        """base: log-probabilities of the base, to compare whole distributions with."""
+    def losses(self, predicted: _Predicted, base: Tensor | None) -> dict[str, Tensor]:
+        """`ce.` and, with the log-probabilities of the base, `kl.` and what stands at the sites -> (batch,)."""
+        made = {}
         for name, values in self.kinds.items():
             with _constants(self.model, self.saes, values) if values is not None else nullcontext():
                 found = predicted.log_probs(self.steering)
-            self.ce[name].append(predicted.cross_entropy(found))
+            made[f"ce.{name}"] = predicted.cross_entropy(found)
             if base is not None:
-                self.kl.setdefault(name, []).append(predicted.divergence(base, found))
-
-    def losses(self, tokens: Tensor, base: Tensor) -> ReplacedLosses:
-        ce = {"base": base, **{name: torch.cat(parts) for name, parts in self.ce.items()}}
-        return ReplacedLosses(tokens, ce, {name: torch.cat(parts) for name, parts in self.kl.items()})
+                made[f"kl.{name}"] = predicted.divergence(base, found)
+        return made
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ...latents.context import context_length
 from ...modeling import FeatureEdit, Steering
+from ..generation.continuations import steerings_told
 from ..generation.first_divergent_token import first_divergent_token
 from ..generation.fluency import continuation_mask
 from ..generation.log_likelihood import start_token, token_scores
 from ..intervals import measured, resample_counts
+from ..journal import Journal, result_of
 from ..results import Measurement
 from ..settings import BootstrapSettings
 from ..suites.settings import ScarSettings
@@ -105,6 +107,7 @@ def strided_perplexity(
     steering: Any = False,
     legacy: bool = False,
     tokens_at_once: int = 1024,
+    journal: Journal | None = None,
 ) -> float:
     """Perplexity of running text, each token but the first given up to `window - 1` before it.
 
@@ -116,6 +119,7 @@ def strided_perplexity(
         stride: from 1 to `window - 1`, so that every scored token has one before it in its window.
         steering: as the model's forward takes it; False for none.
         legacy: exp of the mean of the windows' means, as SCAR's code has it, in place of the mean over tokens.
+        journal: has the passes that were done, and gets the others.
 
     Raises:
         ValueError: too few tokens, or a window or stride out of range.
@@ -133,7 +137,8 @@ def strided_perplexity(
         done = end
         if end == len(ids):
             break
-    log_p = token_scores(model, rows, first, steering=steering, tokens_at_once=tokens_at_once).log_p
+    scores = token_scores(model, rows, first, steering=steering, tokens_at_once=tokens_at_once, journal=journal)
+    log_p = scores.log_p
     if legacy:
         return math.exp(-sum(float(values.mean()) for values in log_p) / len(log_p))
     return math.exp(-float(torch.cat(log_p).mean()))
@@ -170,24 +175,33 @@ class RunningText:
         self.prefixes = [row[:FDT_PREFIX] for row in rows if len(row) >= FDT_PREFIX][: settings.fdt_texts]
         self.generated: list[list[list[int]]] = []
 
-    def measure(self, add: Adder, steering: Any) -> None:
+    def measure(self, add: Adder, steering: Any, journal: Journal | None) -> None:
         """Of one way."""
         if len(self.ids) > 1:
             value = strided_perplexity(
                 self.model, self.ids, window=self.window, stride=self.settings.stride, steering=steering,
-                legacy=self.settings.legacy,
+                legacy=self.settings.legacy, journal=journal,
             )  # fmt: skip
             add.into.append(Measurement("text_perplexity", value, add.method, n=len(self.ids) - 1, better="lower"))
         made: list[list[int]] = []
         for start in range(0, len(self.prefixes), self.settings.rows_per_batch):
-            ids = torch.tensor(self.prefixes[start : start + self.settings.rows_per_batch], device=self.model.device)
-            found = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), steering=steering, max_new_tokens=FDT_TOKENS,
-                do_sample=False, pad_token_id=0,
-            )[:, FDT_PREFIX:]  # fmt: skip
-            counted = continuation_mask(found, self.model.generation_config.eos_token_id)
-            made += [row[keep].tolist() for row, keep in zip(found, counted, strict=True)]
+            rows = self.prefixes[start : start + self.settings.rows_per_batch]
+            made += result_of(
+                journal,
+                lambda rows=rows: {"continued": rows, "new_tokens": FDT_TOKENS, **steerings_told([steering])},
+                lambda rows=rows: self._continued(rows, steering),
+            )
         self.generated.append(made)
+
+    def _continued(self, rows: Sequence[Sequence[int]], steering: Any) -> list[list[int]]:
+        """New tokens of each row, without padding."""
+        ids = torch.tensor(rows, device=self.model.device)
+        found = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), steering=steering, max_new_tokens=FDT_TOKENS, do_sample=False,
+            pad_token_id=0,
+        )[:, FDT_PREFIX:]  # fmt: skip
+        counted = continuation_mask(found, self.model.generation_config.eos_token_id)
+        return [row[keep].tolist() for row, keep in zip(found, counted, strict=True)]
 
     def compare(self, into: list[Measurement], names: Sequence[str], bootstrap: BootstrapSettings) -> None:
         """FDT against the base, and against factor 1 if that is among the ways."""

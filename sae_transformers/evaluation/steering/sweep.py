@@ -151,7 +151,9 @@ class Sweep:
     def _after_plain(self, made: Continuations) -> Continuations:
         """The same tokens, as likely as they are after the plain prompts."""
         rows = [[*before, *after] for before, after in zip(self.ids, made.ids, strict=True)]
-        log_p = token_scores(self.model, rows, [len(row) for row in self.ids], steering=False).log_p
+        log_p = token_scores(
+            self.model, rows, [len(row) for row in self.ids], steering=False, journal=self.watched["journal"]
+        ).log_p
         return made._replace(losses=-torch.stack([values.sum() for values in log_p]))
 
     def measure(self, scorer: Scorer, *, divergence: bool = True, tokens_at_once: int = 512) -> list[Measures]:

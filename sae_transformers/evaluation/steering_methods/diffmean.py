@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .method import STRENGTHS, MethodInputs, MethodMaker, PreparedMethods
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...modeling import SaeForCausalLM
 
 
@@ -47,6 +49,7 @@ class DiffMean(MethodMaker):
         import torch
 
         from ...latents.context import reading_length
+        from ...latents.keeping import keep_nothing
         from ..method_ids import baseline_method
         from .directions import diffmean_direction, with_direction
         from .over_strengths import latent_method
@@ -54,14 +57,17 @@ class DiffMean(MethodMaker):
         model, first = made.model, made.first
         sae = self.sae if self.sae is not None else first[0] if first else 0
         max_length = reading_length(model, self.max_length, 256)
-        direction = diffmean_direction(
-            model, made.tokenizer, self.positives, self.negatives, sae=sae, max_length=max_length,
-            batch_size=self.batch_size,
-        )  # fmt: skip
+        texts = [list(self.positives), list(self.negatives)]
+
+        def fit() -> dict[str, Tensor]:
+            of = {"sae": sae, "max_length": max_length, "batch_size": self.batch_size}
+            return {"direction": diffmean_direction(model, made.tokenizer, *texts, **of)}
+
+        keep = made.keep or keep_nothing
+        direction = keep({"diffmean": [texts, sae, max_length, self.batch_size]}, fit)["direction"]
         made.model, number = with_direction(model, direction, sae=sae)
         method = latent_method(0, self.strengths, sae=number, positions=self.positions)
         made.methods["diffmean"] = replace(method, of=baseline_method("diffmean_steering", "diffmean"))
-        texts = [list(self.positives), list(self.negatives)]
         made.facts["diffmean"] = {
             "texts_with": len(texts[0]),
             "texts_without": len(texts[1]),

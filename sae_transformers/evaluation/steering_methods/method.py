@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ...latents.keeping import Keep
     from ...modeling import SaeForCausalLM
     from ..steering.axbench import SteeringMethod
 
@@ -46,6 +47,7 @@ class PreparedMethods:
         methods: name -> its settings.
         facts: for the suite's record.
         first: SAE and number of the first latent; None as long as there is none.
+        keep: has what was fitted before, and gets the rest; None keeps nothing.
     """
 
     model: SaeForCausalLM
@@ -54,6 +56,7 @@ class PreparedMethods:
     methods: dict[str, SteeringMethod | Sequence[SteeringMethod]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     first: tuple[int, int] | None = None
+    keep: Keep | None = None
 
 
 class MethodMaker(ABC):
@@ -101,16 +104,18 @@ def prepare_methods(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     makers: Sequence[MethodMaker],
+    keep: Keep | None = None,
 ) -> PreparedMethods:
     """Make methods for `compare_methods`.
 
     Args:
         model: in eval mode. A method may build another model on its base; measure the one that comes back.
+        keep: has what a stopped run fitted, and gets the rest.
 
     Raises:
         ValueError: there is nothing to compare, or a feature that the model does not have.
     """
-    made = PreparedMethods(model, tokenizer, prompts)
+    made = PreparedMethods(model, tokenizer, prompts, keep=keep)
     for maker in makers:
         maker.prepare(made)
     if not made.methods:

@@ -91,10 +91,9 @@ class DetectionSuite(Suite):
         from ...latents.context import reading_length
         from ...latents.text_latents import encode_text_means, named_features, text_ids
         from ..detection.detectors import (
-            BEST,
             PARTS,
             Detectors,
-            fit_trees,
+            fit_split,
             measure_detectors,
             measure_trees,
             split_rows,
@@ -117,21 +116,20 @@ class DetectionSuite(Suite):
         asked = [[latent for sae, latent in named.values() if sae == number] for number in range(len(model.saes))]
         codes = encode_text_means(
             model, rows, asked=asked, skip_first=skip_first, tokens_at_once=settings.reading.tokens_per_batch,
-            report=watch.report,
+            report=watch.report, keep=watch.keep,
         )  # fmt: skip
         detectors = Detectors(model, codes, words, truth, methods, asked, settings)
         found: dict[MethodId, list[Detector]] = {}
         trees: dict[MethodId, list[Tree]] = {}
         chosen: list[dict[str, Any]] = []
         for split, seed in zip(splits, settings.seeds, strict=True):
-            for detector in detectors.fit(split, seed):
+            fitted = fit_split(detectors, split, seed, watch.journal)
+            for detector in fitted.detectors:
                 found.setdefault(detector.method, []).append(detector)
                 if detector.latents and detector.method.kind not in (FEATURE, PRE_ACTIVATION):
                     chosen.append({"seed": seed, "method": detector.method.label, "latents": detector.latents})
-            if settings.trees:
-                looked_for = [many[-1] for method, many in found.items() if method.kind in (FEATURE, BEST)]
-                for tree in fit_trees(model, codes, truth, split, looked_for, seed):
-                    trees.setdefault(tree.method, []).append(tree)
+            for tree in fitted.trees:
+                trees.setdefault(tree.method, []).append(tree)
             watch.done(1)
         counts = resample_counts(len(truth), **asdict(settings.bootstrap))
         notes = [

@@ -157,7 +157,7 @@ class FairnessSuite(Suite):
         if not self.pairs and not self.last_words and self.swapped is None:
             raise ValueError("Expected pairs, last words or swapped texts. Received: none of them.")
         settings, steering = self.settings, self._steering(model)
-        scoring: dict[str, Any] = {"tokens_at_once": settings.reading.tokens_per_batch, "report": watch.report}
+        scoring: dict[str, Any] = {"tokens_at_once": settings.reading.tokens_per_batch, **watch._asdict()}
         runs = {NONE: False, **({STEERED: steering} if steering else {})}
         found: list[Measurement] = []
         for name, pairs in self.pairs.items():
@@ -175,7 +175,7 @@ class FairnessSuite(Suite):
             notes.append("No steering with an edit, the model's default or a given one: nothing is compared.")
         length = reading_length(model, settings.reading.max_length, MAX_LENGTH)
         if self.swapped is not None:
-            moved, paired = swap_measurements(model, tokenizer, self.swapped, settings, length, watch.report)
+            moved, paired = swap_measurements(model, tokenizer, self.swapped, settings, length, watch)
             found += moved
             if short := len(self.swapped[0]) - paired:
                 notes.append(f"{short} of {len(self.swapped[0])} swapped pairs are too short and left out.")

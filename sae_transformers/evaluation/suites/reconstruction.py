@@ -121,7 +121,7 @@ class ReconstructionSuite(Suite):
         counts = resample_counts(len(rows), **asdict(self.bootstrap))
         batches = list(batches_of(rows, tokens_at_once=self.reading.tokens_per_batch))
         found: list[Measurement] = []
-        read = read_all(model, measured, batches, len(rows), skip_first, watch.report)
+        read = read_all(model, measured, batches, len(rows), skip_first, watch)
         for number, meter in read.items():
             found += meter_measurements(meter, MethodId("sae", f"SAE {number}", number), counts)
         inputs = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
@@ -129,7 +129,7 @@ class ReconstructionSuite(Suite):
         sets = [[number] for number in measured] + ([measured] if len(measured) > 1 else [])
         each = replaced_losses(
             model, inputs, sets, {number: meter.mean() for number, meter in read.items()},
-            skip_first=skip_first, count_first=False, kl=True, report=watch.report,
+            skip_first=skip_first, count_first=False, kl=True, watch=watch,
         )  # fmt: skip
         for place, (members, losses) in enumerate(zip(sets, each, strict=True)):
             alone = members[0] if len(members) == 1 else None

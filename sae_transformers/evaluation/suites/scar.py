@@ -148,7 +148,7 @@ class ScarSuite(Suite):
         made = continue_prompts(
             model, tokenizer, prompts * len(ways), [way for way in ways.values() for _ in prompts],
             GenerationSettings(settings.continuation_tokens, temperature=0.0, batch_size=settings.rows_per_batch),
-            report=watch.report,
+            report=watch.report, journal=watch.journal,
         )  # fmt: skip
         alone = checked_scores(self.scorer, made.texts).view(len(ways), n)
         whole = [f"{prompt}{text}" for prompt, text in zip(prompts * len(ways), made.texts, strict=True)]
@@ -162,7 +162,7 @@ class ScarSuite(Suite):
         by_bin: list[dict[str, Any]] = []
         for number, (name, way) in enumerate(ways.items()):
             found = made.take(range(number * n, (number + 1) * n))
-            scores = token_scores(model, references, firsts, steering=way or False, report=watch.report).log_p
+            scores = token_scores(model, references, firsts, steering=way or False, **watch._asdict()).log_p
             losses = -torch.stack([values.sum() for values in scores])
             counts = torch.tensor([len(values) for values in scores]).double()
             add = Adder(measurements, name, draws)
@@ -172,7 +172,7 @@ class ScarSuite(Suite):
             add.mean("toxicity_with_prompt", with_prompt[number])
             add.perplexity("perplexity", found.losses, found.tokens)
             add.perplexity("reference_perplexity", losses, counts)
-            running.measure(add, way or False)
+            running.measure(add, way or False, watch.journal)
             start = 0
             for (low, high), members in bins.items():
                 part = slice(start, start + len(members))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..method_ids import MethodId, baseline_method
@@ -78,14 +78,16 @@ class SpeedSuite(Suite):
         """The base, the model, and the model with its steering."""
         import torch
 
-        from ..speed import BASE, model_calls, peak_memory, size_in_bytes, timed
+        from ..journal import result_of
+        from ..speed import BASE, machine, model_calls, peak_memory, size_in_bytes, timed
 
         settings, steering = self.settings, model.steering if self.steering is None else self.steering
         calls = model_calls(model, settings, steering)
         found: list[Measurement] = []
         rows: list[dict[str, Any]] = []
+        told = [asdict(settings), steering.to_dict() if steering else None]
         for kind, some in calls.items():
-            times = timed(model, some, settings.repeats, watch.report)
+            times = timed(model, some, settings.repeats, watch, [kind, *told])
             per_row = settings.prompt_tokens if kind == "forward" else settings.generated_tokens
             for name, spent in times.items():
                 rows += [{"call": kind, "method": name, "repeat": i, **one._asdict()} for i, one in enumerate(spent)]
@@ -94,11 +96,14 @@ class SpeedSuite(Suite):
             for name in [name for name in times if name != BASE]:
                 ratio = min(one.cost for one in times[name]) / min(one.cost for one in times[BASE])
                 found.append(Measurement(f"{kind}_time_ratio", ratio, name, n=settings.repeats, better="lower"))
+        peaks = result_of(
+            watch.journal, lambda: ["peak", *machine(model), *told], lambda: peak_memory(model, calls["forward"])
+        )
         weights = MethodId("saes", f"{len(model.saes)} SAEs")
         found += [
             Measurement("sae_bytes", sum(map(size_in_bytes, model.saes)), weights.label, better="lower"),
             Measurement("base_bytes", size_in_bytes(model.lm), BASE, better="lower"),
-            *peak_memory(model, calls["forward"]),
+            *(Measurement("peak_bytes", peak, name, better="lower") for name, peak in peaks.items()),
         ]
         methods = [MethodId(name, name) for name in calls["forward"] if name != BASE]
         record = {

@@ -126,7 +126,7 @@ class SteeringSuite(Suite):
         """Make the methods and compare them; the model is as it was afterwards."""
         from ..steering.suite import compare_methods
 
-        made = prepare_methods(model, tokenizer, self.prompts, self.methods)
+        made = prepare_methods(model, tokenizer, self.prompts, self.methods, watch.keep)
         try:
             return compare_methods(made, self.scorer, self.settings, watch)
         finally:
