@@ -20,7 +20,7 @@ unintended_option = partial(typer.Option, rich_help_panel="Unintended features")
 @verb(
     ClassifyOptions,
     own={"label_column": typer.Option(help="Column of the label; a,b,c for several.", rich_help_panel="Data")},
-    leave_out=("lora_learning_rate", "lora_batch_size", "lora_seed"),
+    leave_out=("lora_learning_rate", "lora_batch_size", "lora_seed", "journal"),
 )
 def classify(
     model: Model,
@@ -74,10 +74,9 @@ def classify(
     one = None if sae is None else load_sae(sae, hook_point)
     loaded, tokenizer, one, _ = load_classifier_base(model, data, one, hook_point=hook_point, model_dtype=model_dtype)
     features = None if unintended is None else read_unintended(unintended, one, numbers)
+    plan = replace(settings.settings, journal=out / "classify.partial.jsonl")
     with progress_bar("texts") as progress:
-        found = compare(
-            loaded, tokenizer, data, settings.settings, sae=one, unintended=features, swaps=swaps, progress=progress
-        )
+        found = compare(loaded, tokenizer, data, plan, sae=one, unintended=features, swaps=swaps, progress=progress)
     found = replace(found, facts={"model": found.facts["model"], "sae": sae or model, **found.facts})
     console.print(f"{len(found.facts['unintended']):,} of {one.config.d_sae:,} features are unintended")
     title = f"{found.measured_on}, {len(found.facts['seeds'])} seeds: mean ± 95 % interval"

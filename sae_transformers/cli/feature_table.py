@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,10 +30,7 @@ class Options:
 FOLD = typer.Option("--fold-norm/--keep-norm", help="Count the gain of the final norm in the unembedding.")
 
 
-@verb(
-    Options,
-    own={"fold_norm": FOLD},
-)
+@verb(Options, own={"fold_norm": FOLD}, leave_out=("journal",))
 def feature_table(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder of features.parquet, .csv and .json, words.tsv and facts.json.")],
@@ -63,10 +60,9 @@ def feature_table(
     one = None if sae is None else load_sae(sae, hook_point)
     loaded, tokenizer, _ = load(model, None if one is None else [], model_dtype=model_dtype, revision=revision)
     one = sae_of(loaded, number) if one is None else one
+    table = replace(settings.table, journal=out / "features.partial.jsonl")
     with progress_bar("done") as progress:
-        found = make_table(
-            loaded, tokenizer, settings.table, sae=one, texts=texts, spans=examples, progress=progress
-        )  # fmt: skip
+        found = make_table(loaded, tokenizer, table, sae=one, texts=texts, spans=examples, progress=progress)
     console = open_console()
     tokens = found.table.facts["tokens"]
     console.print(f"{len(found.table):,} features x {tokens:,} tokens in {found.seconds:.1f} s")

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ..latents.keeping import Keep, keep_nothing
+from ..latents.progress import Keep, keep_nothing
 from ..latents.whole_file import whole_file
 
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a size in bytes
+FIRST = 1024  # entries of a tensor
 SYNC_SECONDS = 2.0  # of parts that a machine which goes down may lose; a process that is killed loses none
 
 
@@ -33,12 +35,12 @@ class Journal:
         path: of the file; made with the first part.
         about: what all parts depend on, as JSON: model, data, versions. A file about something else begins anew.
 
-    `found` is the number of parts that were there.
+    `found` is the number of parts that were there. `folder` holds the files of tensors, and is deleted with the file.
     """
 
     def __init__(self, path: str | os.PathLike, about: Any) -> None:
         self.path, self._about = Path(path), _key(about)
-        self._folder = self.path.with_suffix(".parts")  # of tensors
+        self.folder = self.path.with_suffix(".parts")
         self._parts: dict[str, Any] = {}
         self._synced = -SYNC_SECONDS
         self._whole = 0  # bytes of whole lines
@@ -76,7 +78,7 @@ class Journal:
         """The same of tensors, by name, which come back on the CPU: each part in a file of its own, whose hash is in
         the line."""
         key = _key(what)
-        file, known = self._folder / f"{key[:32]}.safetensors", self._parts.get(key)
+        file, known = self.folder / f"{key[:32]}.safetensors", self._parts.get(key)
         if known is not None and (found := _load(file, known)) is not None:
             return found
         made = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in make().items()}
@@ -104,7 +106,7 @@ class Journal:
     def remove(self) -> None:
         """Delete the file, and those of tensors: what they were for is done."""
         self.path.unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Watch(NamedTuple):
@@ -133,12 +135,25 @@ def result_of(journal: Journal | None, what: Callable[[], Any], make: Callable[[
     return make() if journal is None else journal.result(what(), make)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """sha256 over names, shapes and bytes of a module's tensors."""
+def fingerprint(module: nn.Module, *, without: Collection[str] = ()) -> str:
+    """sha256 over names, shapes and bytes of a module's tensors, but for those that are left out."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if name in without:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def quick_fingerprint(module: nn.Module) -> str:
+    """sha256 over names, shapes, first entries and exact sums of the bit patterns of a module's tensors: for a whole
+    base model, whose bytes take long to hash. Each is read once, where it is."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        words = tensor.detach().contiguous().view(-1).view(WORDS[tensor.element_size()])
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {int(words.sum(dtype=torch.int64))}".encode())
+        digest.update(words[:FIRST].cpu().numpy().data)
     return digest.hexdigest()
 
 

@@ -1,10 +1,21 @@
-"""How long parts tell how far they are."""
+"""How long parts tell how far they are, and where they are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[int, int], object]  # (done, total), after each batch; total 0 where it is not known
+# (what a part depends on, as JSON; what makes it) -> its tensors, on the CPU: made now, or by an earlier run
+Keep = Callable[[Any, Callable[[], Mapping[str, "Tensor"]]], Mapping[str, "Tensor"]]
+
+
+def keep_nothing(what: Any, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """What `make` gives."""
+    return make()
 
 
 class Count:

@@ -13,7 +13,7 @@ from ..modeling import SparseAutoencoder
 from ..modeling.modeling_sae import SaePreTrainedModel
 from .batches import length_batches, right_padded
 from .context import check_length
-from .keeping import Keep, keep_nothing
+from .progress import Keep, keep_nothing
 from .sparse_codes import SparseCodes, encode_texts, stack_rows
 
 

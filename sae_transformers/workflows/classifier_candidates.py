@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..create_training_data.classification_data import ClassificationData
+from ..evaluation.journal import Watch
 from ..modeling import SaeForSequenceClassification, SparseAutoencoder
 from ..modeling.feature_head import FeatureHead, FeatureHeadConfig
 from ..training.heads.comparison import Candidate, read_texts
@@ -74,7 +75,7 @@ def read_states(
     head: Mapping[str, Any],
     *,
     tokens_per_batch: int,
-    report: Callable[[int], object],
+    watch: Watch,
 ) -> ReadStates:
     """What heads score of each part's texts, in one pass of the model.
 
@@ -91,7 +92,7 @@ def read_states(
         heads.append(one)
     found = ReadStates({}, {way: {} for way in features})
     for part, rows in ids.items():
-        states = read_texts(model, rows, heads, tokens_at_once=tokens_per_batch, report=report)
+        states = read_texts(model, rows, heads, tokens_at_once=tokens_per_batch, report=watch.report, keep=watch.keep)
         pairs = data.pairs and part in data.texts
         for parts, values in zip((found.plain, *found.without.values()), states, strict=True):
             parts[part] = values.view(-1, 2, values.shape[-1]) if pairs else values

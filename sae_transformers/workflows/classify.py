@@ -16,18 +16,21 @@ from transformers.modeling_utils import PreTrainedModel
 from ..create_training_data.base_model import find_base_model
 from ..create_training_data.classification_data import ClassificationData, read_classification
 from ..create_training_data.templates import templated_ids
+from ..evaluation.journal import Watch, result_of
 from ..latents.context import reading_length
 from ..modeling import SaeForSequenceClassification, SparseAutoencoder
 from ..training.heads.comparison import Comparison, put_head, score_texts, tune_base
 from ..training.heads.erasure import difference_sae, swap_directions
 from ..training.heads.train import TrainedHead
 from .classifier_candidates import FeatureSets, Reactions, Way, all_ways, candidate, read_states
+from .classifier_trials import trial_of
 from .classifier_verdict import Trial, reach_verdict
 from .classify_result import ClassifyResult
+from .going_on import rows_sha256, verb_journal
 from .loading import DTYPES, load_sae, this_device
 from .results import Count, Progress
 from .settings.classify import ClassifySettings, LabelSettings
-from .unintended import PooledTokens, find_reactions, split_swaps
+from .unintended import PooledTokens, SwapReactions, find_reactions, split_swaps
 
 MAX_LENGTH = 256
 
@@ -145,13 +148,18 @@ def classify(
             f"`max_length` must be at most {limit} for this model. Received: max_length={settings.max_length!r}."
         )
     ids = {part: templated_ids(tokenizer, texts, settings.template, limit) for part, texts in parts.items()}
+    both = [templated_ids(tokenizer, texts, settings.template, limit) for texts in swaps or ()]
+    split = split_swaps(*both) if both else None
+    told = [rows_sha256(rows) for rows in (*ids.values(), *both)] + [rows_sha256([one]) for one in _labels(data)]
+    task = [data.names, data.objective, data.pairs, None if unintended is None else list(unintended)]
+    journal = verb_journal(settings.journal, model.base_model, sae, settings, list(ids), told, task)
+    keep = Watch(journal=journal).keep
     reading = PooledTokens(model, sae, plan.pooling, settings.tokens_per_batch)
-    reading.find_max_norm(ids["train"][:128])
+    reading.max_norm = result_of(journal, lambda: "usual norm", lambda: reading.usual_norm(ids["train"][:128]))
     found, reactions = torch.empty(0, dtype=torch.long), None
-    if swaps is not None:
-        one, other = (templated_ids(tokenizer, texts, settings.template, limit) for texts in swaps)
-        split = split_swaps(one, other)
-        found, original, swapped = find_reactions(reading, split.found, max(plan.top))
+    if split is not None:
+        reacting = keep("reactions", lambda: find_reactions(reading, split.found, max(plan.top))._asdict())
+        found, original, swapped = SwapReactions(**reacting)
         directions = swap_directions(original, swapped, max(plan.directions))
         reactions = Reactions(directions, difference_sae(original - swapped))
         ids |= {"chosen_original": split.chosen.original, "chosen_swapped": split.chosen.swapped}
@@ -170,8 +178,9 @@ def classify(
     features = FeatureSets.of(found, sizes, sae).by_way(methods)
     ways = all_ways(plan, methods, features, reactions)
     count = Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(ways))
+    watch = Watch(count, journal)
     states = read_states(
-        classifier, ids, data, features, head, tokens_per_batch=settings.tokens_per_batch, report=count
+        classifier, ids, data, features, head, tokens_per_batch=settings.tokens_per_batch, watch=watch
     )
     seen = states.plain.get("test", states.plain["train"]).flatten(0, -2)
     comparison = Comparison(
@@ -179,8 +188,12 @@ def classify(
     )
     trials: dict[Way, Trial] = {}
     for way in ways:
-        one = candidate(way, plan.heads()[way.method], states, sae, features, reactions)
-        trials[way] = Trial(*comparison.run(one, plan.seeds))
+
+        def run(way: Way = way) -> Trial:
+            one = candidate(way, plan.heads()[way.method], states, sae, features, reactions)
+            return Trial(*comparison.run(one, plan.seeds))
+
+        trials[way] = trial_of(way, run, watch)
         count(len(ids["train"]))
     verdict = reach_verdict(trials, plan.max_f1_loss)
     kept = verdict.kept(plan.keep)
@@ -195,7 +208,11 @@ def classify(
     facts |= {"unintended": features.get(kept, found).tolist(), **verdict.facts()}
     where = "test rows" if "test" in parts else f"{plan.folds}-fold cross-validation"
     rows = {way: trial.rows for way, trial in trials.items()}
-    return ClassifyResult(classifier, tokenizer, rows, verdict, lora, facts, where, settings)
+    return ClassifyResult(classifier, tokenizer, rows, verdict, lora, facts, where, settings, journal)
+
+
+def _labels(data: ClassificationData) -> list[Tensor]:
+    return [labels for labels in data.labels.values() if labels is not None]
 
 
 def _keep(classifier: SaeForSequenceClassification, head: TrainedHead, features: Tensor | None) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.classification import paired_t_test, summary
+from ..evaluation.journal import Journal
 from ..evaluation.plots import plot_methods
 from ..modeling import SaeForSequenceClassification
 from ..training.heads.comparison import Rows
 from .classifier_candidates import Way
 from .classifier_verdict import Verdict
+from .going_on import went_on
 from .results import Result, save_json
 from .settings.classify import ClassifySettings
 
@@ -34,6 +36,7 @@ class ClassifyResult(Result):
         facts: names of model and labels, seeds, the method that was kept, the unintended features.
         measured_on: `test rows`, or how many folds.
         settings: how they were made.
+        journal: keeps what was read and trained until the result is saved.
     """
 
     model: SaeForSequenceClassification = field(repr=False)
@@ -44,6 +47,7 @@ class ClassifyResult(Result):
     facts: Mapping[str, Any] = field(repr=False)
     measured_on: str
     settings: ClassifySettings = field(repr=False)
+    journal: Journal | None = field(repr=False, default=None)
 
     @property
     def methods(self) -> Rows:
@@ -99,7 +103,7 @@ class ClassifyResult(Result):
 
     def summary(self) -> list[str]:
         """What the table does not say, in lines."""
-        said = [self.verdict.sentence] if self.verdict.sentence else []
+        said = [*went_on(self.journal), *([self.verdict.sentence] if self.verdict.sentence else [])]
         if self.lora:
             said.append("after LoRA: " + ", ".join(f"{name} {value:.3f}" for name, value in self.lora.items()))
         return said
@@ -115,6 +119,8 @@ class ClassifyResult(Result):
         drawn = self.plot(target / "methods.png")
         self.model.save_pretrained(target / "model")
         self.tokenizer.save_pretrained(target / "model")
+        if self.journal is not None:
+            self.journal.remove()
         return [*files, *([drawn] if drawn else []), target / "model"]
 
 

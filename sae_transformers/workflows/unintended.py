@@ -85,10 +85,9 @@ class PooledTokens:
             states, texts = states[kept.to(states.device)], texts[kept]
         return states, texts
 
-    def find_max_norm(self, ids: Sequence[Tensor]) -> None:
-        """Ten times the median: the first token and a few others are far beyond."""
-        if self.pooling == "mean":
-            self.max_norm = OUTLIER * float(self.read(ids)[0].norm(dim=-1).median())
+    def usual_norm(self, ids: Sequence[Tensor]) -> float | None:
+        """Ten times the median norm: the first token and a few others are far beyond. None where one token counts."""
+        return OUTLIER * float(self.read(ids)[0].norm(dim=-1).median()) if self.pooling == "mean" else None
 
 
 class SwappedTexts(NamedTuple):

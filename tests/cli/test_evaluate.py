@@ -288,11 +288,11 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
     if suite == "capability":
         pytest.importorskip("lm_eval")
         options = ["--suite", suite, "--lambada", "words.jsonl", "--limit", 2]
-        owner, name, after = capability_answers, "run_tasks", 2  # of base, unsteered and steered
+        owner, name, after, fitted = capability_answers, "run_tasks", 2, 0  # of base, unsteered and steered
     else:
         options = ["--suite", suite, "--labelled", "labelled.csv", "--prompts", "prompts.txt", "--max-new-tokens", 4,
                    "--strengths", "0.2", "--generation-batch-size", 4]  # fmt: skip
-        owner, name, after = SaeForCausalLM, "generate", 5
+        owner, name, after, fitted = SaeForCausalLM, "generate", 5, 1  # DiffMean
     original, calls = getattr(owner, name), []
 
     def counted(*given, **more):
@@ -309,7 +309,7 @@ def test_a_suite_that_is_stopped_goes_on(suite: str, tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [f"results.{suite}.partial.jsonl"]
     stop = 0
     result = run(tmp_path, *options, data=False)
-    assert result.exit_code == 0 and f"{suite}: goes on after {after} parts of" in result.stdout
+    assert result.exit_code == 0 and f"{suite}: goes on after {after + fitted} parts of" in result.stdout
     assert len(calls) == 2 * whole + 1  # the one that failed, and no other, was done twice
     assert measured(tmp_path) == measured(tmp_path / "whole")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...latents.progress import Keep, keep_nothing
 from ...modeling import SparseAutoencoder
+from ..journal import UNWATCHED, Watch
 from .unembedding import matching_tokens, output_weight, token_texts, unembedding
 
 AT_ONCE = 1 << 23  # elements of P at a time: 32 MiB of float32
 MEASURED_AT_ONCE = 1 << 19  # of these, so many are measured together: what a cache holds
+PART = 4096  # rows that are kept together
 CHUNK = 64  # tokens whose maximum decides whether they are looked at, when the largest of a row are sought
 NO_LOGITS = ("mlp_in", "mlp_act", "attn_heads")  # places that are not the residual stream
 NEVER = 1e-10  # added to a frequency before its logarithm, as SAELens does: a dead latent has -10
@@ -86,7 +89,7 @@ def feature_table(
     fold_norm: bool = True,
     centre: bool = True,
     match: str | None = None,
-    report: Callable[[int], object] | None = None,
+    watch: Watch = UNWATCHED,
 ) -> FeatureTable:
     """The table of a whole SAE from weights alone.
 
@@ -96,7 +99,7 @@ def feature_table(
         top_k: tokens at each end.
         fold_norm, centre: see `unembedding`.
         match: a regular expression; only tokens whose text it matches count. By default all that the tokenizer has.
-        report: as for `logit_weights`.
+        watch: is told the number of rows done, block by block; has the rows that were done, and gets the others.
 
     Raises:
         ValueError: the SAE does not write into this model's residual stream, the model has no unembedding, no token
@@ -106,7 +109,7 @@ def feature_table(
     rows, facts = decoder_rows(sae, base.config.get_text_config().hidden_size)
     vocabulary = matching_tokens(tokenizer, match, len(output_weight(base)))
     W_U = unembedding(base, fold_norm=fold_norm, centre=centre, vocabulary=vocabulary)
-    found = logit_weights(rows, W_U, top_k=top_k, vocabulary=vocabulary, report=report)
+    found = logit_weights(rows, W_U, top_k=top_k, vocabulary=vocabulary, report=watch.report, keep=watch.keep)
     used, place = torch.unique(torch.cat([found.top_ids, found.bottom_ids]), return_inverse=True)
     texts = token_texts(tokenizer, used.tolist())
     tokens = [[texts[i] for i in row] for row in place.tolist()]
@@ -123,6 +126,7 @@ def logit_weights(
     vocabulary: Tensor | None = None,
     elements_at_once: int = AT_ONCE,
     report: Callable[[int], object] | None = None,
+    keep: Keep = keep_nothing,
 ) -> LogitWeights:
     """Statistics and extreme tokens of each row of `W_dec @ W_U`.
 
@@ -133,6 +137,7 @@ def logit_weights(
         vocabulary: (vocab,) int64, the id of each column of `W_U`; its number by default.
         elements_at_once: of the product; more is hardly faster and takes more memory.
         report: called with the number of rows done, block by block.
+        keep: has rows that were done, some thousands a part, and gets the others.
 
     Raises:
         ValueError: widths that differ, no token, `top_k` out of range, or a weight that is not finite.
@@ -147,30 +152,52 @@ def logit_weights(
         raise ValueError(f"`top_k` must be in [1, {vocab}], the tokens there are. Received: top_k={top_k!r}.")
     dtype = torch.promote_types(torch.promote_types(W_dec.dtype, W_U.dtype), torch.float32)
     W_U = W_U.to(dtype)
-    moments = torch.empty(4, n, dtype=torch.float64)
-    ids = torch.empty(2, n, top_k, dtype=torch.long)
-    weights = torch.empty(2, n, top_k, dtype=torch.float32)
     rows = max(1, min(n, elements_at_once // vocab))
-    few = max(1, MEASURED_AT_ONCE // vocab) if W_U.device.type == "cpu" else rows
     product = torch.empty(rows, vocab, dtype=dtype, device=W_U.device)
-    for start in range(0, n, rows):
-        block = W_dec[start : start + rows].to(product)
-        P = torch.mm(block, W_U, out=product[: len(block)])  # (rows, vocab)
-        for first in range(0, len(P), few):
-            part = P[first : first + few]
-            place = slice(start + first, start + first + len(part))
-            for end, sign in enumerate((1, -1)):
-                values, found = _largest(part if sign > 0 else -part, top_k)
-                ids[end, place], weights[end, place] = found.cpu(), (sign * values).float().cpu()
-            moments[:, place] = _moments(part).cpu()
-        if report:
-            report(len(block))
+    of_part = rows * max(1, PART // rows)
+    parts = []
+    for start in range(0, n, of_part):
+        some = W_dec[start : start + of_part]
+        told: list[int] = []
+
+        def make(some: Tensor = some, told: list[int] = told) -> dict[str, Tensor]:
+            blocks = []
+            for block in some.split(rows):
+                blocks.append(_block(block, W_U, product, top_k))
+                told.append(len(block))
+                if report:
+                    report(len(block))
+            return {name: torch.cat([one[name] for one in blocks]) for name in blocks[0]}
+
+        parts.append(keep({"logit weights": [start, len(some), top_k, elements_at_once]}, make))
+        if report and not told:
+            report(len(some))
+    moments = torch.cat([part["moments"] for part in parts]).T
+    ids, weights = (torch.cat([part[name] for part in parts]) for name in ("ids", "weights"))  # (n, 2, k)
     if not bool(torch.isfinite(moments[:2]).all()):
         raise ValueError("Logit weights must be finite. Received: some that are not; the SAE's weights may be broken.")
     if vocabulary is not None:
         ids = vocabulary.cpu()[ids]
-    mean, std, skewness, kurtosis = moments
-    return LogitWeights(mean, std, skewness, kurtosis, ids[0], weights[0], ids[1], weights[1])
+    mean, std, skewness, kurtosis = moments.contiguous()
+    ends = (one[:, end].contiguous() for end in (0, 1) for one in (ids, weights))
+    return LogitWeights(mean, std, skewness, kurtosis, *ends)
+
+
+def _block(rows: Tensor, W_U: Tensor, product: Tensor, top_k: int) -> dict[str, Tensor]:
+    """Of some decoder rows (n, d_model) `moments` (n, 4) float64, and `ids` and `weights` (n, 2, k) of the largest and
+    of the smallest; `product` is written over."""
+    P = torch.mm(rows.to(product), W_U, out=product[: len(rows)])  # (n, vocab)
+    few = max(1, MEASURED_AT_ONCE // P.shape[1]) if P.device.type == "cpu" else len(P)
+    moments = torch.empty(len(P), 4, dtype=torch.float64)
+    ids = torch.empty(len(P), 2, top_k, dtype=torch.long)
+    weights = torch.empty(len(P), 2, top_k, dtype=torch.float32)
+    for first in range(0, len(P), few):
+        part, place = P[first : first + few], slice(first, first + few)
+        for end, sign in enumerate((1, -1)):
+            values, found = _largest(part if sign > 0 else -part, top_k)
+            ids[place, end], weights[place, end] = found.cpu(), (sign * values).float().cpu()
+        moments[place] = _moments(part).T.cpu()
+    return {"moments": moments, "ids": ids, "weights": weights}
 
 
 def _moments(P: Tensor) -> Tensor:

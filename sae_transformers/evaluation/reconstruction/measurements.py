@@ -14,7 +14,8 @@ from ..intervals import measured
 from ..journal import Watch
 from ..method_ids import MethodId, baseline_method
 from ..results import Measurement, with_methods
-from .metrics import ReconstructionMeter, ReplacedLosses
+from .meter import ReconstructionMeter
+from .metrics import ReplacedLosses
 
 LATENTS_AT_ONCE = 1 << 24  # of a forward pass of an SAE whose latents are dense: 64 MiB of float32
 

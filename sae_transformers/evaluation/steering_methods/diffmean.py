@@ -49,7 +49,7 @@ class DiffMean(MethodMaker):
         import torch
 
         from ...latents.context import reading_length
-        from ...latents.keeping import keep_nothing
+        from ...latents.progress import keep_nothing
         from ..method_ids import baseline_method
         from .directions import diffmean_direction, with_direction
         from .over_strengths import latent_method

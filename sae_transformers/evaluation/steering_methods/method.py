@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ...latents.keeping import Keep
+    from ...latents.progress import Keep
     from ...modeling import SaeForCausalLM
     from ..steering.axbench import SteeringMethod
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...evaluation.classification import classification_metrics
 from ...evaluation.fairness.counterfactuals import feature_reliance, swap_sensitivity
+from ...latents.progress import Keep, keep_nothing
 from ...modeling import SparseAutoencoder
 from ...modeling.feature_head import FeatureHead
 from .data import HeadData, split_rows
@@ -31,6 +32,7 @@ def read_texts(
     *,
     tokens_at_once: int = 4096,
     report: Callable[[int], object] | None = None,
+    keep: Keep = keep_nothing,
 ) -> list[Tensor]:
     """What heads would score of texts, in one pass of the model up to their SAE.
 
@@ -40,6 +42,7 @@ def read_texts(
         heads: each with its own pooling and removal, on the SAE of the model's head.
         tokens_at_once: of a forward pass, padding counted.
         report: called with the number of texts of each batch.
+        keep: has the batches that were read, and gets the others.
 
     Returns:
         Of each head (n, d_in) float32 on the CPU.
@@ -58,9 +61,15 @@ def read_texts(
             size = max(1, tokens_at_once // len(ids[order[0]]))
             members, order = order[:size], order[size:]
             batch = padded([ids[i] for i in members], model.device)
-            hidden = model(**batch, output_sae_inputs=True).sae_inputs[place]
-            for head, states in zip(heads, found, strict=True):
-                states[members] = head.read(hidden, batch["attention_mask"], sae).float().cpu()
+
+            def read(batch: dict[str, Tensor] = batch) -> dict[str, Tensor]:
+                hidden = model(**batch, output_sae_inputs=True).sae_inputs[place]
+                some = (head.read(hidden, batch["attention_mask"], sae) for head in heads)
+                return {str(number): states.float().cpu() for number, states in enumerate(some)}
+
+            kept = keep({"pooled": [ids[i].tolist() for i in members]}, read)
+            for number, states in enumerate(found):
+                states[members] = kept[str(number)]
             if report is not None:
                 report(len(members))
     finally:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +23,16 @@ from ...evaluation.features.table import FeatureTable, count_firing, firing_freq
 from ...evaluation.features.table import feature_table as table_of_weights
 from ...evaluation.features.table_files import table_columns, write_feature_table
 from ...evaluation.features.table_view import COLUMNS, head_and_tail, original_columns
+from ...evaluation.journal import Journal, Watch
 from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
+from ...latents.progress import Keep
 from ...latents.text_input import text_source, tokenized
 from ...latents.text_latents import sae_of as sae_of
 from ...latents.texts import TextSource
 from ...modeling import SparseAutoencoder
 from ...modeling.conversion.saelens import published_sparsity
+from ..going_on import verb_journal, went_on
 from ..results import Count, Progress, html_table, to_frame
 from ..settings.feature_table import FeatureTableSettings
 
@@ -37,14 +40,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
-
-
-@dataclass
-class _Read:
-    """What was read of a text: rows that were cut, and rows without a token that counts."""
-
-    cut: int = 0
-    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,7 @@ class FeatureTableResult:
         missing: rows of the text without a token that counts.
         settings: what was asked for.
         unread: why the sparsity that was published with the SAE is not in the table; empty otherwise.
+        journal: keeps what was measured until the result is saved.
     """
 
     table: FeatureTable
@@ -66,6 +62,7 @@ class FeatureTableResult:
     missing: int = 0
     settings: FeatureTableSettings = field(default_factory=FeatureTableSettings)
     unread: str = ""
+    journal: Journal | None = None
 
     def __repr__(self) -> str:
         return self.text()
@@ -83,7 +80,10 @@ class FeatureTableResult:
         table = replace(self.table, facts={**self.table.facts, **(facts or {})})
         files = write_feature_table(table, folder)
         rows = annotation_rows(table.top_tokens, table.contexts)
-        return [*files, write_annotations(rows, Path(folder) / "words.tsv", ("FeatureID", "Words"))]
+        files.append(write_annotations(rows, Path(folder) / "words.tsv", ("FeatureID", "Words")))
+        if self.journal is not None:
+            self.journal.remove()
+        return files
 
     def statistics(self) -> list[dict[str, Any]]:
         """A row for each number: how it is distributed over the features."""
@@ -106,7 +106,7 @@ class FeatureTableResult:
 
     def summary(self) -> list[str]:
         """What was counted."""
-        table, lines = self.table, []
+        table, lines = self.table, went_on(self.journal)
         if self.unread:
             lines.append(f"The sparsity that was published with the SAE was not read: {self.unread}")
         if table.dead is not None:
@@ -166,21 +166,21 @@ def feature_table(
     settings = settings or FeatureTableSettings()
     one = (sae if isinstance(sae, SparseAutoencoder) else sae_of(model, sae)).to(model.device)
     examples = read_spans(spans) if isinstance(spans, (str, Path)) else spans
+    if examples and max(examples) >= one.config.d_sae:
+        raise ValueError(
+            f"`spans` must be of this SAE, of {one.config.d_sae:,} features. Received: feature {max(examples)}."
+        )
     source = None if texts is None else text_source(texts, text_column=text_column)
     max_length = reading_length(model, settings.reading.max_length, 256)
-    start = time.perf_counter()
+    start, base = time.perf_counter(), getattr(model, "lm", model)
+    journal = verb_journal(settings.journal, base, one, settings, tokenizer.get_vocab(), without=["feature_max"])
     table = table_of_weights(
         model, tokenizer, one, top_k=settings.top_k, fold_norm=settings.fold_norm, centre=settings.centre,
-        match=settings.match, report=Count(progress, one.config.d_sae),
+        match=settings.match, watch=Watch(Count(progress, one.config.d_sae), journal),
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    if examples and max(examples) >= len(table):
-        raise ValueError(
-            f"`spans` must be of this SAE, of {len(table):,} features. Received: feature {max(examples)}."
-        )
-    base = getattr(model, "lm", model)
     facts = {**table.facts, "model": base.name_or_path, "seconds": seconds, "coherence": settings.coherence}
-    table, read = replace(table, coherence=_coherence(model, table, settings.coherence)), _Read()
+    table, read = replace(table, coherence=_coherence(model, table, settings.coherence)), None
     published, unread = None, ""
     try:
         published = published_sparsity(one.config)
@@ -191,13 +191,12 @@ def feature_table(
         facts["published_sparsity"] = published.source
     if source is not None:
         chosen = replace(settings, reading=replace(settings.reading, max_length=max_length))
-        states = _hidden_states(model, tokenizer, one, source, chosen, read, progress)
-        firing = count_firing(one, states)
-        if firing.tokens:
-            one.feature_max.copy_(firing.maxima)
-        frequency, dead = firing_frequency(firing.counts, firing.tokens)
+        read = _read_firing(model, tokenizer, one, source, chosen, progress, Watch(journal=journal).keep)
+        if read.tokens:
+            one.feature_max.copy_(read.maxima)
+        frequency, dead = firing_frequency(read.counts, read.tokens)
         table = replace(table, log10_frequency=frequency, dead=dead)
-        facts |= {"text": source.facts.get("text"), "text_tokens": firing.tokens}
+        facts |= {"text": source.facts.get("text"), "text_tokens": read.tokens}
     if examples is not None:
         best = [examples.get(i, [])[: settings.contexts] for i in range(len(table))]
         table = replace(
@@ -206,7 +205,8 @@ def feature_table(
             context_scores=[[one.score for one in row] for row in best],
         )
         facts["spans"] = str(spans) if isinstance(spans, (str, Path)) else None
-    return FeatureTableResult(replace(table, facts=facts), seconds, read.cut, read.missing, settings, unread)
+    cut, missing = (0, 0) if read is None else (read.cut, read.missing)
+    return FeatureTableResult(replace(table, facts=facts), seconds, cut, missing, settings, unread, journal)
 
 
 def _coherence(model: PreTrainedModel, table: FeatureTable, kind: str) -> Tensor | None:
@@ -219,37 +219,57 @@ def _coherence(model: PreTrainedModel, table: FeatureTable, kind: str) -> Tensor
     return word_coherence(table.top_tokens, weights.top_weights, read_vectors(kind, wanted))
 
 
-def _hidden_states(
+class _Firing(NamedTuple):
+    """counts, maxima, tokens: as of `count_firing`. cut, missing: rows that were cut, and without a token that
+    counts."""
+
+    counts: Tensor
+    maxima: Tensor
+    tokens: int
+    cut: int
+    missing: int
+
+
+def _read_firing(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sae: SparseAutoencoder,
     source: TextSource,
     settings: FeatureTableSettings,
-    read: _Read,
     progress: Progress | None,
-) -> Iterator[Tensor]:
-    """Hidden states (n, d_in) of a text, block by block, without first tokens."""
-    base, reading = getattr(model, "lm", model), settings.reading
-    reader = HiddenStateReader(base, [sae.config.read_at], config=model.config)
-    total, left = settings.max_tokens, settings.max_tokens
+    keep: Keep,
+) -> _Firing:
+    """How often latents fire on the hidden states of a text, block by block, without first tokens."""
+    reading = settings.reading
+    reader = HiddenStateReader(getattr(model, "lm", model), [sae.config.read_at], config=model.config)
+    left, cut, missing = settings.max_tokens, 0, 0
+    counts, maxima = torch.zeros(sae.config.d_sae, dtype=torch.long), torch.zeros_like(sae.feature_max)
     for _, rows in source.blocks(128, itertools.count()):
         texts = [text for text in rows.texts if text.strip()]
-        read.missing += len(rows.texts) - len(texts)
+        missing += len(rows.texts) - len(texts)
         if not texts:
             continue
         found = tokenized(tokenizer, texts, max_length=reading.max_length or 256)
         kept = _kept(found.ids, reading.skip_first, left)
-        read.cut += found.cut
-        read.missing += sum(len(row) <= reading.skip_first for row in found.ids)
+        cut += found.cut
+        missing += sum(len(row) <= reading.skip_first for row in found.ids)
         if any(len(places) for places in kept):
-            ids = [torch.tensor(row) for row in found.ids]
-            states = reader.read(ids, kept, tokens_at_once=reading.tokens_per_batch)[sae.config.read_at]
-            left -= len(states)
-            yield states
+
+            def fire(ids: Sequence[Sequence[int]] = found.ids, kept: list[Tensor] = kept) -> dict[str, Tensor]:
+                rows = [torch.tensor(row) for row in ids]
+                states = reader.read(rows, kept, tokens_at_once=reading.tokens_per_batch)[sae.config.read_at]
+                firing = count_firing(sae, [states])
+                return {"counts": firing.counts.int(), "maxima": firing.maxima}
+
+            fired = keep({"firing": found.ids, "kept": [places.tolist() for places in kept]}, fire)
+            counts += fired["counts"]
+            maxima = torch.maximum(maxima, fired["maxima"].to(maxima))
+            left -= sum(map(len, kept))
             if progress is not None:
-                progress(total - left, total)
+                progress(settings.max_tokens - left, settings.max_tokens)
         if left <= 0:
-            return
+            break
+    return _Firing(counts, maxima, settings.max_tokens - left, cut, missing)
 
 
 def _kept(ids: Sequence[Sequence[int]], skip_first: int, left: int) -> list[Tensor]:

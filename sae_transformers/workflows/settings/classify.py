@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar
 
 from ...create_training_data.template_texts import PLACEHOLDER, check_template
@@ -142,6 +143,7 @@ class ClassifySettings:
         tokens_per_batch: tokens of a forward pass, padding counted. It changes results by rounding only.
         comparison: which heads are compared.
         lora: how the base is tuned afterwards.
+        journal: file that keeps the parts of a run that is stopped, so that the same call goes on from there.
     """
 
     template: str = PLACEHOLDER
@@ -149,6 +151,7 @@ class ClassifySettings:
     tokens_per_batch: int = 4096
     comparison: ComparisonSettings = field(default_factory=ComparisonSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
+    journal: Path | None = None
 
     def __post_init__(self) -> None:
         check_integers(self, max_length=1, tokens_per_batch=1)

@@ -25,6 +25,7 @@ class FeatureTableSettings:
         contexts: max-activating examples of each feature, from the spans.
         max_tokens: tokens of the text on which firing is counted.
         reading: how the text is read.
+        journal: file that keeps the parts of a run that is stopped, so that the same call goes on from there.
     """
 
     top_k: int = 10
@@ -35,6 +36,7 @@ class FeatureTableSettings:
     contexts: int = 5
     max_tokens: int = 100_000
     reading: ReadingSettings = field(default_factory=lambda: ReadingSettings(tokens_per_batch=4096))
+    journal: Path | None = None
 
     def __post_init__(self) -> None:
         check_integers(self, top_k=1, contexts=0, max_tokens=1)
