@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,11 @@ def verb_journal(
     if path is None:
         return None
     base: Any = model
+    told = {name: value for name, value in asdict(settings).items() if name != "journal"}
     about = {
         "model": [quick_fingerprint(base), base.config.to_dict(), str(base.device), str(base.dtype)],
         "sae": [fingerprint(sae, **options), sae.config.to_dict()],
-        "settings": asdict(replace(settings, journal=None)),
+        "settings": told,
         "data": data,
         "versions": dict(versions()),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..journal import Journal
 from ..settings import BootstrapSettings
 from .stereotypes import (
     LastWords,
@@ -43,9 +44,12 @@ class PairPart:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def score(self, model: Any, tokenizer: Any, steering: Any, tokens_at_once: int) -> PairScores:
+    def score(
+        self, model: Any, tokenizer: Any, steering: Any, tokens_at_once: int, journal: Journal | None = None
+    ) -> PairScores:
         """See `score_pairs`."""
-        return score_pairs(model, tokenizer, self.pairs, steering=steering, tokens_at_once=tokens_at_once)
+        options = {"tokens_at_once": tokens_at_once, "journal": journal}
+        return score_pairs(model, tokenizer, self.pairs, steering=steering, **options)
 
     def summary(self, scores: PairScores, unsteered: PairScores, bootstrap: BootstrapSettings) -> dict[str, Any]:
         """By each of `by`: `preference`, and the `change` against the unsteered model."""
@@ -76,9 +80,12 @@ class LastWordPart:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def score(self, model: Any, tokenizer: Any, steering: Any, tokens_at_once: int) -> LastWords:
+    def score(
+        self, model: Any, tokenizer: Any, steering: Any, tokens_at_once: int, journal: Journal | None = None
+    ) -> LastWords:
         """See `score_last_words`."""
-        return score_last_words(model, tokenizer, self.texts, steering=steering, tokens_at_once=tokens_at_once)
+        options = {"tokens_at_once": tokens_at_once, "journal": journal}
+        return score_last_words(model, tokenizer, self.texts, steering=steering, **options)
 
     def summary(self, scores: LastWords, unsteered: LastWords, bootstrap: BootstrapSettings) -> dict[str, Any]:
         """`last_word_summary`, and what was `lost`: the rise of the negative log-probability, in nats a word."""

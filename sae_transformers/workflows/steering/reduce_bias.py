@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,11 @@ from ...create_training_data.harvest.store import Store
 from ...create_training_data.swaps import both_versions, read_word_pairs
 from ...evaluation.fairness.data import BiasData, LastWordPart, PairPart
 from ...evaluation.fairness.data import read_bias_data as read_bias_data
+from ...evaluation.journal import Journal, Watch
 from ...evaluation.plots import plot_curves
 from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
+from ...latents.progress import Keep
 from ...latents.sparse_codes import encode_texts
 from ...latents.text_input import text_source, tokenized
 from ...latents.text_latents import sae_of
@@ -28,6 +31,7 @@ from ...latents.texts import read_column as read_column
 from ...modeling import Steering
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.bias_reduction import GENDERED_PAIRS, Ranking, rank_by_swaps, rank_by_tokens, reducing, sweep
+from ..going_on import verb_journal, went_on
 from ..results import Count, Progress, Result, save_json
 from ..settings.reduce_bias import BiasSettings
 
@@ -68,6 +72,7 @@ class BiasResult(Result):
         texts, tokens, cut: texts with gendered words that were read, their tokens, and how many texts were cut.
         seconds: of all.
         settings: how it was made.
+        journal: keeps what was measured until the result is saved.
     """
 
     steering: Steering = field(repr=False)
@@ -83,10 +88,11 @@ class BiasResult(Result):
     cut: int
     seconds: float
     settings: BiasSettings = field(repr=False)
+    journal: Journal | None = field(repr=False, default=None)
 
     def summary(self) -> list[str]:
         """What was read and chosen, in a few lines."""
-        lines = [f"{self.texts:,} rows with gendered words, {self.tokens:,} tokens"]
+        lines = [*went_on(self.journal), f"{self.texts:,} rows with gendered words, {self.tokens:,} tokens"]
         if self.cut:
             lines.append(f"{self.cut:,} rows were cut at {self.settings.reading.max_length} tokens (max_length)")
         return [*lines, f"{self.qualified:,} features qualify, {self.chosen} chosen"]
@@ -150,7 +156,10 @@ class BiasResult(Result):
         Returns:
             The files.
         """
-        return save_json(folder, {"results.json": self.to_dict(facts), "steering.json": self.steering.to_dict()})
+        files = save_json(folder, {"results.json": self.to_dict(facts), "steering.json": self.steering.to_dict()})
+        if self.journal is not None:
+            self.journal.remove()
+        return files
 
 
 def reduce_bias(
@@ -170,8 +179,8 @@ def reduce_bias(
         texts: with gendered words, to find features on; see `text_input.TEXTS`.
         data: what to measure on, as `read_bias_data` gives it; a path is the folder of WinoBias.
         sae: number of the SAE.
-        out: folder whose results.json has what is known after each measurement, so that a run that is cut off
-            leaves what it had; `save` writes the whole.
+        out: folder whose results.json has what is known after each measurement, and whose bias.partial.jsonl lets the
+            same call go on where a run was stopped; `save` writes the whole, and ends that. A URL has results alone.
         progress: called with (measurements done, measurements).
 
     Raises:
@@ -186,13 +195,16 @@ def reduce_bias(
     settings = replace(settings, reading=replace(settings.reading, max_length=length))
     data = data if isinstance(data, BiasData) else read_bias_data(data)
     parts = data.parts(settings.max_pairs, settings.max_choose, settings.max_lambada)
-    found = _find(model, tokenizer, texts, settings, sae)
+    path = None if out is None or "://" in str(out) else Path(out) / "bias.partial.jsonl"
+    journal = verb_journal(path, model.lm, sae_of(model, sae), settings, sae, len(model.saes))
+    found = _find(model, tokenizer, texts, settings, sae, Watch(journal=journal).keep)
     ranked, activity = found.ranked, found.activity
     counts = sorted({0, *(n for n in settings.counts if n <= len(ranked.features))})
     live = (activity > 0).nonzero()[:, 0]
     random_counts = [n for n in sorted(set(settings.random_counts or settings.counts)) if 0 < n <= len(live)]
     total = len(counts) + settings.random_seeds * len(random_counts)
-    measure = _Measure(model, tokenizer, parts, settings, None if out is None else Store(out), progress, total)
+    store = None if out is None else Store(out)
+    measure = _Measure(model, tokenizer, parts, settings, store, journal, progress, total)
     values = activity[ranked.features]
     measure.kind = settings.find
     sweep(ranked.features, counts, measure, op=settings.op, values=values, sae=sae)
@@ -218,6 +230,7 @@ def reduce_bias(
         cut=found.cut,
         seconds=time.perf_counter() - start,
         settings=settings,
+        journal=journal,
     )
 
 
@@ -232,7 +245,12 @@ class _Found(NamedTuple):
 
 
 def _find(
-    model: SaePreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Any, settings: BiasSettings, number: int
+    model: SaePreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Any,
+    settings: BiasSettings,
+    number: int,
+    keep: Keep,
 ) -> _Found:
     pairs, reading = read_word_pairs(settings.words or GENDERED_PAIRS), settings.reading
     length = reading.max_length or 0
@@ -249,11 +267,36 @@ def _find(
     ][: settings.max_texts]  # fmt: skip
     if not used:
         raise ValueError(f"The text needs rows with gendered words among their first {length} tokens. Received: none.")
+    ids = [[side[i] for i in used] for side in sides]
+
+    def rank() -> dict[str, Tensor]:
+        ranked, activity, tokens = _rank(model, tokenizer, ids, settings, number)
+        return {**ranked._asdict(), "activity": activity, "tokens": torch.tensor(tokens)}
+
+    found = keep({"ranked": ids}, rank)
+    cut = tokenized(tokenizer, [versions[0][i] for i in used], max_length=length).cut
+    ranked = Ranking(found["features"], found["scores"])
+    return _Found(ranked, found["activity"], len(used), int(found["tokens"]), cut)
+
+
+def _rank(
+    model: SaePreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sides: Sequence[Sequence[Sequence[int]]],
+    settings: BiasSettings,
+    number: int,
+) -> tuple[Ranking, Tensor, int]:
+    """Features that go with gender, mean activation of each latent (d_sae,), and how many tokens there are.
+
+    Args:
+        sides: token ids of rows with male words, and of the same with female ones.
+    """
+    pairs, reading = read_word_pairs(settings.words or GENDERED_PAIRS), settings.reading
     sae = sae_of(model, number)
     reader = HiddenStateReader(model.lm, [sae.config.read_at], config=model.config)
     read = [
-        _states(reader, [torch.tensor(ids[i]) for i in used], reading.skip_first, reading.tokens_per_batch)
-        for ids in sides
+        _states(reader, [torch.tensor(row) for row in rows], reading.skip_first, reading.tokens_per_batch)
+        for rows in sides
     ]
     states, of_row, kept = zip(*read, strict=True)
     both = torch.cat(states)
@@ -269,8 +312,7 @@ def _find(
             ranked = rank_by_tokens(sae, both, gendered.long())
         else:
             ranked = rank_by_tokens(sae, both[gendered], is_female[gendered].long())
-    cut = tokenized(tokenizer, [versions[0][i] for i in used], max_length=length).cut
-    return _Found(ranked, activity, len(used), len(states[0]), cut)
+    return ranked, activity, len(states[0])
 
 
 def _states(
@@ -295,17 +337,19 @@ class _Measure:
         parts: list[Part],
         settings: BiasSettings,
         store: Store | None,
+        journal: Journal | None,
         progress: Progress | None,
         total: int,
     ) -> None:
         self.model, self.tokenizer, self.parts, self.settings = model, tokenizer, parts, settings
-        self.store, self.count = store, Count(progress, total)
+        self.store, self.journal, self.count = store, journal, Count(progress, total)
         self.kind, self.runs = "", list[BiasRun]()
         self.unsteered: list[Any] | None = None
 
     def __call__(self, steering: Steering) -> None:
         tokens = self.settings.reading.tokens_per_batch
-        scores: list[Any] = [part.score(self.model, self.tokenizer, steering or False, tokens) for part in self.parts]
+        given = (self.model, self.tokenizer, steering or False, tokens, self.journal)
+        scores: list[Any] = [part.score(*given) for part in self.parts]
         self.unsteered = self.unsteered or scores
         measures = {
             part.name: part.summary(after, before, self.settings.bootstrap)
