@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ OWN = {
 }
 
 
-@verb(TopicOptions, own=OWN, leave_out=("chat", "samples_per_prompt"))
+@verb(TopicOptions, own=OWN, leave_out=("chat", "samples_per_prompt", "journal"))
 def align_topic(
     model: Model,
     reference: Annotated[str, typer.Option(help="Texts of all kinds: .csv, .jsonl, .parquet, .txt, a Hub id.")],
@@ -46,10 +47,10 @@ def align_topic(
     console = open_console()
     embedder = settings.settings.embedding.load(console.print)
     loaded, tokenizer, base = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
+    plan = replace(settings.settings, journal=out / "topic.partial.jsonl")
     with progress_bar("texts") as progress:
         found = align(
-            loaded, tokenizer, texts, settings.settings,
-            sae=number, scores=table, embedder=embedder, progress=progress,
+            loaded, tokenizer, texts, plan, sae=number, scores=table, embedder=embedder, progress=progress
         )  # fmt: skip
     show_lines(console, found.summary())
     if found.methods:

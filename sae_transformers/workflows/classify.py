@@ -26,7 +26,7 @@ from .classifier_candidates import FeatureSets, Reactions, Way, all_ways, candid
 from .classifier_trials import trial_of
 from .classifier_verdict import Trial, reach_verdict
 from .classify_result import ClassifyResult
-from .going_on import rows_sha256, verb_journal
+from .going_on import forgotten_if_refused, rows_sha256, verb_journal
 from .loading import DTYPES, load_sae, this_device
 from .results import Count, Progress
 from .settings.classify import ClassifySettings, LabelSettings
@@ -149,66 +149,67 @@ def classify(
         )
     ids = {part: templated_ids(tokenizer, texts, settings.template, limit) for part, texts in parts.items()}
     both = [templated_ids(tokenizer, texts, settings.template, limit) for texts in swaps or ()]
-    split = split_swaps(*both) if both else None
+    split = split_swaps(both[0], both[1]) if both else None
     told = [rows_sha256(rows) for rows in (*ids.values(), *both)] + [rows_sha256([one]) for one in _labels(data)]
     task = [data.names, data.objective, data.pairs, None if unintended is None else list(unintended)]
     journal = verb_journal(settings.journal, model.base_model, sae, settings, list(ids), told, task)
-    keep = Watch(journal=journal).keep
-    reading = PooledTokens(model, sae, plan.pooling, settings.tokens_per_batch)
-    reading.max_norm = result_of(journal, lambda: "usual norm", lambda: reading.usual_norm(ids["train"][:128]))
-    found, reactions = torch.empty(0, dtype=torch.long), None
-    if split is not None:
-        reacting = keep("reactions", lambda: find_reactions(reading, split.found, max(plan.top))._asdict())
-        found, original, swapped = SwapReactions(**reacting)
-        directions = swap_directions(original, swapped, max(plan.directions))
-        reactions = Reactions(directions, difference_sae(original - swapped))
-        ids |= {"chosen_original": split.chosen.original, "chosen_swapped": split.chosen.swapped}
-        ids |= {"original": split.measured.original, "swapped": split.measured.swapped}
-    sizes = plan.top
-    if unintended is not None:
-        found, sizes = torch.tensor(list(unintended), dtype=torch.long), (len(unintended),)
-    head = {"pooling": plan.pooling, "max_norm": reading.max_norm, "removal": plan.removal}
-    classifier: SaeForSequenceClassification = SaeForSequenceClassification.from_base(
-        model,
-        saes=[sae],
-        feature_head={**head, "alignment": plan.alignment, "pairwise": data.pairs},
-        loss_weights={"unintended": plan.penalty},
-    )
-    classifier.set_unintended(found.tolist())  # a feature that is not the SAE's is told before anything is read
-    features = FeatureSets.of(found, sizes, sae).by_way(methods)
-    ways = all_ways(plan, methods, features, reactions)
-    count = Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(ways))
-    watch = Watch(count, journal)
-    states = read_states(
-        classifier, ids, data, features, head, tokens_per_batch=settings.tokens_per_batch, watch=watch
-    )
-    seen = states.plain.get("test", states.plain["train"]).flatten(0, -2)
-    comparison = Comparison(
-        data.labels, sae=sae, seen=seen, unintended=found, objective=data.objective, folds=plan.folds
-    )
-    trials: dict[Way, Trial] = {}
-    for way in ways:
+    with forgotten_if_refused(journal):
+        keep = Watch(journal=journal).keep
+        reading = PooledTokens(model, sae, plan.pooling, settings.tokens_per_batch)
+        reading.max_norm = result_of(journal, lambda: "usual norm", lambda: reading.usual_norm(ids["train"][:128]))
+        found, reactions = torch.empty(0, dtype=torch.long), None
+        if split is not None:
+            reacting = keep("reactions", lambda: find_reactions(reading, split.found, max(plan.top))._asdict())
+            found, original, swapped = SwapReactions(**reacting)
+            directions = swap_directions(original, swapped, max(plan.directions))
+            reactions = Reactions(directions, difference_sae(original - swapped))
+            ids |= {"chosen_original": split.chosen.original, "chosen_swapped": split.chosen.swapped}
+            ids |= {"original": split.measured.original, "swapped": split.measured.swapped}
+        sizes = plan.top
+        if unintended is not None:
+            found, sizes = torch.tensor(list(unintended), dtype=torch.long), (len(unintended),)
+        head = {"pooling": plan.pooling, "max_norm": reading.max_norm, "removal": plan.removal}
+        classifier: SaeForSequenceClassification = SaeForSequenceClassification.from_base(
+            model,
+            saes=[sae],
+            feature_head={**head, "alignment": plan.alignment, "pairwise": data.pairs},
+            loss_weights={"unintended": plan.penalty},
+        )
+        classifier.set_unintended(found.tolist())  # a feature that is not the SAE's is told before anything is read
+        features = FeatureSets.of(found, sizes, sae).by_way(methods)
+        ways = all_ways(plan, methods, features, reactions)
+        count = Count(progress, sum(map(len, ids.values())) + len(ids["train"]) * len(ways))
+        watch = Watch(count, journal)
+        states = read_states(
+            classifier, ids, data, features, head, tokens_per_batch=settings.tokens_per_batch, watch=watch
+        )
+        seen = states.plain.get("test", states.plain["train"]).flatten(0, -2)
+        comparison = Comparison(
+            data.labels, sae=sae, seen=seen, unintended=found, objective=data.objective, folds=plan.folds
+        )
+        trials: dict[Way, Trial] = {}
+        for way in ways:
 
-        def run(way: Way = way) -> Trial:
-            one = candidate(way, plan.heads()[way.method], states, sae, features, reactions)
-            return Trial(*comparison.run(one, plan.seeds))
+            def run(way: Way = way) -> Trial:
+                one = candidate(way, plan.heads()[way.method], states, sae, features, reactions)
+                return Trial(*comparison.run(one, plan.seeds))
 
-        trials[way] = trial_of(way, run, watch)
-        count(len(ids["train"]))
-    verdict = reach_verdict(trials, plan.max_f1_loss)
-    kept = verdict.kept(plan.keep)
-    _keep(classifier, trials[kept].head, features.get(kept))
-    lora = None
-    if settings.lora.lora_epochs > 0:
-        with tempfile.TemporaryDirectory() as scratch:
-            classifier = tune_base(classifier, ids["train"], data.labels["train"], settings.lora, out=scratch)
-        others = {part: rows for part, rows in ids.items() if part in ("test", "original", "swapped")}
-        lora = score_texts(classifier, others, data.labels.get("test"), data.objective)
-    facts = {"model": model.name_or_path, "labels": data.names, "seeds": list(plan.seeds), "kept": kept.method}
-    facts |= {"unintended": features.get(kept, found).tolist(), **verdict.facts()}
-    where = "test rows" if "test" in parts else f"{plan.folds}-fold cross-validation"
-    rows = {way: trial.rows for way, trial in trials.items()}
-    return ClassifyResult(classifier, tokenizer, rows, verdict, lora, facts, where, settings, journal)
+            trials[way] = trial_of(way, run, watch)
+            count(len(ids["train"]))
+        verdict = reach_verdict(trials, plan.max_f1_loss)
+        kept = verdict.kept(plan.keep)
+        _keep(classifier, trials[kept].head, features.get(kept))
+        lora = None
+        if settings.lora.lora_epochs > 0:
+            with tempfile.TemporaryDirectory() as scratch:
+                classifier = tune_base(classifier, ids["train"], data.labels["train"], settings.lora, out=scratch)
+            others = {part: rows for part, rows in ids.items() if part in ("test", "original", "swapped")}
+            lora = score_texts(classifier, others, data.labels.get("test"), data.objective)
+        facts = {"model": model.name_or_path, "labels": data.names, "seeds": list(plan.seeds), "kept": kept.method}
+        facts |= {"unintended": features.get(kept, found).tolist(), **verdict.facts()}
+        where = "test rows" if "test" in parts else f"{plan.folds}-fold cross-validation"
+        rows = {way: trial.rows for way, trial in trials.items()}
+        return ClassifyResult(classifier, tokenizer, rows, verdict, lora, facts, where, settings, journal)
 
 
 def _labels(data: ClassificationData) -> list[Tensor]:

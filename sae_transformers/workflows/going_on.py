@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,19 @@ def verb_journal(
         "versions": dict(versions()),
     }
     return Journal(path, json.loads(json.dumps(about, default=str)))
+
+
+@contextmanager
+def forgotten_if_refused(journal: Journal | None) -> Iterator[None]:
+    """Nothing stays of a run that began anew and ends with what the user has to change."""
+    try:
+        yield
+    except (ValueError, TypeError):
+        if journal is not None and not journal.found:
+            journal.remove()
+            with suppress(OSError):  # there are other files
+                journal.path.parent.rmdir()
+        raise
 
 
 def went_on(journal: Journal | None) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from ...modeling import Steering
 from ..generation.fluency import continuation_mask, continuation_perplexity
+from ..journal import Journal, Watch
 from .alignment import GenerationRow, generation_row, topic_similarity
 from .settings import TopicGenerationSettings
 
@@ -46,6 +50,8 @@ class TopicComparison:
         embed: texts -> (n, d), unit embeddings.
         acceptability: texts -> (n,), NaN for those too short.
         settings: of which `seed` is that of each method's draws.
+        journal: has the batches that were generated and what was judged, and gets the others. The prompts, the topic
+            and what judges belong to what it is about.
 
     Raises:
         ValueError: an empty prompt, or prompts and new tokens beyond the context.
@@ -60,6 +66,7 @@ class TopicComparison:
         embed: Callable[[Sequence[str]], Tensor],
         acceptability: Callable[[Sequence[str]], Tensor],
         settings: TopicGenerationSettings | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if not prompts or any(not prompt.strip() for prompt in prompts):
             raise ValueError(
@@ -67,7 +74,7 @@ class TopicComparison:
             )
         self.model, self.tokenizer, self.prompts = model, tokenizer, list(prompts)
         self.topic, self.embed, self.acceptability = topic, embed, acceptability
-        self.settings = settings or TopicGenerationSettings()
+        self.settings, self.watch = settings or TopicGenerationSettings(), Watch(journal=journal)
         self.eos = model.generation_config.eos_token_id
         self.rows: dict[str, MethodRow] = {}
         self.texts: dict[str, list[str]] = {}
@@ -112,40 +119,66 @@ class TopicComparison:
         self._check(prompts)
         torch.manual_seed(self.settings.seed)
         options = {} if generator is not None else {"steering": steering}
-        length = self.settings.max_new_tokens
-        found, begin = [], time.perf_counter()
+        runner = self.model if generator is None else generator
+        told = self._told(steering, generator)
+        found, seconds = [], 0.0
         for batch in self._batches(prompts):
-            rows = (self.model if generator is None else generator).generate(
-                **batch,
-                **options,
-                **self.settings.sampling,
-                max_new_tokens=length,
-                min_new_tokens=1,
-                pad_token_id=self._pad,
+            new = self.watch.keep(
+                {"continued": batch["input_ids"].tolist(), "draws of batch": len(found), **told},
+                lambda batch=batch: self._continued(runner, batch, options),
             )
-            new = rows[:, batch["input_ids"].shape[1] :]
-            found.append(torch.nn.functional.pad(new, (0, length - new.shape[1]), value=self._end))
-        seconds = time.perf_counter() - begin
-        ids = torch.cat(found).cpu()
+            self._draw_on(new)
+            found.append(new["ids"])
+            seconds += float(new["seconds"])
+        return self.generated(torch.cat(found), seconds)
+
+    def generated(self, ids: Tensor, seconds: float) -> Generated:
+        """New tokens (rows, new) with their texts."""
         mask = continuation_mask(ids, self.eos)
         texts = [
             self.tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in zip(ids, mask, strict=True)
         ]
         return {"ids": ids, "mask": mask, "texts": texts, "seconds": seconds}
 
+    def _told(self, steering: Any, generator: Any) -> dict[str, Any]:
+        """What a continuation depends on beside its prompt, where it is kept."""
+        if self.watch.journal is None:
+            return {}
+        plan = json.dumps(Steering.coerce(steering).to_dict() if steering else None)
+        return {"steering": hashlib.sha256(plan.encode()).hexdigest(), "tuned": generator is not None}
+
+    def _continued(self, runner: Any, batch: Any, options: dict[str, Any]) -> dict[str, Tensor]:
+        """New tokens `ids` (rows, max_new_tokens), `seconds`, and where the random numbers go on."""
+        length, begin = self.settings.max_new_tokens, time.perf_counter()
+        rows = runner.generate(
+            **batch,
+            **options,
+            **self.settings.sampling,
+            max_new_tokens=length,
+            min_new_tokens=1,
+            pad_token_id=self._pad,
+        )
+        new = rows[:, batch["input_ids"].shape[1] :]
+        ids = torch.nn.functional.pad(new, (0, length - new.shape[1]), value=self._end).cpu()
+        seconds = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+        cuda = self.model.device.type == "cuda"
+        on_device = torch.cuda.get_rng_state(self.model.device) if cuda else torch.empty(0, dtype=torch.uint8)
+        return {"ids": ids, "seconds": seconds, "draws": torch.get_rng_state(), "draws on device": on_device}
+
+    def _draw_on(self, made: Mapping[str, Tensor]) -> None:
+        """Go on with the random numbers after a batch, whoever made it."""
+        torch.set_rng_state(made["draws"])
+        if len(made["draws on device"]):
+            torch.cuda.set_rng_state(made["draws on device"], self.model.device)
+
     def judge(self, name: str, made: Generated, preparation_seconds: float = 0.0) -> MethodRow:
         """Measure continuations with the model without steering, and keep the row and the texts."""
         texts = made["texts"]
-        similarity = torch.full((len(texts),), math.nan, dtype=torch.float64)
-        worded = [i for i, text in enumerate(texts) if text.strip()]
-        if worded:
-            similarity[worded] = topic_similarity(self.embed([texts[i] for i in worded]), self.topic)
+        found = self.watch.keep({"judged": made["ids"].tolist()}, lambda: self._judged(made))
+        similarity, acceptability, perplexity = (found[part] for part in ("similarity", "acceptability", "perplexity"))
         if self._unsteered is None:
             self._unsteered = similarity
-        with self.model.steered(False):
-            perplexity = self._perplexity(made)
-            acceptability = self.acceptability(texts)
-        measured = generation_row(texts, similarity, self._unsteered, acceptability, perplexity)
+        measured = generation_row(texts, similarity, self._unsteered, acceptability, float(perplexity))
         per_token = made["seconds"] / int(made["mask"].sum())
         first = self.rows.get(UNSTEERED)
         extra = 0.0 if first is None else per_token - first["seconds_per_token"]
@@ -157,6 +190,17 @@ class TopicComparison:
         }
         self.rows[name], self.texts[name] = row, texts
         return row
+
+    def _judged(self, made: Generated) -> dict[str, Tensor]:
+        texts = made["texts"]
+        similarity = torch.full((len(texts),), math.nan, dtype=torch.float64)
+        worded = [i for i, text in enumerate(texts) if text.strip()]
+        if worded:
+            similarity[worded] = topic_similarity(self.embed([texts[i] for i in worded]), self.topic)
+        with self.model.steered(False):
+            perplexity = torch.tensor(self._perplexity(made), dtype=torch.float64)
+            acceptability = self.acceptability(texts)
+        return {"similarity": similarity, "acceptability": acceptability, "perplexity": perplexity}
 
     def samples(self) -> list[dict[str, str]]:
         """A row a prompt: the prompt, and its continuation by each method."""

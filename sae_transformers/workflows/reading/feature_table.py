@@ -32,7 +32,7 @@ from ...latents.text_latents import sae_of as sae_of
 from ...latents.texts import TextSource
 from ...modeling import SparseAutoencoder
 from ...modeling.conversion.saelens import published_sparsity
-from ..going_on import verb_journal, went_on
+from ..going_on import forgotten_if_refused, verb_journal, went_on
 from ..results import Count, Progress, html_table, to_frame
 from ..settings.feature_table import FeatureTableSettings
 
@@ -174,39 +174,40 @@ def feature_table(
     max_length = reading_length(model, settings.reading.max_length, 256)
     start, base = time.perf_counter(), getattr(model, "lm", model)
     journal = verb_journal(settings.journal, base, one, settings, tokenizer.get_vocab(), without=["feature_max"])
-    table = table_of_weights(
-        model, tokenizer, one, top_k=settings.top_k, fold_norm=settings.fold_norm, centre=settings.centre,
-        match=settings.match, watch=Watch(Count(progress, one.config.d_sae), journal),
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    facts = {**table.facts, "model": base.name_or_path, "seconds": seconds, "coherence": settings.coherence}
-    table, read = replace(table, coherence=_coherence(model, table, settings.coherence)), None
-    published, unread = None, ""
-    try:
-        published = published_sparsity(one.config)
-    except (OSError, ValueError) as error:
-        unread = str(error)
-    if published is not None:
-        table = replace(table, published_sparsity=published.values)
-        facts["published_sparsity"] = published.source
-    if source is not None:
-        chosen = replace(settings, reading=replace(settings.reading, max_length=max_length))
-        read = _read_firing(model, tokenizer, one, source, chosen, progress, Watch(journal=journal).keep)
-        if read.tokens:
-            one.feature_max.copy_(read.maxima)
-        frequency, dead = firing_frequency(read.counts, read.tokens)
-        table = replace(table, log10_frequency=frequency, dead=dead)
-        facts |= {"text": source.facts.get("text"), "text_tokens": read.tokens}
-    if examples is not None:
-        best = [examples.get(i, [])[: settings.contexts] for i in range(len(table))]
-        table = replace(
-            table,
-            contexts=[[one.span for one in row] for row in best],
-            context_scores=[[one.score for one in row] for row in best],
-        )
-        facts["spans"] = str(spans) if isinstance(spans, (str, Path)) else None
-    cut, missing = (0, 0) if read is None else (read.cut, read.missing)
-    return FeatureTableResult(replace(table, facts=facts), seconds, cut, missing, settings, unread, journal)
+    with forgotten_if_refused(journal):
+        table = table_of_weights(
+            model, tokenizer, one, top_k=settings.top_k, fold_norm=settings.fold_norm, centre=settings.centre,
+            match=settings.match, watch=Watch(Count(progress, one.config.d_sae), journal),
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        facts = {**table.facts, "model": base.name_or_path, "seconds": seconds, "coherence": settings.coherence}
+        table, read = replace(table, coherence=_coherence(model, table, settings.coherence)), None
+        published, unread = None, ""
+        try:
+            published = published_sparsity(one.config)
+        except (OSError, ValueError) as error:
+            unread = str(error)
+        if published is not None:
+            table = replace(table, published_sparsity=published.values)
+            facts["published_sparsity"] = published.source
+        if source is not None:
+            chosen = replace(settings, reading=replace(settings.reading, max_length=max_length))
+            read = _read_firing(model, tokenizer, one, source, chosen, progress, Watch(journal=journal).keep)
+            if read.tokens:
+                one.feature_max.copy_(read.maxima)
+            frequency, dead = firing_frequency(read.counts, read.tokens)
+            table = replace(table, log10_frequency=frequency, dead=dead)
+            facts |= {"text": source.facts.get("text"), "text_tokens": read.tokens}
+        if examples is not None:
+            best = [examples.get(i, [])[: settings.contexts] for i in range(len(table))]
+            table = replace(
+                table,
+                contexts=[[one.span for one in row] for row in best],
+                context_scores=[[one.score for one in row] for row in best],
+            )
+            facts["spans"] = str(spans) if isinstance(spans, (str, Path)) else None
+        cut, missing = (0, 0) if read is None else (read.cut, read.missing)
+        return FeatureTableResult(replace(table, facts=facts), seconds, cut, missing, settings, unread, journal)
 
 
 def _coherence(model: PreTrainedModel, table: FeatureTable, kind: str) -> Tensor | None:

@@ -187,12 +187,14 @@ class TopicSettings:
         embedding: distances to the topic.
         measuring: continuations.
         reading: which tokens of the texts count.
+        journal: file that keeps the parts of a run that is stopped, so that the same call goes on from there.
     """
 
     scoring: TopicScoringSettings = field(default_factory=TopicScoringSettings)
     embedding: TopicEmbeddingSettings = field(default_factory=TopicEmbeddingSettings)
     measuring: TopicMeasuringSettings = field(default_factory=TopicMeasuringSettings)
     reading: ReadingSettings = field(default_factory=lambda: ReadingSettings(tokens_per_batch=4096))
+    journal: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -7,28 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...create_training_data.sentence_embeddings import SentenceEmbedder
+from ...evaluation.journal import Journal, Watch, quick_fingerprint, result_of
 from ...evaluation.scorers.acceptability import AcceptabilityClassifier, SlorScorer, unigram_log_probs
 from ...evaluation.topics.alignment import (
     TextEvidence,
-    UncertaintyThreshold,
     calibrate_threshold,
     feature_kinds,
-    reconstruction_sums,
     topic_selectivity,
     topic_uncertainty,
 )
 from ...evaluation.topics.generation import UNSTEERED, TopicComparison
 from ...evaluation.topics.settings import TopicMethod
 from ...latents.context import reading_length
-from ...latents.hidden_states import HiddenStateReader
 from ...latents.sparse_codes import SparseCodes
 from ...latents.text_input import plain_texts
 from ...latents.text_latents import sae_of
-from ...latents.text_states import TextStates, read_text_states
 from ...latents.texts import read_column as read_column
 from ...modeling import Steering
 from ...modeling.modeling_sae import SaePreTrainedModel
@@ -36,14 +34,15 @@ from ...training.steering.lora import tune_on_texts
 from ...training.steering.topic_scores import (
     AFTER_FIRST,
     TopicScores,
-    prompt_summaries,
     topic_distances,
     topic_scores,
     topic_steering,
 )
 from ...training.steering.topic_scores import read_topic_scores as read_topic_scores
+from ..going_on import forgotten_if_refused, rows_sha256, verb_journal
 from ..results import Count, Progress
 from ..settings.align_topic import TopicScoringSettings, TopicSettings
+from .topic_reading import TopicReading
 from .topic_result import TopicResult
 
 
@@ -128,93 +127,99 @@ class _Run:
         runs = len([method for method in methods if method.name != UNSTEERED]) + 2 + (measuring.lora_epochs > 0)
         count = min(measuring.prompt_count, len(given["reference"] if prompts is None else prompts))
         self.count.total = sum(map(len, given.values())) + runs * count
-        begin = time.perf_counter()
-        states = self._states(given)
-        embeddings = {part: self.embedder.embed(states[part].texts) for part in states}
-        centre = states["reference"].hidden.double().mean(0)
-        evidence = {part: self._evidence(states[part], embeddings[part], centre) for part in states}
-        distances = topic_distances(embeddings["reference"], embeddings["topic"])
-        scores = scores or topic_scores(evidence["reference"].summaries, distances)
-        seconds = time.perf_counter() - begin
-        threshold = _threshold(evidence["reference"], len(states["topic"].texts), self.settings.embedding.quantile)
-        steerings = {method.name: _steering(self.settings.scoring, method, scores, self.number) for method in methods}
-        steering = steerings[self.settings.scoring.method]
-        self.model.prepare_steering(steering)  # an error ends here
-        comparison = None
-        if measuring.prompt_count > 0:
-            comparison = self._comparison(states["reference"], test, prompts)
-            self._measure(comparison, steerings, states["topic"], seconds)
-        self.count.reached(self.count.total)
-        return TopicResult(
-            steering=steering,
-            scores=scores,
-            latents=_latent_columns(evidence["topic"].summaries, evidence["reference"].summaries),
-            uncertainty=topic_uncertainty(evidence["topic"], evidence["reference"], scores.scores),
-            threshold=None if threshold is None else threshold.threshold,
-            error_threshold=None if threshold is None else threshold.error,
-            mean_distance=float(distances.mean()),
-            methods={} if comparison is None else comparison.rows,
-            samples=[] if comparison is None else comparison.samples(),
-            texts={part: len(some.texts) for part, some in states.items()},
-            tokens={part: len(some.hidden) for part, some in states.items()},
-            left_out={part: some.left_out for part, some in states.items()},
-            cut={part: some.cut for part, some in states.items()},
-            seconds=seconds,
-            embedder=self.embedder.name,
-            embedding_tokens=self.embedder.max_tokens,
-            settings=self.settings,
-            unused_prompts=0 if prompts is None else max(0, len(prompts) - measuring.prompt_count),
-        )
-
-    def _states(self, given: Mapping[str, Sequence[str]]) -> dict[str, TextStates]:
-        reader = HiddenStateReader(self.model.lm, [self.sae.config.read_at], config=self.model.config)
-        states: dict[str, TextStates] = {}
-        for part, texts in given.items():
-            states[part] = read_text_states(
-                reader,
-                self.tokenizer,
-                texts,
-                max_tokens=self.settings.reading.max_length or 0,
-                max_norm=states["reference"].max_norm if states else None,
-                skip_first=self.settings.reading.skip_first,
-                tokens_at_once=self.settings.reading.tokens_per_batch,
-                report=self.count,
+        journal = verb_journal(
+            self.settings.journal, self.model.lm, self.sae, self.settings, self.number,
+            [rows_sha256(rows) for rows in (*given.values(), test, prompts or ())],
+            [self.embedder.max_tokens, quick_fingerprint(self.embedder.model), self.tokenizer.get_vocab()],
+        )  # fmt: skip
+        with forgotten_if_refused(journal):
+            watch = Watch(self.count, journal)
+            self.reading = TopicReading(self.model, self.tokenizer, self.settings, self.number, watch)
+            read = {"reference": self.reading.read("reference", given["reference"])}
+            read["topic"] = self.reading.read("topic", given["topic"], read["reference"])
+            embeddings = {part: self._embedded(one.texts) for part, one in read.items()}
+            evidence = {part: one.evidence(embeddings[part]) for part, one in read.items()}
+            begin = time.perf_counter()
+            distances = topic_distances(embeddings["reference"], embeddings["topic"])
+            scores = scores or topic_scores(evidence["reference"].summaries, distances)
+            seconds = self.reading.seconds + time.perf_counter() - begin
+            threshold, error_threshold = result_of(
+                journal,
+                lambda: "threshold",
+                lambda: _threshold(evidence["reference"], len(read["topic"].texts), self.settings.embedding.quantile),
             )
-        return states
+            steerings = {
+                method.name: _steering(self.settings.scoring, method, scores, self.number) for method in methods
+            }
+            steering = steerings[self.settings.scoring.method]
+            self.model.prepare_steering(steering)  # an error ends here
+            comparison = None
+            if measuring.prompt_count > 0:
+                comparison = self._comparison(read["reference"].ids, test, prompts, journal)
+                self._measure(comparison, steerings, read["topic"].ids, seconds)
+            self.count.reached(self.count.total)
+            return TopicResult(
+                steering=steering,
+                scores=scores,
+                latents=_latent_columns(evidence["topic"].summaries, evidence["reference"].summaries),
+                uncertainty=topic_uncertainty(evidence["topic"], evidence["reference"], scores.scores),
+                threshold=threshold,
+                error_threshold=error_threshold,
+                mean_distance=float(distances.mean()),
+                methods={} if comparison is None else comparison.rows,
+                samples=[] if comparison is None else comparison.samples(),
+                texts={part: len(one.texts) for part, one in read.items()},
+                tokens={part: one.tokens for part, one in read.items()},
+                left_out={part: one.left_out for part, one in read.items()},
+                cut={part: one.cut for part, one in read.items()},
+                seconds=seconds,
+                embedder=self.embedder.name,
+                embedding_tokens=self.embedder.max_tokens,
+                settings=self.settings,
+                unused_prompts=0 if prompts is None else max(0, len(prompts) - measuring.prompt_count),
+                journal=journal,
+            )
 
-    def _evidence(self, states: TextStates, embeddings: Tensor, centre: Tensor) -> TextEvidence:
-        of_texts = (states.hidden, states.text_index, len(states.texts))
-        sums = reconstruction_sums(self.sae, *of_texts, centre)
-        summaries = prompt_summaries(self.sae, *of_texts, summary=self.settings.scoring.summary)
-        return TextEvidence(summaries, embeddings, *sums)
+    def _embedded(self, texts: Sequence[str]) -> Tensor:
+        told = {"embedded": rows_sha256(texts)}
+        return self.reading.kept(told, lambda: {"embeddings": self.embedder.embed(texts)})["embeddings"]
 
     def _comparison(
-        self, reference: TextStates, test: Sequence[str], prompts: Sequence[str] | None
+        self,
+        reference: Sequence[Tensor],
+        test: Sequence[str],
+        prompts: Sequence[str] | None,
+        journal: Journal | None,
     ) -> TopicComparison:
         measuring = self.settings.measuring
         if prompts is None:
             starts = [
                 str(self.tokenizer.decode(ids[: measuring.prompt_tokens], skip_special_tokens=True))
-                for ids in reference.ids
+                for ids in reference
             ]
             prompts = [start for start in dict.fromkeys(starts) if start.strip()]
         scorer: AcceptabilityClassifier | SlorScorer | None = self.classifier
         if scorer is None:
             # Of the base itself: the model around it would apply its default steering.
             vocabulary = self.model.config.get_text_config().vocab_size
-            scorer = SlorScorer(self.model.lm, self.tokenizer, unigram_log_probs(reference.ids, vocabulary))
+            scorer = SlorScorer(self.model.lm, self.tokenizer, unigram_log_probs(reference, vocabulary))
         return TopicComparison(
             self.model,
             self.tokenizer,
             prompts[: measuring.prompt_count],
-            self.embedder.embed(test),
+            self._embedded(test),
             self.embedder.embed,
             scorer.score,
             measuring.generation,
+            journal,
         )
 
     def _measure(
-        self, comparison: TopicComparison, steerings: Mapping[str, Steering], topic: TextStates, seconds: float
+        self,
+        comparison: TopicComparison,
+        steerings: Mapping[str, Steering],
+        topic: Sequence[Tensor],
+        seconds: float,
     ) -> None:
         measuring, count = self.settings.measuring, len(comparison.prompts)
         comparison.measure(UNSTEERED)
@@ -223,34 +228,40 @@ class _Run:
             if name != UNSTEERED:
                 comparison.measure(name, steering, preparation_seconds=0.0 if name == "SAE" else seconds)
                 self.count(count)
-        prefix = measuring.topic_prompt or self.tokenizer.decode(topic.ids[0], skip_special_tokens=True)
+        prefix = measuring.topic_prompt or self.tokenizer.decode(topic[0], skip_special_tokens=True)
         comparison.measure("prompting", prefix=f"{prefix}\n\n")
         self.count(count)
         if measuring.lora_epochs > 0:
-            begin = time.perf_counter()
-            tuned = tune_on_texts(
-                self.model.lm,
-                topic.ids,
-                rank=measuring.lora_rank,
-                epochs=measuring.lora_epochs,
-                seed=measuring.generation.seed,
-            )
-            trained = time.perf_counter() - begin
-            continuations = comparison.generate(generator=tuned)
-            tuned.unload()  # the base judges as it was
-            comparison.judge("LoRA", continuations, trained)
+            told = {"LoRA": rows_sha256(topic), "prompts": rows_sha256(comparison.prompts)}
+            made = self.reading.watch.keep(told, lambda: self._tuned(comparison, topic))
+            continued = comparison.generated(made["ids"], float(made["seconds"]))
+            comparison.judge("LoRA", continued, float(made["trained"]))
             self.count(count)
 
+    def _tuned(self, comparison: TopicComparison, topic: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Continuations of a base that is fine-tuned on the topic's texts, and the seconds of both."""
+        measuring, begin = self.settings.measuring, time.perf_counter()
+        tuned = tune_on_texts(
+            self.model.lm, topic, rank=measuring.lora_rank, epochs=measuring.lora_epochs,
+            seed=measuring.generation.seed,
+        )  # fmt: skip
+        trained = time.perf_counter() - begin
+        made = comparison.generate(generator=tuned)
+        tuned.unload()  # the base judges as it was
+        spent = {"seconds": made["seconds"], "trained": trained}
+        return {"ids": made["ids"], **{name: torch.tensor(one, dtype=torch.float64) for name, one in spent.items()}}
 
-def _threshold(reference: TextEvidence, topic_size: int, quantile: float) -> UncertaintyThreshold | None:
-    """None where there are too few reference texts."""
+
+def _threshold(reference: TextEvidence, topic_size: int, quantile: float) -> tuple[float | None, float | None]:
+    """Of uncertainty, and of reconstruction error; None where there are too few reference texts."""
     if len(reference) * (1 - quantile) < 1 - 1e-9:
-        return None
+        return None, None
 
     def score(summaries: SparseCodes, distances: Tensor) -> Tensor:
         return topic_scores(summaries, distances).scores
 
-    return calibrate_threshold(reference, topic_size, score, topic_distances, quantile=quantile)
+    found = calibrate_threshold(reference, topic_size, score, topic_distances, quantile=quantile)
+    return found.threshold, found.error
 
 
 def _steering(settings: TopicScoringSettings, method: TopicMethod, scores: TopicScores, sae: int) -> Steering:

@@ -31,7 +31,7 @@ from ...latents.texts import read_column as read_column
 from ...modeling import Steering
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...training.steering.bias_reduction import GENDERED_PAIRS, Ranking, rank_by_swaps, rank_by_tokens, reducing, sweep
-from ..going_on import verb_journal, went_on
+from ..going_on import forgotten_if_refused, verb_journal, went_on
 from ..results import Count, Progress, Result, save_json
 from ..settings.reduce_bias import BiasSettings
 
@@ -197,41 +197,42 @@ def reduce_bias(
     parts = data.parts(settings.max_pairs, settings.max_choose, settings.max_lambada)
     path = None if out is None or "://" in str(out) else Path(out) / "bias.partial.jsonl"
     journal = verb_journal(path, model.lm, sae_of(model, sae), settings, sae, len(model.saes))
-    found = _find(model, tokenizer, texts, settings, sae, Watch(journal=journal).keep)
-    ranked, activity = found.ranked, found.activity
-    counts = sorted({0, *(n for n in settings.counts if n <= len(ranked.features))})
-    live = (activity > 0).nonzero()[:, 0]
-    random_counts = [n for n in sorted(set(settings.random_counts or settings.counts)) if 0 < n <= len(live)]
-    total = len(counts) + settings.random_seeds * len(random_counts)
-    store = None if out is None else Store(out)
-    measure = _Measure(model, tokenizer, parts, settings, store, journal, progress, total)
-    values = activity[ranked.features]
-    measure.kind = settings.find
-    sweep(ranked.features, counts, measure, op=settings.op, values=values, sae=sae)
-    chosen = _choose(measure.runs, parts, settings.max_loss)
-    generator, drawn = torch.Generator().manual_seed(settings.bootstrap.seed), []
-    for number in range(settings.random_seeds):
-        some = live[torch.randperm(len(live), generator=generator)]
-        drawn.append(some[: max(counts)].tolist())
-        measure.kind = f"random, draw {number + 1}"
-        sweep(some, random_counts, measure, op=settings.op, values=activity[some], sae=sae)
-    kept = ranked.features[: max(counts)]
-    return BiasResult(
-        steering=reducing(ranked.features[:chosen], op=settings.op, value=values[:chosen].tolist(), sae=sae),
-        chosen=chosen,
-        features=kept.tolist(),
-        scores=ranked.scores[kept].tolist(),
-        qualified=len(ranked.features),
-        random_features=drawn,
-        runs=measure.runs,
-        parts=parts,
-        texts=found.rows,
-        tokens=found.tokens,
-        cut=found.cut,
-        seconds=time.perf_counter() - start,
-        settings=settings,
-        journal=journal,
-    )
+    with forgotten_if_refused(journal):
+        found = _find(model, tokenizer, texts, settings, sae, Watch(journal=journal).keep)
+        ranked, activity = found.ranked, found.activity
+        counts = sorted({0, *(n for n in settings.counts if n <= len(ranked.features))})
+        live = (activity > 0).nonzero()[:, 0]
+        random_counts = [n for n in sorted(set(settings.random_counts or settings.counts)) if 0 < n <= len(live)]
+        total = len(counts) + settings.random_seeds * len(random_counts)
+        store = None if out is None else Store(out)
+        measure = _Measure(model, tokenizer, parts, settings, store, journal, progress, total)
+        values = activity[ranked.features]
+        measure.kind = settings.find
+        sweep(ranked.features, counts, measure, op=settings.op, values=values, sae=sae)
+        chosen = _choose(measure.runs, parts, settings.max_loss)
+        generator, drawn = torch.Generator().manual_seed(settings.bootstrap.seed), []
+        for number in range(settings.random_seeds):
+            some = live[torch.randperm(len(live), generator=generator)]
+            drawn.append(some[: max(counts)].tolist())
+            measure.kind = f"random, draw {number + 1}"
+            sweep(some, random_counts, measure, op=settings.op, values=activity[some], sae=sae)
+        kept = ranked.features[: max(counts)]
+        return BiasResult(
+            steering=reducing(ranked.features[:chosen], op=settings.op, value=values[:chosen].tolist(), sae=sae),
+            chosen=chosen,
+            features=kept.tolist(),
+            scores=ranked.scores[kept].tolist(),
+            qualified=len(ranked.features),
+            random_features=drawn,
+            runs=measure.runs,
+            parts=parts,
+            texts=found.rows,
+            tokens=found.tokens,
+            cut=found.cut,
+            seconds=time.perf_counter() - start,
+            settings=settings,
+            journal=journal,
+        )
 
 
 class _Found(NamedTuple):

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...evaluation.journal import Journal
 from ...evaluation.plots import plot_methods
 from ...evaluation.topics.alignment import TopicUncertainty
 from ...evaluation.topics.generation import UNSTEERED, MethodRow
 from ...modeling import Steering
 from ...training.steering.topic_scores import TopicScores, write_topic_scores
+from ..going_on import went_on
 from ..results import Result, save_json, to_frame
 from ..settings.align_topic import TopicSettings
 
@@ -41,6 +43,7 @@ class TopicResult(Result):
         settings: how it was made.
         error_threshold: above which reconstruction error the warning stands too; None where `threshold` is.
         unused_prompts: prompts beyond `prompt_count`, which were not continued.
+        journal: keeps what was measured until the result is saved.
     """
 
     steering: Steering = field(repr=False)
@@ -61,6 +64,7 @@ class TopicResult(Result):
     settings: TopicSettings = field(repr=False)
     error_threshold: float | None = None
     unused_prompts: int = 0
+    journal: Journal | None = field(repr=False, default=None)
 
     @property
     def warning(self) -> bool | None:
@@ -87,7 +91,8 @@ class TopicResult(Result):
         """How far to trust it, in a few lines."""
         reading = self.settings.reading
         short = "a single token" if reading.skip_first < 2 else f"{reading.skip_first} tokens or fewer"
-        lines = [f"{n} {part} text(s) of {short} are left out" for part, n in self.left_out.items() if n]
+        lines = went_on(self.journal)
+        lines += [f"{n} {part} text(s) of {short} are left out" for part, n in self.left_out.items() if n]
         lines += [
             f"{n} {part} text(s) were cut at {reading.max_length} tokens (max_length)"
             for part, n in self.cut.items()
@@ -179,7 +184,10 @@ class TopicResult(Result):
         values: dict[str, Any] = {"steering.json": self.steering.to_dict(), "report.json": self.to_dict(facts)}
         if self.methods:
             values["samples.json"] = self.samples
-        return [*tables, *save_json(out, values)]
+        files = [*tables, *save_json(out, values)]
+        if self.journal is not None:
+            self.journal.remove()
+        return files
 
     def plot(self, path: str | Path) -> Path | None:
         """A point for each method: its perplexity against the similarity that it adds.
