@@ -12,7 +12,7 @@ import torch
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.generation.continuations import continue_prompts
-from sae_transformers.evaluation.journal import Journal, Watch
+from sae_transformers.evaluation.journal import Journal, Watch, quick_fingerprint
 from sae_transformers.evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
 from sae_transformers.evaluation.steering.axbench import OfflineJudge, SteeringMethod, evaluate_concept_steering
 from sae_transformers.evaluation.steering.suite import compare_methods
@@ -105,6 +105,30 @@ def test_tensors_lie_in_files_beside_it(tmp_path: Path) -> None:
     assert len(made) == before + 2
     Journal(tmp_path / "a.jsonl", "another model").remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_change_of_any_bit_is_another_base() -> None:
+    class Weights(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            whole = torch.arange(4001).to(torch.bfloat16)
+            self.register_buffer("odd", whole[1:])  # not where a word of 8 bytes begins
+            self.register_buffer("turned", torch.arange(2006.0).view(2, 1003).T)
+            self.register_buffer("bytes", torch.arange(13, dtype=torch.uint8))
+            self.register_buffer("flag", torch.tensor(True))
+            self.register_buffer("none", torch.empty(0, 3))
+
+    seen, weights = {quick_fingerprint(Weights())}, Weights()
+    assert seen == {quick_fingerprint(weights)}
+    for name, place in (("odd", 0), ("odd", 2222), ("odd", -1), ("turned", 1500), ("bytes", 12), ("flag", 0)):
+        changed = Weights()
+        bits = getattr(changed, name).contiguous().clone()
+        bits.view(-1).view(torch.uint8)[place * bits.element_size()] ^= 1
+        setattr(changed, name, bits)
+        seen.add(quick_fingerprint(changed))
+    assert len(seen) == 7
+    weights.register_buffer("more", torch.zeros(1))
+    assert quick_fingerprint(weights) not in seen
 
 
 class Stop(Exception):
