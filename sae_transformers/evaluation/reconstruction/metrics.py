@@ -184,7 +184,9 @@ def replaced_losses(
     """
     replaced = [_Replaced(model, tuple(saes), means, skip_first) for saes in sets]
     told = {"sets": [list(saes) for saes in sets], "skip_first": skip_first, "count_first": count_first, "kl": kl}
-    told["means"] = [hashlib.sha256(mean.cpu().numpy().tobytes()).hexdigest() for mean in means.values()]
+    told["means"] = [
+        hashlib.sha256(mean.detach().double().cpu().numpy().tobytes()).hexdigest() for mean in means.values()
+    ]
     parts: list[dict[str, Tensor]] = []
     for ids, mask in _on(model.device, batches):
 
