@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TOP_FILES = {"__init__", "__main__"}  # these may import every folder
 MAY_IMPORT["cli"] = {"modeling", "quickstart", "workflows"}  # parses and shows; no folder uses it
 MODELING_NEEDS = {"torch", "transformers", "safetensors", "huggingface_hub", "accelerate", *sys.stdlib_module_names}
+MODELING_NEEDS |= {"filelock"}  # torch and huggingface_hub bring it
 MODELING_MAY_TRY = {"peft"}  # inside `try:` only: the user's machine may not have it
 CONVERSION = "conversion"  # modeling/conversion is not published, so it may be a folder
 TEACH = "(see CONTRIBUTING.md)"

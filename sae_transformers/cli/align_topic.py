@@ -23,7 +23,7 @@ OWN = {
 }
 
 
-@verb(TopicOptions, own=OWN, leave_out=("chat", "samples_per_prompt", "journal"))
+@verb(TopicOptions, own=OWN, leave_out=("chat", "samples_per_prompt", "journal"), writes="folder")
 def align_topic(
     model: Model,
     reference: Annotated[str, typer.Option(help="Texts of all kinds: .csv, .jsonl, .parquet, .txt, a Hub id.")],

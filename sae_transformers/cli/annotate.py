@@ -13,10 +13,10 @@ from .tables import open_console, progress_bar, show_asked
 from .verb import verb
 
 Out = Annotated[Path, typer.Option(help="Table to write, without ending: it becomes .tsv and .parquet.")]
-RENAMED = {"model": "llm", "max_tokens": "max_answer_tokens", "first": "max_rows", "plain": "no_structured"}
+RENAMED = {"first": "max_rows", "plain": "no_structured"}
 
 
-@verb(ExplainSettings, renamed=RENAMED)
+@verb(ExplainSettings, renamed=RENAMED, writes="file")
 def explain(features: Table, out: Out, settings: ExplainSettings) -> None:
     """Say what each feature stands for, from its spans, with a language model; and have that verified."""
     from ..workflows.reading.explain import explain as explain_features
@@ -26,7 +26,7 @@ def explain(features: Table, out: Out, settings: ExplainSettings) -> None:
     show_asked(result, out)
 
 
-@verb(JudgeSettings, renamed=RENAMED)
+@verb(JudgeSettings, renamed=RENAMED, writes="file")
 def judge(
     features: Table,
     task: Annotated[str, typer.Option(help="toxicity, helpfulness, disease, or a YAML file.")],

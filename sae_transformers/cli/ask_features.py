@@ -13,7 +13,7 @@ from .tables import open_console, progress_bar, show_asked
 from .verb import verb
 
 
-@verb(AskFeaturesSettings, renamed={"model": "llm", "at_once": "features_per_request", "first": "max_rows"})
+@verb(AskFeaturesSettings, renamed={"at_once": "features_per_request", "first": "max_rows"}, writes="file")
 def ask_features(
     features: Table,
     question: Annotated[str, typer.Option(help="Answered for each feature, e.g. 'Does it concern gender?'.")],

@@ -65,7 +65,7 @@ def attach(
     console.print(f"{loader}({str(out)!r}, trust_remote_code=True)")
 
 
-@verb()
+@verb(writes="folder")
 def convert(
     source: Annotated[str, typer.Argument(help="An SAE, as attach takes it.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],

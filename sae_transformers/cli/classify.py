@@ -21,6 +21,7 @@ unintended_option = partial(typer.Option, rich_help_panel="Unintended features")
     ClassifyOptions,
     own={"label_column": typer.Option(help="Column of the label; a,b,c for several.", rich_help_panel="Data")},
     leave_out=("lora_learning_rate", "lora_batch_size", "lora_seed", "journal"),
+    writes="folder",
 )
 def classify(
     model: Model,

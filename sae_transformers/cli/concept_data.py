@@ -12,7 +12,7 @@ from .tables import open_console, show_lines
 from .verb import verb
 
 
-@verb(ConceptDataSettings)
+@verb(ConceptDataSettings, writes="file")
 def concept_data(
     source: Annotated[str, typer.Argument(help=f"One of {', '.join(SOURCES)}.")],
     settings: ConceptDataSettings,

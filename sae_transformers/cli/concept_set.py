@@ -12,7 +12,7 @@ from .tables import open_console, progress_bar, show_asked
 from .verb import verb
 
 
-@verb(ConceptSetSettings, renamed={"model": "llm", "max_tokens": "max_answer_tokens"}, leave_out=("extra",))
+@verb(ConceptSetSettings, leave_out=("extra",), writes="folder")
 def concept_set(
     concepts: Annotated[Path, typer.Argument(help="Concepts in words, one a line.")],
     out: Annotated[Path, typer.Option(help="Folder, in AxBench's layout.")],

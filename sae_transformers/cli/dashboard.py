@@ -18,7 +18,7 @@ RENAMED = {"plain": "no_compress", "sae_number": "number", "model": ""}
 SAMPLES, TEXT = "Steering samples", "Text"
 
 
-@verb(DashboardSettings, renamed=RENAMED, leave_out=("features", "steer", "samples_per_prompt"))
+@verb(DashboardSettings, renamed=RENAMED, leave_out=("features", "steer", "samples_per_prompt"), writes="file")
 def dashboard(
     settings: DashboardSettings,
     model: Annotated[

@@ -16,7 +16,7 @@ from .verb import verb
 PRE_ACTIVATIONS = typer.Option("--pre-activations/--activations", help="Score before the activation function.")
 
 
-@verb(DetectSettings, own={"pre_activations": PRE_ACTIVATIONS})
+@verb(DetectSettings, own={"pre_activations": PRE_ACTIVATIONS}, writes="file")
 def detect(
     model: Model,
     texts: Annotated[str, typer.Argument(help="Rows with a text: .csv, .jsonl, .parquet, .txt, a Hub id.")],
@@ -45,7 +45,7 @@ def detect(
     show_lines(console, found.summary())
 
 
-@verb()
+@verb(writes="file")
 def features(
     model: Model,
     text: Annotated[str, typer.Argument(help="The text itself.")],

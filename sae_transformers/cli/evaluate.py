@@ -24,7 +24,7 @@ QUIET = ("again", "out", "plots", "api_key_env", "cache")  # options that change
 def with_registered_suites() -> Callable[..., None]:
     """The verb, with the options of the suites that are registered by now."""
 
-    @verb(evaluate_options(), renamed=RENAMED)
+    @verb(evaluate_options(), renamed=RENAMED, writes="folder")
     def evaluate(
         model: Model,
         settings: Any,

@@ -30,7 +30,7 @@ class Options:
 FOLD = typer.Option("--fold-norm/--keep-norm", help="Count the gain of the final norm in the unembedding.")
 
 
-@verb(Options, own={"fold_norm": FOLD}, leave_out=("journal",))
+@verb(Options, own={"fold_norm": FOLD}, leave_out=("journal",), writes="folder")
 def feature_table(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder of features.parquet, .csv and .json, words.tsv and facts.json.")],

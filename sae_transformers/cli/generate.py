@@ -17,7 +17,7 @@ from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
 
-@verb(GenerateOptions)
+@verb(GenerateOptions, writes="file")
 def generate(
     model: Model,
     settings: GenerateOptions,

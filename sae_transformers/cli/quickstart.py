@@ -11,7 +11,7 @@ from .errors import fail
 from .verb import verb
 
 
-@verb()
+@verb(writes="folder")
 def quickstart(
     model: Annotated[
         str | None, typer.Option(help="Base model: a folder or a Hub id. [default: SmolLM2-135M-Instruct]")

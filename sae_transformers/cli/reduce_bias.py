@@ -13,7 +13,7 @@ from .tables import open_console, progress_bar, show_lines, show_rows
 from .verb import verb
 
 
-@verb(BiasSettings)
+@verb(BiasSettings, writes="folder")
 def reduce_bias(
     model: Model,
     text: Annotated[str, typer.Argument(help="Text with gendered words to find features on, as harvest takes it.")],

@@ -14,7 +14,7 @@ from .tables import open_console, progress_bar, show_rows
 from .verb import verb
 
 
-@verb(SelectBehaviourSettings, renamed={"degree": "strength"})
+@verb(SelectBehaviourSettings, renamed={"degree": "strength"}, writes="folder")
 def select_behaviour(
     model: Model,
     prompts_a: Annotated[Path, typer.Argument(help="Prompts of behaviour A: a .txt with one a line, .jsonl, .csv.")],

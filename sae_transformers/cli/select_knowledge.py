@@ -24,7 +24,7 @@ def _defaults(context: typer.Context, config: str | None) -> None:
 CONFIG = "Defaults of a published model: spare-llama-2-7b, spare-llama-3-8b, spare-gemma-2-9b-context or -memory."
 
 
-@verb(SelectKnowledgeSettings, renamed={"proportion": "proportions", "degree": "strengths"})
+@verb(SelectKnowledgeSettings, renamed={"proportion": "proportions", "degree": "strengths"}, writes="folder")
 def select_knowledge(
     model: Model,
     settings: SelectKnowledgeSettings,

@@ -12,7 +12,7 @@ from .tables import open_console
 from .verb import verb
 
 
-@verb(ServeSettings, renamed={"max_tokens": "max_answer_tokens", "dtype": "model_dtype"})
+@verb(ServeSettings, renamed={"dtype": "model_dtype"})
 def serve(
     model: Annotated[str, typer.Argument(help="A model with SAEs, or a base model: a folder or a Hub id.")],
     settings: ServeSettings,

@@ -14,7 +14,7 @@ from .verb import verb
 LICENCE = typer.Option("--license", help="Licence of the Space, as the Hub names it.")
 
 
-@verb(SpaceSettings, own={"licence": LICENCE})
+@verb(SpaceSettings, own={"licence": LICENCE}, writes="folder")
 def space(
     model_id: Annotated[str, typer.Argument(help="A published causal language model with SAEs: its Hub id.")],
     settings: SpaceSettings,

@@ -17,10 +17,10 @@ from .verb import verb
 if TYPE_CHECKING:
     from ..workflows.steering.steer import SteerResult
 
-RENAMED = {"plain": "no_chat", "samples": "samples_per_prompt", "rows_at_once": "batch_size"}
+RENAMED = {"plain": "no_chat", "rows_at_once": "batch_size"}
 
 
-@verb(SteerSettings, renamed=RENAMED, leave_out=("journal",))
+@verb(SteerSettings, renamed=RENAMED, leave_out=("journal",), writes="folder")
 def steer(
     model: Model,
     labelled: Annotated[

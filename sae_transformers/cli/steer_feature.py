@@ -14,11 +14,7 @@ from .tables import open_console
 from .verb import verb
 
 
-@verb(
-    SteerFeatureSettings,
-    renamed={"coefficient": "strength", "samples": "samples_per_prompt"},
-    leave_out=("batch_size",),
-)
+@verb(SteerFeatureSettings, renamed={"coefficient": "strength"}, leave_out=("batch_size",), writes="file")
 def steer_feature(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="What is continued.")],

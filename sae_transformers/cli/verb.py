@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
 from ..workflows.settings.llm import without_logins
+from ..workflows.settings.texts import locked_file, locked_folder
 from .errors import fail
 
 # Old spellings of options that several verbs have; each is taken where its option is.
@@ -25,7 +26,8 @@ OLD = {
     "place": "hook_point", "column": "text_column", "tokens_at_once": "tokens_per_batch",
     "new_tokens": "max_new_tokens", "judge_model": "llm", "judge_url": "llm_url", "base_url": "llm_url",
     "max_tokens_total": "max_total_tokens", "perplexity_limit": "perplexity_ratio",
-    "repetition_limit": "added_repetition",
+    "repetition_limit": "added_repetition", "model": "llm", "max_tokens": "max_answer_tokens",
+    "samples": "samples_per_prompt",
 }  # fmt: skip
 # The verb that runs: its name, and of each option what it is and its value.
 _RUNNING: ContextVar[tuple[str, dict[str, tuple[inspect.Parameter, Any]]]] = ContextVar("running")
@@ -61,6 +63,7 @@ def verb(
     renamed: Mapping[str, str] | None = None,
     own: Mapping[str, Any] | None = None,
     leave_out: Collection[str] = (),
+    writes: str = "",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of a function: an option for each field of its settings, and errors told as one line.
 
@@ -75,7 +78,9 @@ def verb(
             option that is renamed to itself with a value was a switch, which it is where no number follows.
         own: field -> `typer.Option` in place of the one that is made.
         leave_out: fields that are no options.
+        writes: `folder` or `file`: what `out` is, which one run at a time writes to.
     """
+    locked = locked_folder if writes == "folder" else locked_file
 
     def decorate(action: Callable[..., None]) -> Callable[..., None]:
         given = [p for p in inspect.signature(action, eval_str=True).parameters.values() if p.name != "settings"]
@@ -96,7 +101,8 @@ def verb(
                 if settings is not None:
                     chosen = {name: _parts(values.pop(name), field) for name, field in fields.items()}
                     values["settings"] = _filled(settings, chosen)
-                action(**values)
+                with locked(values.get("out") if writes else None):
+                    action(**values)
             except ServiceRefused as error:
                 fail(f"{error}. What was answered is kept: the same command goes on from there.", code=1)
             except (ValueError, OSError, TypeError, ImportError) as error:

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ..latents.output_files import whole_file
 from ..latents.progress import Keep, keep_nothing
-from ..latents.whole_file import whole_file
 
 WORD = 8  # bytes that are summed as one number
 FIRST = 2048  # bytes of a tensor
@@ -26,6 +27,8 @@ SYNC_SECONDS = 2.0  # of parts that a machine which goes down may lose; a proces
 
 class Journal:
     """A file with a line a part that is done; a line that was cut off does not count.
+
+    Lines are only ever added, so that of two runs that write to one file, neither takes from the other.
 
         journal = Journal("steering.partial.jsonl", {"model": sha256, "versions": versions()})
         journal.result(["prompt 3", 0.2], measure)  # measures, or reads what an earlier run measured
@@ -41,27 +44,35 @@ class Journal:
     def __init__(self, path: str | os.PathLike, about: Any) -> None:
         self.path, self._about = Path(path), _key(about)
         self.folder = self.path.with_suffix(".parts")
-        self._parts: dict[str, Any] = {}
         self._synced = -SYNC_SECONDS
-        self._whole = 0  # bytes of whole lines
-        if self.path.is_file():
-            self._read()
+        self._parts = self._read()
         self.found = len(self._parts)
 
-    def _read(self) -> None:
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines):
-            if not line.endswith(b"\n"):
-                break
+    def _first_line(self) -> bytes:
+        return (json.dumps(["about", self._about]) + "\n").encode()
+
+    def _read(self) -> dict[str, Any]:
+        if not self._is_ours():
+            return {}
+        parts: dict[str, Any] = {}
+        for line in self.path.read_bytes().split(b"\n")[1:-1]:
             try:
                 name, value = json.loads(line)
-            except ValueError:
-                break
-            if number == 0 and (name, value) != ("about", self._about):
-                break
-            if number:
-                self._parts[name] = value
-            self._whole += len(line)
+            except (ValueError, TypeError):  # damaged: measured again
+                continue
+            parts[name] = value
+        return parts
+
+    def _is_ours(self) -> bool:
+        """Whether there is a file, about the same."""
+        if not self.path.is_file():
+            return False
+        with self.path.open("rb") as file:
+            return file.readline() == self._first_line()
+
+    def _cut_off(self, file: RawIOBase) -> bool:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
     def result(self, what: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, JSON, or gave before.
@@ -89,18 +100,16 @@ class Journal:
         return made
 
     def _append(self, key: str, value: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [[key, value]] if self._whole else [["about", self._about], [key, value]]
-        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            file.truncate(self._whole)
-            file.seek(self._whole)
-            file.write(text)
-            file.flush()
+        if not self._is_ours():
+            with whole_file(self.path) as draft:
+                draft.write_bytes(self._first_line())
+        with self.path.open("a+b", buffering=0) as file:
+            if self._cut_off(file):
+                file.truncate(file.seek(0) + len(file.read().rpartition(b"\n")[0]) + 1)
+            file.write((json.dumps([key, value]) + "\n").encode())  # in one piece
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 os.fsync(file.fileno())
                 self._synced = time.monotonic()
-        self._whole += len(text)
         self._parts[key] = json.loads(json.dumps(value))  # as it will be read: tuples are lists
 
     def remove(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..latents.whole_file import whole_file
+from ..latents.output_files import whole_file
 from .classification import summary
 
 if TYPE_CHECKING:

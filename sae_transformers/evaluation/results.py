@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..latents.output_files import whole_file
 from ..latents.safe_texts import without_logins
-from ..latents.whole_file import whole_file
 from .method_ids import COMPARED, MethodId, old_method
 
 FORMAT = "sae_transformers.evaluation/1"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..latents.whole_file import whole_file
+from ..latents.output_files import whole_file
 
 MARK = "<!-- sae-transformers card {digest} -->"
 _MARK = re.compile(r"<!-- sae-transformers card ([0-9a-f]{16}) -->\s*\Z")

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..latents.whole_file import whole_file
+from ..latents.output_files import whole_file
 from .dashboard_data import DashboardData, feature_details, page_index
 
 TEMPLATES = Path(__file__).parent / "templates"

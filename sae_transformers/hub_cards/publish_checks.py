@@ -20,7 +20,7 @@ from .file_contents import CLOSED, PICKLE, SECRET, Found, absolute_paths, faults
 SILENT = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store", "*.pyc", ".gitattributes", ".gitignore")
 # State of a run; `work/part-*` is that of `spans`.
 NOT_BELONGING = (
-    "checkpoint-*", "*.part", "*.tmp", "*.lock", "*.incomplete", "optimizer.*", "scheduler.*", "scaler.*",
+    "checkpoint-*", "*.draft", "*.part", "*.tmp", "*.lock", "*.incomplete", "optimizer.*", "scheduler.*", "scaler.*",
     "rng_state*", "trainer_state.json", "training_args.*", "sae_training_state.safetensors", "events.out.tfevents*",
     "wandb", "runs", ".README.md.*", ".*.safetensors.*", ".*.json.*",
 )  # fmt: skip

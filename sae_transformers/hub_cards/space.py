@@ -11,7 +11,7 @@ import jinja2
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
 
-from ..latents.whole_file import whole_file
+from ..latents.output_files import whole_file
 
 TEMPLATES = Path(__file__).parent / "templates" / "space"
 FILES = ("app.py", "requirements.txt", "README.md")

@@ -23,6 +23,7 @@ from .base_fingerprint import base_fingerprint, differing
 from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
+from .output_files import locked_folder, write_whole
 from .plain_files import plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
@@ -30,14 +31,12 @@ from .repository_files import (
     check_loaded,
     check_quantization,
     check_values,
-    check_writable,
     commit_of,
     model_card,
     read_adapter,
     stored_names,
     weight_files,
     whole_path,
-    write_whole,
 )
 from .sae_bank import SaeBank
 from .sae_losses import check_applicable
@@ -311,9 +310,10 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                     write_whole(card, model_card(self, repo_id))
                 upload(str(save_directory), repo_id, type(self).__name__, **options)
             return
-        main = kwargs.get("is_main_process", True)
-        if main:
-            check_writable(save_directory)
+        with locked_folder(save_directory) if kwargs.get("is_main_process", True) else contextlib.nullcontext():
+            self._save_files(save_directory, *args, **kwargs)
+
+    def _save_files(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         scope = self.config.weights_scope
         self._keys_to_ignore_on_save = set()
         check_quantization(self.lm, scope)
@@ -333,7 +333,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         finally:
             type(self)._auto_class = previous
         card = Path(save_directory) / "README.md"
-        if main and not card.exists():
+        if kwargs.get("is_main_process", True) and not card.exists():
             write_whole(card, model_card(self, Path(save_directory).name))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -73,25 +71,6 @@ def model_card(model: Any, repo: str) -> str:
         auto_class=model.auto_model.__name__,
         repo=quoted(repo),
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def check_writable(folder: str | os.PathLike) -> None:
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"The output folder cannot be written; give another. Received: {str(folder)!r} ({error})."
-        ) from error
 
 
 def commit_of(name: str, options: dict[str, Any]) -> str | None:

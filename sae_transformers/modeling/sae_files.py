@@ -20,8 +20,9 @@ from transformers.utils.hub import cached_file
 from .card_texts import base_line, code, hub_id, markdown
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import SparseAutoencoderConfig
+from .output_files import locked_folder, whole_file, write_whole
 from .plain_files import read_json, written_tensors
-from .repository_files import HUB_OPTIONS, check_values, check_writable, read_adapter, write_whole
+from .repository_files import HUB_OPTIONS, check_values, read_adapter
 from .uploading import UPLOAD_OPTIONS, upload
 
 FORMAT = "sae_transformers sparse autoencoder"
@@ -65,15 +66,14 @@ class SaeFiles(nn.Module):
         Raises:
             OSError: the folder cannot be written.
         """
-        check_writable(save_directory)
         folder = Path(save_directory)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        part = folder / f"{SAFE_WEIGHTS_NAME}.part"
-        with written_tensors(folder / SAFE_WEIGHTS_NAME):
-            save_file(tensors, part, metadata={"format": "pt"})
-        part.replace(folder / SAFE_WEIGHTS_NAME)
         text = json.dumps({"format": FORMAT, "version": 1, **self.config.to_dict()}, indent=2)
-        write_whole(folder / CONFIG_NAME, text + "\n")
+        with locked_folder(folder):
+            weights = folder / SAFE_WEIGHTS_NAME
+            with written_tensors(weights), whole_file(weights) as draft:
+                save_file(tensors, draft, metadata={"format": "pt"})
+            write_whole(folder / CONFIG_NAME, text + "\n")
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Save as `save_pretrained` does and upload it in one commit, with a card; returns the commit's information.

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 UPLOAD_OPTIONS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 # A folder may hold a Trainer's checkpoints too, whose pickles have no place in a repository.
-NOT_UPLOADED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.part", "checkpoint-*/*"]
+NOT_UPLOADED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.draft", "*.lock", "checkpoint-*/*"]
 
 
 def upload(

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..create_training_data.base_model import BaseModel, find_base_model
 from ..create_training_data.labelled_text import LabelledTexts, load_labelled_text, split_texts
 from ..evaluation.scorers.sentiment import vader_scorer
-from ..modeling.repository_files import check_writable
+from ..modeling.output_files import check_writable
 
 CONCEPT = "positive sentiment"
 # Neutral openings. The strength is chosen on the first list; everything reported comes from the second.

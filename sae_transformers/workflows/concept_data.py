@@ -10,9 +10,9 @@ from typing import Any
 from datasets import Dataset
 
 from ..create_training_data.scar_sources import UNKNOWN, concept_dataset, load_concept, scored, shakespeare
+from ..latents.output_files import whole_file
 from ..latents.text_files import write_csv
 from ..latents.texts import open_text
-from ..latents.whole_file import whole_file
 from .results import Result
 from .settings.concept_set import SOURCES, ConceptDataSettings
 

@@ -16,6 +16,7 @@ from ..evaluation.journal import Journal, fingerprint
 from ..evaluation.results import Results, SuiteResult, read_results, versions, write_results
 from ..evaluation.suites import SUITES, Suite, SuiteInputs, suite_of
 from ..latents.context import check_length
+from ..latents.output_files import writes_to
 from ..latents.safe_texts import without_logins
 from ..modeling import SaeForCausalLM, Steering
 from .results import html_table, to_frame
@@ -66,9 +67,23 @@ class EvaluateResult:
         """The record, as JSON has it."""
         return self.record.to_dict()
 
+    @writes_to("folder")
     def save(self, folder: str | Path) -> Path:
-        """Write results.json. Returns its path."""
-        return write_results(self.record, Path(folder) / RECORD)
+        """Write results.json; suites that are there of the same model and are not in this record stay.
+
+        Returns:
+            its path.
+
+        Raises:
+            ValueError: what is there is of another model.
+        """
+        path, record = Path(folder) / RECORD, self.record
+        if path.is_file():
+            there = read_results(path)
+            if there.model != record.model:
+                raise _other_model(path, there, record.model)
+            record = replace(record, suites={**there.suites, **record.suites})
+        return write_results(record, path)
 
     def plot(self, suite: str, path: str | Path) -> Path | None:
         """A picture of a suite; None without matplotlib."""
@@ -78,6 +93,7 @@ class EvaluateResult:
         return "".join(f"<h4>{name}</h4>{html_table(self.rows(name), 200)}" for name in self.record.suites)
 
 
+@writes_to("out")
 def evaluate(
     model: SaeForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -102,16 +118,14 @@ def evaluate(
 
     Raises:
         ValueError: the record is of another model, or a suite refuses its data or the model.
+        BlockingIOError: another run writes to `out`.
     """
     settings = settings or EvaluateSettings()
     facts = model_facts(model, settings)
     path = None if out is None else Path(out) / RECORD
     record = read_results(path) if path is not None and path.is_file() else None
     if record is not None and record.model != facts and not settings.again:
-        raise ValueError(
-            f"{path} is of another model, revision, steering or precision. Choose another `out`, or start anew with "
-            f"`again`. Received: {_difference(record.model, facts)}."
-        )
+        raise _other_model(path, record, facts)
     if record is None or record.model != facts:
         record = Results(facts, "", _now(), versions=versions())
     asked = {suite.name: suite.identity(tokenizer) for suite in suites}
@@ -313,6 +327,13 @@ def _embedder() -> Embed:
     from ..create_training_data.sentence_embeddings import SentenceEmbedder
 
     return SentenceEmbedder().embed
+
+
+def _other_model(path: Path | None, record: Results, facts: Mapping[str, Any]) -> ValueError:
+    return ValueError(
+        f"{path} is of another model, revision, steering or precision. Choose another `out`, or start anew with "
+        f"`again`. Received: {_difference(record.model, facts)}."
+    )
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

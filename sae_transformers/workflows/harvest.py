@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..create_training_data.harvest.blocks import HarvestSettings, KeepTokens
 from ..create_training_data.harvest.store import harvest_to_store, rank_and_world
+from ..latents.output_files import LOCK, locked_folder
 from ..latents.text_input import text_source
 from .results import Progress, Result
 
@@ -93,11 +94,13 @@ def harvest(
     Raises:
         ValueError: the store has other settings, or no token is to be kept.
         TypeError: `texts` holds no texts.
+        BlockingIOError: another process of the same rank writes to `out`.
     """
     source = text_source(texts, text_column=text_column, labels=labels)
     start = time.perf_counter()
-    found = harvest_to_store(
-        model, tokenizer, source, settings, out, keep=keep, max_tokens=max_tokens, model_name=model_name,
-        revision=revision, progress=progress,
-    )  # fmt: skip
+    with locked_folder(out, f"{LOCK}-{rank_and_world()[0]}"):  # several processes share the folder, one of each rank
+        found = harvest_to_store(
+            model, tokenizer, source, settings, out, keep=keep, max_tokens=max_tokens, model_name=model_name,
+            revision=revision, progress=progress,
+        )  # fmt: skip
     return HarvestResult(str(out), *found, seconds=time.perf_counter() - start)

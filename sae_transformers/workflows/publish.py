@@ -23,6 +23,7 @@ from ..hub_cards.publish import Difference, Publication, Pushed, difference, has
 from ..hub_cards.publish import push as push_files
 from ..hub_cards.verification import NotAsPushed as NotAsPushed
 from ..hub_cards.verification import Verified, verify
+from ..latents.output_files import locked_folder
 from .settings.publish import CardSettings, PushSettings
 
 
@@ -114,7 +115,8 @@ def card(
         if any(sae.metadata.get("training_data") for sae in model.saes):
             unknown = [name for name in unknown if name != "training_data"]
         unknown += ["results"] if measured is None else []
-    return CardResult(write_card(text, folder, first_cards=replaced, force=settings.force), text, unknown)
+    with locked_folder(folder):
+        return CardResult(write_card(text, folder, first_cards=replaced, force=settings.force), text, unknown)
 
 
 @dataclass(frozen=True)

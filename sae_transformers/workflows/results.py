@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..create_training_data.harvest.store import Store
+from ..latents.output_files import whole_file, writes_to
 from ..latents.progress import Count as Count
 from ..latents.progress import Progress as Progress
 from ..latents.safe_texts import to_cell
-from ..latents.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -57,6 +57,7 @@ def save_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         table.writerows({to_cell(name): to_cell(_cell(value)) for name, value in row.items()} for row in rows)
 
 
+@writes_to("folder")
 def save_json(folder: str | Path, values: Mapping[str, Any]) -> list[Path]:
     """Write a JSON file for each name, whole or not at all; the files."""
     store = Store(folder)

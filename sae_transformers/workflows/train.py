@@ -23,7 +23,7 @@ from ..latents.hidden_states import HiddenStateReader, kept_positions
 from ..latents.text_input import text_source, tokenized
 from ..latents.texts import TextSource
 from ..modeling import SparseAutoencoder, SparseAutoencoderConfig
-from ..modeling.repository_files import write_whole
+from ..modeling.output_files import write_whole
 from ..training.sae.dataset import HiddenStateShards, TensorTokens
 from ..training.sae.in_memory import fit_conditioned_sae
 from ..training.sae.recipe import Recipe, own_options, read_recipe

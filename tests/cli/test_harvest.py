@@ -80,7 +80,7 @@ def test_a_process_that_is_not_the_last_says_so(
         ({"text-column": "body"}, "needs the column 'body'"),
         ({"label": "toxic"}, "needs the column 'toxic'"),
         ({"max-rows": 0}, "--max-rows=0"),
-        ({"out": "{file}"}, "could not be written"),
+        ({"out": "{file}"}, "cannot be written"),
     ],
 )
 def test_mistakes_end_as_one_line(

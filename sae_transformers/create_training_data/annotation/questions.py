@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...latents.output_files import whole_file
 from ...latents.text_files import write_csv
-from ...latents.whole_file import whole_file
 from ..llm.requests import Answer, Chat, ChatRequest
 from .parsing import clean_label, decision_format, object_format, object_schema, read_judgement, without_thoughts
 from .tables import AnnotationRow

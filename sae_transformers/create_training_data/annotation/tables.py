@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...latents.whole_file import whole_file
+from ...latents.output_files import whole_file
 from .parsing import NOT_JUDGED, SEPARATOR, clean_label, unintended_features, unintended_mask
 
 COLUMNS = {"FeatureID": "feature_id", "Task": "task", "Verify": "verify", "Summary": "summary", "Words": "words"}

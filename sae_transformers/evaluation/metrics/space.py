@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...modeling.repository_files import write_whole
+from ...modeling.output_files import write_whole
 from . import METRICS, SaeMetric
 from .script import Script, self_contained
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationCon
 from ..base_classes import base_from_config
 from ..modeling_sae_causal_lm import SaeForCausalLM
 from ..modeling_sae_sequence_classification import SaeForSequenceClassification
+from ..output_files import locked_folder
 from ..repository_files import commit_of
 from ..sparse_autoencoder import SparseAutoencoder
 
@@ -69,16 +70,17 @@ def attach(
     model.config.base_model_revision = commit_of(base, options)
     # What has no values yet, a classifier's head too, is not written.
     stored = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
-    model.save_pretrained(out, state_dict=stored)
-    reads_images = config.get_text_config() is not config
-    reader, what = (AutoProcessor, "processor") if reads_images else (AutoTokenizer, "tokenizer")
-    try:
-        reader.from_pretrained(base, **options).save_pretrained(out)
-    except (OSError, ValueError, KeyError, ImportError) as error:  # none published, or it needs a package
-        warnings.warn(
-            f"The {what} of the base could not be read, so {str(out)!r} has none: pipelines need one there. "
-            f"Save one with `{what}.save_pretrained({str(out)!r})`. Received: base={base!r}: "
-            f"{' '.join(str(error).split())}",
-            stacklevel=2,
-        )
+    with locked_folder(out):
+        model.save_pretrained(out, state_dict=stored)
+        reads_images = config.get_text_config() is not config
+        reader, what = (AutoProcessor, "processor") if reads_images else (AutoTokenizer, "tokenizer")
+        try:
+            reader.from_pretrained(base, **options).save_pretrained(out)
+        except (OSError, ValueError, KeyError, ImportError) as error:  # none published, or it needs a package
+            warnings.warn(
+                f"The {what} of the base could not be read, so {str(out)!r} has none: pipelines need one there. "
+                f"Save one with `{what}.save_pretrained({str(out)!r})`. Received: base={base!r}: "
+                f"{' '.join(str(error).split())}",
+                stacklevel=2,
+            )
     return model

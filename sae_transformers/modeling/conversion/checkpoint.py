@@ -76,7 +76,7 @@ class Checkpoint:
                 (Path(folder) / file).relative_to(root).as_posix()
                 for folder, _, files in os.walk(root)
                 for file in files
-                if not file.endswith(".part")
+                if not file.endswith((".draft", ".lock", ".part"))
             )
         options = {key: self.hub[key] for key in ("revision", "token") if key in self.hub}
         if not self.hub.get("local_files_only"):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..repository_files import check_writable, write_whole
+from ..output_files import locked_folder, whole_file, write_whole
 from .format import refuse, row_norms, without_input_scale
 
 FORM = "dictionary_learning"
@@ -57,11 +57,13 @@ def write(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
                 "that first (W_enc and b_enc times the norms, W_dec divided by them)",
             )
     stored = _tensors(config, weights, name)
-    check_writable(folder)
-    part = folder / "ae.pt.part"
-    torch.save(stored, part)
-    part.replace(folder / "ae.pt")
-    write_whole(folder / "config.json", json.dumps(_config(config, name), indent=4) + "\n")
+    with locked_folder(folder):
+        with (
+            whole_file(folder / "ae.pt") as draft,
+            draft.open("wb") as file,
+        ):
+            torch.save(stored, file)  # with a path, the draft's name would be in it
+        write_whole(folder / "config.json", json.dumps(_config(config, name), indent=4) + "\n")
 
 
 def _class(config: Any) -> str:

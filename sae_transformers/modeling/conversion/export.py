@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import CONFIG_NAME
 
-from ..repository_files import check_writable
+from ..output_files import LOCK, locked_folder
 from ..sae_files import FORMAT
 from ..sparse_autoencoder import SparseAutoencoder
 from . import FORMATS, Checkpoint, recognise, sae_ids
@@ -64,16 +64,17 @@ def export(sae: SparseAutoencoder, folder: str | os.PathLike, to: str, probe: Te
     form = next((form for form in FORMATS if form.name == to and form.write), None)
     if to != OWN and form is None:
         raise ValueError(f"`to` must be one of {', '.join(targets())}. Received: to={to!r}.")
-    if Path(folder).is_dir() and any(Path(folder).iterdir()) and format_of(folder) != to:
+    there = [file for file in Path(folder).iterdir() if file.name != LOCK] if Path(folder).is_dir() else []
+    if there and format_of(folder) != to:
         raise ValueError(f"{folder} holds files of another format; give a new folder.")
-    check_writable(folder)
-    if form is None or form.write is None:
-        sae.save_pretrained(folder)
-    else:
-        form.write(sae.config, sae.state_dict(), Path(folder))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they were shown when the SAE was first read
-        copy = SparseAutoencoder.from_pretrained(folder)
+    with locked_folder(folder):
+        if form is None or form.write is None:
+            sae.save_pretrained(folder)
+        else:
+            form.write(sae.config, sae.state_dict(), Path(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were shown when the SAE was first read
+            copy = SparseAutoencoder.from_pretrained(folder)
     return compare(sae, copy, probe)
 
 

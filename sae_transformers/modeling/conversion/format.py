@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..output_files import whole_file
 from ..plain_files import written_tensors
 from .checkpoint import PICKLES, Checkpoint
 
@@ -239,11 +240,9 @@ def without_input_scale(config: Any, tensors: Mapping[str, Tensor], form: str) -
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all."""
-    part = path.with_name(path.name + ".part")
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_tensors(path):
-        save_file(stored, part, metadata={"format": "pt"})
-    part.replace(path)
+    with written_tensors(path), whole_file(path) as draft:
+        save_file(stored, draft, metadata={"format": "pt"})
 
 
 # -- places ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..repository_files import check_writable, write_whole
+from ..output_files import locked_folder, write_whole
 from .format import SITE_NAMES, refuse, save_tensors, without_input_scale
 
 FORM = "SAELens"
@@ -54,9 +54,9 @@ def write(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """
     said, stored = _config(config), _tensors(config, tensors)
     said["dtype"] = str(stored["W_dec"].dtype).removeprefix("torch.")
-    check_writable(folder)
-    save_tensors(folder / "sae_weights.safetensors", stored)
-    write_whole(folder / "cfg.json", json.dumps(said, indent=2) + "\n")
+    with locked_folder(folder):
+        save_tensors(folder / "sae_weights.safetensors", stored)
+        write_whole(folder / "cfg.json", json.dumps(said, indent=2) + "\n")
 
 
 def _config(config: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..repository_files import check_writable, write_whole
+from ..output_files import locked_folder, write_whole
 from .checkpoint import Checkpoint
 from .format import (
     Converted,
@@ -219,9 +219,9 @@ def write(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
     name = folder_of_place(config)
     if name is not None and folder.name != name:
         folder = folder / name
-    check_writable(folder)
-    save_tensors(folder / WEIGHTS, stored)
-    write_whole(folder / CONFIG, json.dumps(said, indent=2) + "\n")
+    with locked_folder(folder):
+        save_tensors(folder / WEIGHTS, stored)
+        write_whole(folder / CONFIG, json.dumps(said, indent=2) + "\n")
 
 
 FORMAT = Format("sparsify", r"sae\.safetensors", recognise, read, write)

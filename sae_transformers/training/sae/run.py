@@ -13,8 +13,10 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, TrainerCallback
 
+from ...latents.output_files import locked_folder
 from ...modeling import SparseAutoencoder
-from ...modeling.repository_files import write_whole
+from ...modeling.output_files import write_whole
+from .arguments import SaeTrainingArguments
 from .callbacks import ProgressCallback
 from .dataset import HiddenStateShards
 from .recipe import Recipe
@@ -43,8 +45,21 @@ def run_recipe(
 
     Raises:
         ValueError: recipe and data do not fit.
+        BlockingIOError: another run writes to `output_dir`.
     """
     args = recipe.make_arguments()
+    with locked_folder(str(args.output_dir) if args.process_index == 0 else None):
+        return _run(recipe, args, train_dataset, resume, report, quiet)
+
+
+def _run(
+    recipe: Recipe,
+    args: SaeTrainingArguments,
+    train_dataset: Any,
+    resume: bool,
+    report: Callable[[int, int], object] | None,
+    quiet: bool,
+) -> tuple[list[SparseAutoencoder], dict[str, Any]]:
     if train_dataset is None:
         if recipe.data is None:
             raise ValueError("The recipe names no `data`: a folder or URL of harvested hidden states.")

@@ -20,8 +20,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...modeling import SparseAutoencoder
 from ...modeling.compatibility import same_model
+from ...modeling.output_files import write_whole
 from ...modeling.plain_files import written_tensors
-from ...modeling.repository_files import write_whole
 from .arguments import SaeTrainingArguments
 from .callbacks import SaeUpkeep
 from .dataset import TokenBatches

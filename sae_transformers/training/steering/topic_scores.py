@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ...evaluation.topics.settings import METHODS, SUMMARIES
+from ...latents.output_files import whole_file
 from ...latents.safe_texts import to_cell
 from ...latents.sparse_codes import SparseCodes, encode_texts
-from ...latents.whole_file import whole_file
 from ...modeling import FeatureEdit, FeatureReweighting, SparseAutoencoder, Steering
 
 AFTER_FIRST = ((1, None),)

@@ -33,7 +33,7 @@ from ...latents.text_input import text_source
 from ...latents.text_latents import sae_of
 from ...modeling import SaeForCausalLM, SparseAutoencoder
 from ...modeling.modeling_sae import SaePreTrainedModel
-from ...modeling.repository_files import write_whole
+from ...modeling.output_files import write_whole
 from ..results import Count, Progress, Result
 from ..settings.dashboard import DashboardSettings
 from .dashboard_sources import DashboardSources, check_source, short_name

@@ -14,6 +14,7 @@ from ...create_training_data.harvest.store import Store, rank_and_world
 from ...create_training_data.spans.activations import read_span_index
 from ...create_training_data.spans.collect import SpanCollector, read_maxima, write_spans
 from ...create_training_data.spans.files import COLUMNS, Spans, read_table
+from ...latents.output_files import LOCK, locked_folder
 from ...latents.text_input import text_source
 from ...latents.text_latents import sae_of
 from ...modeling import SparseAutoencoder
@@ -111,6 +112,7 @@ def spans(
         ValueError: the SAE is not made for the width of its place, the folder has spans of something else, or the text
             has changed since.
         TypeError: `texts` holds no texts.
+        BlockingIOError: another process of the same rank writes to `out`.
     """
     source = text_source(texts, text_column=text_column)
     if isinstance(sae, SparseAutoencoder):
@@ -118,7 +120,8 @@ def spans(
     else:
         sae_of(model, sae)  # is there
     collector = SpanCollector(model, tokenizer, sae, source, settings, out=out)
-    found = collector.run(progress=progress if collector.rank == 0 else None)
+    with locked_folder(out, f"{LOCK}-{collector.rank}"):  # several processes share the folder, one of each rank
+        found = collector.run(progress=progress if collector.rank == 0 else None)
     if found.feature_max is not None and found.n_tokens:
         collector.sae.feature_max.copy_(found.feature_max)
     return SpansResult(**vars(found), settings=collector.settings, index=collector.index(), measured=collector.sae)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ...latents.output_files import locked_file as locked_file
+from ...latents.output_files import locked_folder as locked_folder
 from ...latents.settings import check_integers
 from ...latents.text_files import read_lines as read_lines
 

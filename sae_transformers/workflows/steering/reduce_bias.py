@@ -21,6 +21,7 @@ from ...evaluation.journal import Journal, Watch
 from ...evaluation.plots import plot_curves
 from ...latents.context import reading_length
 from ...latents.hidden_states import HiddenStateReader
+from ...latents.output_files import writes_to
 from ...latents.progress import Keep
 from ...latents.sparse_codes import encode_texts
 from ...latents.text_input import text_source, tokenized
@@ -162,6 +163,7 @@ class BiasResult(Result):
         return files
 
 
+@writes_to("out")
 def reduce_bias(
     model: SaePreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -16,6 +16,7 @@ from ...create_training_data.harvest.store import Store
 from ...create_training_data.knowledge_conflict import ConflictQuestion, question_groups, read_conflicts, split_pool
 from ...evaluation.classification import summary
 from ...evaluation.plots import plot_methods
+from ...latents.output_files import writes_to
 from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.functional_features import FunctionalFeatures
 from ..results import Count, Progress, Result, save_json
@@ -120,6 +121,7 @@ class SelectKnowledgeResult(Result):
             save_steered_model(Path(folder) / "model", self.model, self.tokenizer, self.steering[model])
 
 
+@writes_to("out")
 def select_knowledge(
     model: SaeForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
