@@ -47,6 +47,19 @@ def test_a_file_cut_off_anywhere_goes_on(tmp_path: Path) -> None:
         assert repr(results) == repr(PARTS) and path.read_bytes() == whole
 
 
+def test_of_two_that_write_one_file_neither_takes_from_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    first, second = Journal(path, "a model"), Journal(path, "a model")
+    for number in range(6):
+        (first, second)[number % 2].result(number, lambda number=number: number)
+    with path.open("ab") as file:
+        file.write(b'["cut o')  # the one is killed, the other goes on
+    second.result(6, lambda: 6)
+    third = Journal(path, "a model")
+    assert third.found == 7
+    assert [third.result(number, lambda: None) for number in range(7)] == list(range(7))
+
+
 def test_damage_and_another_subject_begin_anew(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     fill(path)
