@@ -30,7 +30,7 @@ CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 REQUIRED = (
     "attach detect steering training classifiers knowledge-selection topic-alignment feature-tables evaluation "
     "publish dashboards serve annotation harvest checkpoints scaling papers results decisions api/index cli quickstart"
-    " whole-way"
+    " whole-way security"
 )
 COMMAND = re.compile(r"^(?:sae-transformers|python|make|torchrun|from|sae =) ?", re.MULTILINE)
 # What a page may not fetch: scripts, styles, fonts, pictures.
