@@ -11,6 +11,9 @@ WORKERS ?= 2
 # Both ends of the transformers range in pyproject.toml.
 TRANSFORMERS_VERSIONS ?= 5.12.0 5.23.0 5.24.0
 
+# The files with hashes are for Python 3.11.7 and later: older ones get other releases of some packages.
+LOCKED := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info >= (3, 11, 7) else "")')
+
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
@@ -19,7 +22,7 @@ PYTEST := -m pytest -n $(WORKERS)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-avx2 architectures promises build bench docs docs-serve .venv
+.PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-lowest test-avx2 lock architectures promises build bench docs docs-serve .venv
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
@@ -27,18 +30,21 @@ help:  ## show this list
 # .venv is phony so that an existing folder is not taken for a finished installation: the stamp says that.
 .venv: $(STAMP)  ## create the environment (.venv), or bring it up to date
 
-# torch goes first and alone: it is the one package that may come from its own index, and a failure there is quick.
-$(STAMP): pyproject.toml constraints.txt
+# torch goes first and alone: it is the one package that may come from its own index, and a failure there is quick. The
+# others are installed by their hashes; what the last command then finds missing is for a GPU or an older Python.
+$(STAMP): pyproject.toml constraints.txt requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	$(BIN)/python $(PIP_INSTALL) $(if $(LOCKED),--no-deps) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(if $(LOCKED),$(BIN)/python $(PIP_INSTALL) --require-hashes --no-deps -r requirements-dev.txt)
+	$(BIN)/python $(PIP_INSTALL) $(if $(LOCKED),--no-build-isolation) -c constraints.txt -e ".[dev]"
 	touch $@ .venv/.demo
 
 # What the quickstart needs and nothing else: neither the tools of development nor the other extras.
-.venv/.demo: pyproject.toml constraints.txt
+.venv/.demo: pyproject.toml constraints.txt requirements-demo.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[quickstart]"
+	$(BIN)/python $(PIP_INSTALL) $(if $(LOCKED),--no-deps) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(if $(LOCKED),$(BIN)/python $(PIP_INSTALL) --require-hashes --no-deps -r requirements-demo.txt)
+	$(BIN)/python $(PIP_INSTALL) $(if $(LOCKED),--no-build-isolation) -c constraints.txt -e ".[quickstart]"
 	touch $@
 
 demo: .venv/.demo  ## run the quickstart: a real small model, an SAE, a steered generation
@@ -90,6 +96,28 @@ test-newest:  ## the fast tests with the newest releases of everything, in an en
 	.matrix/newest/bin/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	.matrix/newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager -e ".[dev]"
 	.matrix/newest/bin/python $(PYTEST)
+
+# The oldest releases that pyproject.toml allows, all together; uv, since pip cannot choose them.
+test-lowest:  ## the fast tests with the oldest release of every dependency, in an environment made anew
+	rm -rf .matrix/lowest
+	$(PYTHON) -m venv .matrix/lowest
+	.matrix/lowest/bin/python $(PIP_INSTALL) uv
+	.matrix/lowest/bin/uv pip install --python .matrix/lowest/bin/python --resolution lowest-direct $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) -e ".[dev]"
+	.matrix/lowest/bin/python $(PYTEST)
+
+# Without torch and what it brings for GPUs: torch comes in builds, and from an index, of its own.
+GPU := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+UV_COMPILE = .matrix/lock/bin/uv pip compile --quiet --universal --python-version 3.11.7 --generate-hashes --no-annotate \
+	--no-header -c constraints.txt $(GPU:%=--no-emit-package %) pyproject.toml .matrix/lock/build.in
+
+lock:  ## requirements-dev.txt and requirements-demo.txt: constraints.txt with the hashes of every file
+	$(PYTHON) -m venv .matrix/lock
+	.matrix/lock/bin/python $(PIP_INSTALL) uv
+	printf 'hatchling\neditables\n' > .matrix/lock/build.in
+	$(UV_COMPILE) --all-extras -o requirements-dev.txt
+	$(UV_COMPILE) --extra quickstart -o requirements-demo.txt
 
 .PRECIOUS: .matrix/%/.installed
 
