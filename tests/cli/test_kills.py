@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from tests.cli.test_align_topic import folder as align_folder
+from tests.cli.test_align_topic import texts, write
 from tests.cli.test_classify import folder as classify_folder
 from tests.cli.test_reduce_bias import folder as bias_folder
+from tests.create_training_data.words import WORDS
 
 pytestmark = pytest.mark.slow
 aligning, classifying, biased = align_folder, classify_folder, bias_folder  # fixtures, which have one name each there
@@ -34,7 +36,7 @@ VERBS: dict[str, tuple[str, Callable[[Path], list[Any]], str]] = {
         "--tokens-per-batch", 64,
     ], "classify.partial.jsonl"),
     "feature-table": ("aligning", lambda of: [
-        of / "base", "--sae", of / "sae", "--text", of / "reference.csv", "--text-column", "0",
+        of / "base", "--sae", of / "sae", "--text", of / "long.csv", "--text-column", "0",
         "--tokens-per-batch", 32,
     ], "features.partial.jsonl"),
     "reduce-bias": ("biased", lambda of: [
@@ -76,6 +78,8 @@ def files(out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_killed_command_goes_on(verb: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     fixture, _, name = VERBS[verb]
+    if fixture == "aligning":
+        write(request.getfixturevalue(fixture) / "long.csv", texts(3000, WORDS, 4), "0")  # 24 blocks
     folder, draw = request.getfixturevalue(fixture), random.Random(0)
     whole = start(verb, folder, tmp_path / "whole")
     said, _ = whole.communicate()
