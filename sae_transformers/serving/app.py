@@ -23,6 +23,7 @@ from .intake import Intake
 from .limits import ServeLimits
 from .requests import Asked, Reader
 from .responses import Responses, read_response
+from .web.description import Description, errors
 from .web.guards import HostCheck, KeyCheck
 from .web.metrics import Metrics
 from .web.record import Recorder, RequestRecord, Traffic, refusal
@@ -57,7 +58,8 @@ def build_app(
     if max_tokens < 1:
         raise ValueError(f"`max_tokens` must be at least 1. Received: max_tokens={max_tokens!r}.")
     limits = limits or ServeLimits()
-    engine = Engine(model, tokenizer, max_concurrent)
+    cache_bytes = None if limits.cache_gib is None else int(limits.cache_gib * 2**30)
+    engine = Engine(model, tokenizer, max_concurrent, cache_bytes)
     reader = Reader(model, tokenizer, (name, *aliases), max_tokens)
     detector = Detector(model, tokenizer, name)
 
@@ -81,7 +83,8 @@ def build_app(
 
     metrics = Metrics(engine, lambda: model.plans_kept, lambda: readiness() == "ready", traffic)
     traffic.ended = metrics.count
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    description = Description(reader)
+    app = FastAPI(title="sae-transformers", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine, app.state.traffic, app.state.limits = engine, traffic, limits
     if api_key is not None:
         app.add_middleware(KeyCheck, key=api_key)
@@ -111,19 +114,19 @@ def build_app(
         finally:
             writing.close()
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=errors(), openapi_extra=description.chat())
     async def chat(request: Request) -> Response:
         return await written(request, reader.chat, Completions(name, chat=True))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=errors(), openapi_extra=description.completion())
     async def completion(request: Request) -> Response:
         return await written(request, reader.completion, Completions(name, chat=False))
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", responses=errors(), openapi_extra=description.response())
     async def response(request: Request) -> Response:
         return await written(request, lambda body: read_response(reader, body), Responses(name))
 
-    @app.post("/v1/detect")
+    @app.post("/v1/detect", responses=errors(), openapi_extra=description.detection())
     async def detect(request: Request) -> Response:
         raw = await intake.receive(request)
         asked = await unless_gone(request, intake.read(raw, lambda body: read_detection(reader, body)))

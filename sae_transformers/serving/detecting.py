@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .bodies import Body, wrong
+from .memory import give_back, is_out_of_memory, no_memory
 from .requests import LONGEST_NAME, Reader
 
 TEXTS_AT_ONCE, MAX_TEXTS = 16, 2048
@@ -87,7 +88,11 @@ class Detector:
 
     @torch.no_grad()
     def detect(self, asked: Detecting, given_up: threading.Event | None = None) -> dict[str, Any]:
-        """The answer to a request. given_up: set from outside when nobody waits for it any more."""
+        """The answer to a request. given_up: set from outside when nobody waits for it any more.
+
+        Raises:
+            RequestError: there is not enough memory, even for a text alone.
+        """
         order = sorted(range(len(asked.ids)), key=lambda row: len(asked.ids[row]))
         found: dict[int, dict[str, Any]] = {}
         with self._one, self.model.steered(None):
@@ -108,6 +113,19 @@ class Detector:
         }
 
     def _scores(self, asked: Detecting, ids: list[tuple[int, ...]]) -> list[dict[str, Any]]:
+        """Of texts together or, where memory is wanting, of halves of them."""
+        try:
+            return self._together(asked, ids)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back(self.model.device)
+        if len(ids) == 1:
+            raise no_memory(f"a text of {len(ids[0])} tokens has no room")
+        half = len(ids) // 2
+        return [*self._scores(asked, ids[:half]), *self._scores(asked, ids[half:])]
+
+    def _together(self, asked: Detecting, ids: list[tuple[int, ...]]) -> list[dict[str, Any]]:
         width = max(len(row) for row in ids)
         batch = {
             "input_ids": torch.tensor([[*row, *[0] * (width - len(row))] for row in ids]),

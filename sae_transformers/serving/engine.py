@@ -16,6 +16,7 @@ from torch import Tensor
 from ..modeling import Steering
 from .answer_text import StopTexts, TokensToText
 from .errors import RequestError
+from .memory import HEADROOM, SHARE, CacheBudget, free_bytes, give_back, is_out_of_memory, no_memory
 from .running_batch import RunningBatch
 from .sampling import Sampling, TokenChoice, stop_tokens
 
@@ -51,11 +52,16 @@ class Answer:
         self.prompt, self.steering, self.sampling, self.number = list(prompt), steering, sampling, number
         self.choice = TokenChoice(sampling, prompt, number)
         self.tokens: list[int] = []
-        self.cancelled = False
+        self.cancelled = self.has_ended = False
         self.error: RequestError | None = None
         self._report = report
         self._text = TokensToText(tokenizer)
         self._stop = StopTexts(sampling.stop)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of what is written."""
+        return len(self.prompt) + len(self.tokens)
 
     def cancel(self) -> None:
         """No more is wanted: the engine drops the answer before the next token."""
@@ -73,12 +79,13 @@ class Answer:
         elif reason is not None:
             piece += self._stop.push(self._text.finish()) + self._stop.finish()
             reason = "stop" if self._stop.found else reason
+        self.has_ended = reason is not None
         if piece or reason:
             self._report(self, piece, reason)
-        return reason is not None
+        return self.has_ended
 
     def fail(self, error: RequestError) -> None:
-        self.error = error
+        self.error, self.has_ended = error, True
         self._report(self, "", "error")
 
 
@@ -89,13 +96,21 @@ class Engine:
         model: a `SaeForCausalLM` in eval mode.
         tokenizer: the model's.
         max_concurrent: answers that are written together; the others wait.
+        cache_bytes: memory for their keys and values; by default four fifths of what is free now.
+
+    A row joins where there is room for it. Where the batch has grown out of its room, or a pass runs out of memory all
+    the same, the youngest rows are set aside: they wait as the first, and go on, with what they have written read
+    again, when others have ended. Only what has no room even alone fails.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_concurrent: int = 32) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_concurrent: int = 32, cache_bytes: int | None = None) -> None:
         if max_concurrent < 1:
             raise ValueError(f"`max_concurrent` must be at least 1. Received: max_concurrent={max_concurrent!r}.")
         self.batch = RunningBatch(model)
         self.max_concurrent = max_concurrent
+        self.most_rows = max_concurrent  # fewer after running out of memory; one more for each row that leaves
+        free = free_bytes(self.batch.device) if cache_bytes is None else None
+        self.budget = CacheBudget(cache_bytes if free is None else int(SHARE * free))
         self.ends = stop_tokens(model.generation_config, tokenizer)
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []
@@ -169,7 +184,7 @@ class Engine:
                     return
                 self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
             self._pass_began = time.monotonic()
-            self._guarded(self._step, self.running)
+            self._guarded(self._step)
             self._pass_began = time.monotonic()
             if joining := self._joining():
                 self._guarded(lambda joining=joining: self._join(joining), joining)
@@ -178,12 +193,16 @@ class Engine:
         """The first of those that wait, as many as there is room for; one that does not fit waits for an empty
         batch, and those behind it wait with it."""
         with self._changed:
-            first = list(itertools.islice(self.waiting, self.max_concurrent - len(self.running)))
+            first = list(itertools.islice(self.waiting, max(0, self.most_rows - len(self.running))))
         if not first:
             return []
-        widths = itertools.accumulate((len(answer.prompt) for answer in first), max)
+        widths = list(itertools.accumulate((answer.length for answer in first), max))
         room = sum(width * count <= PROMPT_TOKENS_AT_ONCE for count, width in enumerate(widths, 1))
         first = first[: max(1, room) if self.batch.joins else 1]
+        held = sum(self._is_room(count, width) for count, width in enumerate(widths[: len(first)], 1))
+        first = first[: held if self.running else max(1, held)]
+        if not first:
+            return []
         if not self.batch.fits([answer.steering for answer in first]):
             ends = range(1, len(first) + 1)
             fitting = itertools.takewhile(lambda end: self.batch.fits([a.steering for a in first[:end]]), ends)
@@ -197,30 +216,69 @@ class Engine:
                 self.waiting.popleft()
         return first
 
-    def _guarded(self, action: Callable[[], None], answers: list[Answer]) -> None:
-        """Run one pass; if it fails, so do the answers it was for: all of the batch, if that is no longer whole."""
+    def _is_room(self, count: int, width: int) -> bool:
+        """Whether so many rows of that width can join those that are there."""
+        return self.budget.holds(len(self.running) + count, max(self.batch.columns, width) + HEADROOM)
+
+    def _make_room(self) -> None:
+        """Set the youngest rows aside until there is room for one more token of each that stays."""
+        stay = len(self.running)
+        while stay > 1 and not self.budget.holds(stay, self.batch.columns + 1):
+            stay -= 1
+        if stay < len(self.running):
+            self._set_aside(self.running[stay:])
+            self._keep(list(range(stay)))
+        if stay == 1 and not self.budget.holds(1, self.batch.columns + 1):
+            (alone,) = self.running
+            self._keep([])
+            alone.fail(no_memory(f"{alone.length} tokens have no room"))
+
+    def _set_aside(self, answers: Sequence[Answer]) -> None:
+        with self._changed:
+            self.waiting.extendleft(reversed(answers))
+
+    def _guarded(self, action: Callable[[], None], joining: Sequence[Answer] = ()) -> None:
+        """Run one pass; if it fails, so do the answers it was for: all of the batch, if that is no longer whole.
+
+        For want of memory, they are set aside instead, and fewer are tried; but the last one fails.
+        """
+        rows = len(self.running) + len(joining)
         try:
             action()
+            return
         except Exception as error:
-            told = _told(error)
-            failed = list(answers)
-            if len(self.batch) != len(self.running) or any(answer in self.running for answer in answers):
-                failed = [*self.running, *(answer for answer in answers if answer not in self.running)]
-                self.running = []
-                self.batch.clear()
-            for answer in failed:
-                answer.fail(told)
+            lacks_memory = is_out_of_memory(error)
+            told = None if lacks_memory and rows > 1 else _told(error)
+        failed = list(joining)
+        if not joining or len(self.batch) != len(self.running) or any(answer in self.running for answer in joining):
+            left = (answer for answer in joining if answer not in self.running and not answer.has_ended)
+            failed = [*self.running, *left]
+            self.running = []
+            self.batch.clear()
+        if lacks_memory:
+            give_back(self.batch.device)
+        if told is None:
+            self.most_rows = max(1, len(self.running) + len(failed) // 2)
+            logger.warning("No memory for %d answers together; for now there are %d at most", rows, self.most_rows)
+            self._set_aside(failed)
+            return
+        for answer in failed:
+            answer.fail(told)
 
     def _step(self) -> None:
         self._keep([row for row, answer in enumerate(self.running) if not answer.cancelled])
+        self._make_room()
         if self.running:
             self.steps += 1
             logits = self.batch.step([answer.tokens[-1] for answer in self.running])
+            self.budget.measure(self.batch)
             self._take(logits, self.running, first=0)
 
     def _join(self, joining: list[Answer]) -> None:
         self.steps += 1
-        logits = self.batch.join([a.prompt for a in joining], [a.steering for a in joining])
+        tokens = [answer.tokens for answer in joining]
+        logits = self.batch.join([a.prompt for a in joining], [a.steering for a in joining], tokens)
+        self.budget.measure(self.batch)
         first = len(self.running)
         self.running.extend(joining)
         self._take(logits, joining, first)
@@ -247,6 +305,7 @@ class Engine:
 
     def _keep(self, rows: list[int]) -> None:
         if len(rows) < len(self.running):
+            self.most_rows = min(self.max_concurrent, self.most_rows + len(self.running) - len(rows))
             self.running = [self.running[row] for row in rows]
             self.batch.keep(rows)
 
@@ -254,6 +313,6 @@ class Engine:
 def _told(error: Exception) -> RequestError:
     """What a client is told of a failure, which the log has in full."""
     logger.error("An answer failed", exc_info=error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return RequestError("There is not enough memory for this request now.", code="out_of_memory", status=503)
+    if is_out_of_memory(error):
+        return no_memory("it ran out")
     return RequestError("The model failed on this request.", code="model_failed", status=500)

@@ -59,6 +59,11 @@ class RunningBatch:
         return len(self.mask)
 
     @property
+    def columns(self) -> int:
+        """Columns of each row, padding included."""
+        return self.mask.shape[1]
+
+    @property
     def cache_bytes(self) -> int:
         """Memory of the keys and values."""
         layers = () if self.cache is None else self.cache.layers
@@ -77,19 +82,31 @@ class RunningBatch:
         return True
 
     @torch.no_grad()
-    def join(self, prompts: Sequence[Sequence[int]], steerings: Sequence[Steering]) -> Tensor:
+    def join(
+        self,
+        prompts: Sequence[Sequence[int]],
+        steerings: Sequence[Steering],
+        written: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
         """Read prompts, one new row each, after the rows that are there.
+
+        Args:
+            prompts: token ids of each.
+            steerings: of each.
+            written: tokens that follow each prompt, of rows that were here before; by default none.
 
         Returns:
             logits, (n_new, vocabulary) float32, of each prompt's next token.
         """
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
-        first = torch.tensor([width - len(prompt) for prompt in prompts], device=self.device)
+        rows = [[*prompt, *more] for prompt, more in zip(prompts, written or [()] * len(prompts), strict=True)]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.device)
+        first = torch.tensor([width - len(row) for row in rows], device=self.device)
+        ends = first + torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         mask = (torch.arange(width, device=self.device) >= first[:, None]).long()
         known = list(dict.fromkeys([*self.steerings, *steerings]))
         table = torch.tensor([known.index(steering) for steering in steerings], device=self.device)
-        places = torch.stack([table, first, torch.full_like(first, width)], dim=-1)
+        places = torch.stack([table, first, ends], dim=-1)
         cache = self._empty_cache()
         plan = self.model.prepare_steering(known) if any(known) else None
         logits = self._run(ids, mask, cache, plan, places)

@@ -105,12 +105,12 @@ def test_what_is_cancelled_is_freed_while_others_go_on(engine: Engine) -> None:
 
 def test_a_failing_pass_fails_its_answers_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sae_transformers.serving.engine.logger.error", lambda text, exc_info: None)
-    running = Asked(tokens=300)
+    running = Asked(tokens=100)  # the other one is tried again when it has ended
     engine.submit([running.answer])
     running.events.get(timeout=30)
     join = engine.batch.join
 
-    def broken(prompts: Any, steerings: Any) -> Any:
+    def broken(*_: Any) -> Any:
         raise torch.OutOfMemoryError("too much")
 
     monkeypatch.setattr(engine.batch, "join", broken)

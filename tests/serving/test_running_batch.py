@@ -71,6 +71,26 @@ def test_texts_of_a_batch_are_those_written_alone(architecture: str) -> None:
     assert together(model, todo) == expected
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
+def test_a_text_that_was_set_aside_goes_on_where_it_was(architecture: str) -> None:
+    model = tiny_model(architecture, concepts={"sea": 9}).eval()
+    model.generation_config.eos_token_id = None
+    ids = prompt(1, 7)[0].tolist()
+    for steering in STEERINGS:
+        expected, batch = alone(model, ids, steering, 14), RunningBatch(model)
+        batch.join([[5, 6]], [STEERINGS[1]])
+        logits = batch.join([ids, ids], [steering] * 2, [(), expected[:6]])
+        assert int(logits[0].argmax()) == expected[0]
+        written = expected[:6]
+        for _ in range(8):
+            written.append(int(logits[-1].argmax()))
+            logits = batch.step([7, 8, written[-1]])
+        assert written == expected, steering
+
+
 def test_steerings_that_exclude_each_other_do_not_fit() -> None:
     model = tiny_model().eval()
     batch = RunningBatch(model)
