@@ -181,6 +181,7 @@ class Reader:
         try:
             text = self.tokenizing.rendered(messages, options or {})
             self.check_length([text], "messages")
+            self._check_beginning(text, "messages")
             ids = self.tokenizing.ids(text, add_special_tokens=False)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RequestError(f"The chat template refuses these messages: {error}", "messages") from error
@@ -191,7 +192,8 @@ class Reader:
     def encode(self, text: str, name: str) -> list[int]:
         """Token ids of a text, with the special tokens that texts begin with."""
         self.check_length([text], name)
-        ids = self.tokenizing.ids(checked_text(text, name))
+        self._check_beginning(checked_text(text, name), name)
+        ids = self.tokenizing.ids(text)
         if not ids:
             raise RequestError(f"`{name}` has no token. Received: {name}={shortened(text)}.", name)
         return ids
@@ -205,6 +207,10 @@ class Reader:
         length, most = sum(map(len, texts)), self.tokenizing.most_characters
         if length > most:
             raise self._too_long(f"{length} characters, where {most} are the most that can fit", name)
+
+    def _check_beginning(self, text: str, name: str) -> None:
+        if self.tokenizing.is_too_long(text):
+            raise self._too_long("more in the beginning of a text", name)
 
     def _too_long(self, received: str, name: str = "messages") -> RequestError:
         told = f"The model reads {self.context} tokens. Received: {received}."

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+CHARACTERS_A_TOKEN = 8  # more than texts have on average: the beginning of a longer text tells whether it can fit
+MARGIN = 64  # tokens that a beginning may have more than the same characters have within the whole
+
 
 class Tokenizing:
     """Token ids of texts, for the threads that read requests.
@@ -27,15 +30,21 @@ class Tokenizing:
     """
 
     def __init__(self, tokenizer: Any, context: int) -> None:
+        self.context = context
         self._original = copy.deepcopy(tokenizer)
         self._is_shared = bool(getattr(tokenizer, "is_fast", False))
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.most_characters = context * (max(map(len, tokenizer.get_vocab()), default=0) + 1)
         self.ids("a")  # padding and truncation that were saved with the tokenizer are put aside here, once
 
+    def is_too_long(self, text: str) -> bool:
+        """Whether the beginning alone of a long text has more tokens than the model reads."""
+        most = CHARACTERS_A_TOKEN * self.context
+        return len(text) > most and len(self.ids(text[:most])) > self.context + MARGIN
+
     def ids(self, text: str, **options: bool) -> list[int]:
         """Token ids of a text. options: of the tokenizer's call."""
-        with self._one() as tokenizer:
+        with self._one() as tokenizer:  # a call, which lets other threads of Python work; `tokenizer.encode` may not
             return tokenizer(text, return_attention_mask=False, return_token_type_ids=False, **options)["input_ids"]
 
     def rendered(self, messages: list[dict[str, str]], variables: dict[str, Any]) -> str:

@@ -35,12 +35,12 @@ def body(**fields: Any) -> bytes:
     return b"Content-Length: %d\r\n\r\n" % len(raw) + raw
 
 
-def until_closed(connection: socket.socket) -> tuple[bytes, float]:
-    """What comes until the other side closes, and after how many seconds that is."""
-    start, received = time.monotonic(), b""
+def until_closed(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    received = b""
     while part := connection.recv(65536):
         received += part
-    return received, time.monotonic() - start
+    return received
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,12 @@ def until_closed(connection: socket.socket) -> tuple[bytes, float]:
     ],
 )
 def test_what_is_not_sent_in_time_is_not_waited_for(server: Running, sent: bytes, status: bytes) -> None:
+    start = time.monotonic()
     with connect(server) as connection:
         connection.sendall(sent)
-        received, seconds = until_closed(connection)
+        received = until_closed(connection)
     assert received.startswith(b"HTTP/1.1 " + status), received
-    assert RECEIVE_S * 0.9 < seconds < 10
+    assert time.monotonic() - start > RECEIVE_S * 0.95
     assert server.app.state.traffic.at_work == 0
 
 
@@ -88,15 +89,16 @@ def test_each_request_of_a_connection_has_its_time(server: Running) -> None:
             while not received.endswith(b"}}"):  # head and body may come apart
                 received += connection.recv(65536)
             assert received.startswith(b"HTTP/1.1 200")
+        start = time.monotonic()
         connection.sendall(HEAD)
-        received, seconds = until_closed(connection)
-    assert received.startswith(b"HTTP/1.1 408") and seconds > RECEIVE_S * 0.9
+        assert until_closed(connection).startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - start > RECEIVE_S * 0.95
 
 
 def test_the_second_of_two_requests_that_came_together_has_its_time_too(server: Running) -> None:
     with connect(server) as connection:
         connection.sendall(HEAD + body() + HEAD + b'Content-Length: 50\r\n\r\n{"model":')
-        received, _ = until_closed(connection)
+        received = until_closed(connection)
     assert received.startswith(b"HTTP/1.1 200") and received.count(b"HTTP/1.1 408") == 1
 
 
@@ -131,7 +133,7 @@ def test_connections_beyond_the_limit_are_told_to_come_back(monkeypatch: pytest.
             first = held.enter_context(connect(server))
             assert settles(lambda number=number: server.app.state.traffic.connections() == number)
         first.sendall(HEAD + body())
-        received, _ = until_closed(first)
+        received = until_closed(first)
         head, _, told = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in head.lower()
         assert json.loads(told)["error"]["code"] == "too_many_connections"
@@ -159,7 +161,7 @@ def test_200_slow_clients_beside_32_steered_streams(server: Running) -> None:
         for number, connection in enumerate(slow):
             connection.sendall(HEAD if number % 2 else HEAD + b"Content-Length: 500\r\n\r\n{")
         found = list(pool.map(ask, range(32)))
-        assert {until_closed(connection)[0][:12] for connection in slow} == {b"HTTP/1.1 408"}
+        assert {until_closed(connection)[:12] for connection in slow} == {b"HTTP/1.1 408"}
     for number, text in enumerate(found):
         assert text == offline(MODEL, TOKENIZER, f"w{number} w1", variants[number], 60), number
     assert settles(lambda: server.app.state.traffic.connections() <= 32)

@@ -37,16 +37,16 @@ def several(count: int, tokens: int) -> list[Asked]:
     return [Asked(STEERINGS[i % 6], f"w{i} w{i + 1}", tokens) for i in range(count)]
 
 
-def test_what_has_no_room_is_set_aside_and_goes_on() -> None:
+def test_what_has_no_room_is_set_aside_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six answers grow out of the room for two and a half: all end as they would alone."""
     with engine(cache_bytes=int(TOKEN_BYTES * 42 * 2.5)) as made:
         join, read_again, largest = made.batch.join, [], []
 
-        def watched(prompts: Any, steerings: Any, written: Any) -> Any:
+        def watched(prompts: Any, steerings: Any, written: Any = ()) -> Any:
             read_again.extend(len(more) for more in written if more)
             return join(prompts, steerings, written)
 
-        made.batch.join = watched
+        monkeypatch.setattr(made.batch, "join", watched)
         asked = several(6, 40)
         asked[0].each = lambda: largest.append(made.batch.cache_bytes)
         made.submit([one.answer for one in asked])

@@ -98,6 +98,28 @@ def test_a_text_that_cannot_fit_is_refused_before_any_work(monkeypatch: pytest.M
         assert f"{most} are the most that can fit" in error.message and "128 tokens" in error.message
 
 
+def test_of_a_long_text_the_beginning_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_transformers.serving.tokenizing.CHARACTERS_A_TOKEN", 5)
+    reader, worked = Reader(MODEL, served_tokenizer(), ["tiny"], 8), []
+    ids = reader.tokenizing.ids
+
+    def watched(text: str, **options: bool) -> list[int]:
+        worked.append(len(text))
+        return ids(text, **options)
+
+    monkeypatch.setattr(reader.tokenizing, "ids", watched)
+    long = "w1 " * 250
+    for read, body, param in (
+        (reader.completion, {"prompt": long}, "prompt"),
+        (reader.chat, {"messages": [{"role": "user", "content": long}]}, "messages"),
+    ):
+        error = refused(read, body)
+        assert (error.code, error.param) == ("context_length_exceeded", param)
+        assert "128 tokens" in error.message and "beginning" in error.message
+    assert worked == [5 * 128] * 2
+    assert len(reader.encode("<pad> " * 120, "prompt")) == 120  # which has more characters and fits
+
+
 def test_a_text_of_the_longest_tokens_is_read() -> None:
     reader = Reader(MODEL, served_tokenizer(), ["tiny"], 8)
     assert len(reader.encode("<pad> " * 128, "prompt")) == 128
