@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_sparse_autoencoder import (
@@ -21,6 +21,14 @@ from .feature_head import FeatureHeadConfig
 from .steering import Steering
 
 WEIGHTS_SCOPES = ("sae", "full")
+# Of a base's config: configs make lists of these lengths, and models that many blocks.
+LENGTHS = re.compile(r"(?:\w+_)?(?:n_layer|layers|num_blocks|num_labels|k_dense_replace)")
+MOST = {"num_labels": 10**5}
+MOST_BLOCKS = 10**4
+POSITIVE = {
+    "d_model", "hidden_size", "n_embd", "n_head", "n_layer", "num_attention_heads", "num_heads", "num_hidden_layers",
+    "num_key_value_heads", "vocab_size",
+}  # fmt: skip
 AUTO_MAP = {
     "AutoConfig": "configuration_sae.SaeConfig",
     "AutoModel": "modeling_sae.SaeModel",
@@ -72,6 +80,7 @@ class SaeConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         check_choice("weights_scope", weights_scope, WEIGHTS_SCOPES)
+        check_sizes(kwargs, "")
         check_dtype(kwargs)
         check_kind("text_config", text_config, (PreTrainedConfig, Mapping, type(None)), "a config or its dict")
         if isinstance(text_config, Mapping):
@@ -145,15 +154,34 @@ def _implementations(config: PreTrainedConfig | None) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
 
 
+def check_sizes(values: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for a number in a config, or in one inside it, of which there is no model."""
+    waiting = [(where, values)]
+    while waiting:
+        where, values = waiting.pop()
+        for name, value in values.items():
+            place = f"{where}{name}"
+            if isinstance(value, Mapping):
+                waiting.append((f"{place}.", value))
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                most = MOST.get(name, MOST_BLOCKS) if LENGTHS.fullmatch(str(name)) else None
+                if name in POSITIVE and not value >= 1:
+                    raise ValueError(f"`{place}` must be at least 1. Received: {name}={value!r}.")
+                if most is not None and not value <= most:
+                    raise ValueError(f"`{place}` must be at most {most:,}. Received: {name}={value!r}.")
+
+
 def _config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:
     values = dict(values)
     check_dtype(values)
+    check_sizes(values, "text_config.")
     model_type = values.pop("model_type", None)
+    check_kind("text_config.model_type", model_type, (str, type(None)), "the name of a family, as 'llama'")
     if not model_type:
         raise ValueError(
             "`text_config` must name its `model_type`, as every Hugging Face config does. Received: none."
         )
     try:
         return AutoConfig.for_model(model_type, **values)
-    except (StrictDataclassError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a family's own checks raise; many have none
         raise ValueError(f"`text_config` does not describe a {model_type} model: {error!r}") from error

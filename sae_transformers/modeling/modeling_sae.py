@@ -28,6 +28,7 @@ from .sae_losses import loss_names, split_labels
 from .sparse_autoencoder import SparseAutoencoder
 from .steered_tokens import steered_tokens
 from .steering_state import SteeringMixin
+from .stored_claims import check_built
 from .tested_releases import warn_if_untested
 
 if TYPE_CHECKING:  # these two lines make every head travel with every other when code is published
@@ -73,6 +74,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         # In single precision at least, whatever dtype the base is loaded in.
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.saes = SaeBank([SparseAutoencoder(c, dtype=dtype) for c in config.sae_configs] if saes is None else saes)
+        check_built(self)
         given = ([] if lm is None else [lm]) + ([] if saes is None else [self.saes])
         for part in (p for module in given for p in module.modules()):
             # Or `post_init` would draw their weights anew.

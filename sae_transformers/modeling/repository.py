@@ -28,13 +28,14 @@ from .plain_files import plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
     check_base,
+    check_is_base,
     check_loaded,
     check_quantization,
     check_values,
     commit_of,
+    config_values,
     model_card,
     read_adapter,
-    stored_names,
     weight_files,
     whole_path,
 )
@@ -42,6 +43,7 @@ from .sae_bank import SaeBank
 from .sae_losses import check_applicable
 from .scar_hook import ScarHook
 from .sparse_autoencoder import SparseAutoencoder
+from .stored_claims import Stored, check_head_claims, check_layer_claims, check_sae_claims, held_against, stored_shapes
 from .uploading import UPLOAD_OPTIONS, upload
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
@@ -169,6 +171,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         config = kwargs.get("config")
         hub = {k: kwargs[k] for k in HUB_OPTIONS if kwargs.get(k) is not None}
         if not isinstance(config, PreTrainedConfig):
+            config_values(str(config or pretrained_model_name_or_path), hub)
             labels = {k: kwargs[k] for k in LABEL_OPTIONS if kwargs.get(k) is not None}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **labels)
         if getattr(config, "text_config", None) is None:
@@ -192,13 +195,16 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         if scope != "sae":
             kwargs.pop("base_model", None)
             with_info = kwargs.pop("output_loading_info", False)
-            own_saes = any("saes." in key for key in stored_names(weight_files(name, hub)))
             any_size = kwargs.pop("ignore_mismatched_sizes", False)
+            stored = Stored(name, stored_shapes(weight_files(name, hub)), any_size)
+            check_sae_claims(config.sae_configs, stored, may_lack=True)
+            check_layer_claims(config, stored)
+            check_head_claims(config, stored)
             options = dict.fromkeys(("use_safetensors", "output_loading_info", "ignore_mismatched_sizes"), True)
-            with plain_errors(name):
+            with plain_errors(name), held_against(stored):
                 loaded: Any = super().from_pretrained(name, *model_args, **kwargs, **options)
             model, info = loaded
-            check_loaded(model, info, name, own_saes=own_saes, any_size=any_size)
+            check_loaded(model, info, name, any_size=any_size)
             return (model, info) if with_info else model
         for option in ("config", *LABEL_OPTIONS):
             kwargs.pop(option, None)
@@ -211,6 +217,9 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         for option in ("revision", "subfolder", "code_revision", "use_safetensors", "adapter_kwargs", "_from_auto"):
             kwargs.pop(option, None)
         weights = read_adapter(name, hub)
+        stored = Stored(name, {key: tuple(tensor.shape) for key, tensor in weights.items()})
+        check_sae_claims(config.sae_configs, stored)
+        check_head_claims(config, stored)
         if base is None or isinstance(base, (str, os.PathLike)):
             base = cls._load_named_base(name, base, config, kwargs)
         check_base(config.text_config, base.config, name)
@@ -248,6 +257,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             if getattr(config, option, None) is not None:
                 options.setdefault(option, getattr(config, option))
         try:
+            check_is_base(str(source), options, name, config.model_type)
             return cls._load_base(str(source), options, config.text_config, head_counts=not cls._head_is_saved)
         except OSError as error:
             raise OSError(

@@ -20,7 +20,7 @@ from transformers.utils import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .card_texts import base_line, code, hub_id, markdown, quoted
-from .plain_files import opened_tensors, read_json
+from .plain_files import check_plain, opened_tensors, read_json
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder")
 
@@ -83,6 +83,34 @@ def commit_of(name: str, options: dict[str, Any]) -> str | None:
     return None
 
 
+def config_values(name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """What the `config.json` of a folder or repository holds; None where there is none.
+
+    Raises:
+        ValueError: it is no plain file, too long, or holds no JSON object.
+    """
+    path = cached_file(name, CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        inside = Path(name, hub.get("subfolder") or "", CONFIG_NAME)
+        if inside.exists():  # or it would count as missing
+            check_plain(inside)
+        return None
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object. Download or save it again.")
+    return values
+
+
+def check_is_base(source: str, options: dict[str, Any], name: str, model_type: str) -> None:
+    """Raises ValueError where what `name` has for its base is a model with SAEs, perhaps itself."""
+    hub = {option: options[option] for option in HUB_OPTIONS if options.get(option) is not None}
+    if (config_values(source, hub) or {}).get("model_type") == model_type:
+        raise ValueError(
+            f"The base of {name} is a model with SAEs, or itself. Expected a model without. Received: "
+            f"base_model_name_or_path={source!r}."
+        )
+
+
 def check_base(expected: PreTrainedConfig, found: PreTrainedConfig, name: str) -> None:
     for field in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         if getattr(expected, field, None) != getattr(found, field, None):
@@ -132,15 +160,6 @@ def weight_files(name: str, hub: dict[str, Any]) -> list[str]:
     raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME}.")
 
 
-def stored_names(files: list[str]) -> set[str]:
-    """Names of all tensors in safetensors files."""
-    names: set[str] = set()
-    for file in files:
-        with opened_tensors(file) as tensors:
-            names.update(tensors.keys())
-    return names
-
-
 def read_adapter(name: str, hub: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a checkpoint whose names start with `prefix`, which is cut off; from one safetensors file or
     several."""
@@ -163,14 +182,11 @@ def check_values(key: str, tensor: Tensor, name: str) -> None:
         )
 
 
-def check_loaded(model: Any, info: dict[str, Any], name: str, *, own_saes: bool, any_size: bool) -> None:
-    """Whether a full checkpoint fits its config and brought its SAEs, if any, along whole."""
+def check_loaded(model: Any, info: dict[str, Any], name: str, *, any_size: bool) -> None:
+    """Whether a full checkpoint fits its config, and its SAEs are numbers."""
     if not any_size and (found := sorted(info["mismatched_keys"])):
         key, shape, expected = found[0]
         raise ValueError(f"{key} in {name} has shape {tuple(shape)}; its config asks for {tuple(expected)}.")
-    lost = sorted(key for key in info["missing_keys"] if key.startswith("saes."))
-    if own_saes and lost:
-        raise ValueError(f"The checkpoint in {name} does not fit its config: missing {lost}.")
     for key, tensor in model.saes.state_dict().items():
         if tensor.device.type != "meta":
             check_values(f"saes.{key}", tensor, name)
