@@ -35,7 +35,7 @@ def is_at_hand(parameter: nn.Parameter) -> bool:
 
 def _values(base: nn.Module, name: str) -> list[float] | None:
     parameter = base.get_parameter(name)
-    if not is_at_hand(parameter):
+    if not is_at_hand(parameter) or parameter.ndim != 2:
         return None
     rows = torch.linspace(0, parameter.shape[0] - 1, VALUES).long()
     columns = torch.linspace(0, parameter.shape[1] - 1, VALUES).long()

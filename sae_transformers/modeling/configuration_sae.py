@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .base_fingerprint import VALUES
 from .configuration_sparse_autoencoder import (
     LossWeights,
     SparseAutoencoderConfig,
@@ -91,6 +92,11 @@ class SaeConfig(PreTrainedConfig):
         entries: list[Any] = [s.to_dict() if hasattr(s, "placed") else s for s in cast("Sequence[Any]", saes or ())]
         self.saes = [dict(s) if isinstance(s, Mapping) else s for s in entries]
         self.weights_scope = weights_scope
+        check_kind("base_model_name_or_path", base_model_name_or_path, (str, type(None)), "a folder or a Hub id")
+        check_kind("base_model_revision", base_model_revision, (str, type(None)), "a commit, a branch or a tag")
+        for name, value in (("base_fingerprint", base_fingerprint), ("steering", steering)):
+            check_kind(name, value, (Mapping, type(None)), "a dict")
+        _check_fingerprint(base_fingerprint or {})
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
         self.base_fingerprint = dict(base_fingerprint) if base_fingerprint else None
@@ -98,6 +104,8 @@ class SaeConfig(PreTrainedConfig):
         if steering is not None:
             self.steering = dict(steering) if Steering.from_dict(steering) else None
         weights = loss_weights or LossWeights()
+        if not isinstance(weights, Mapping) and not hasattr(weights, "unintended_state"):
+            raise TypeError(f"`loss_weights` must be a LossWeights or its dict. Received: {loss_weights!r}.")
         if isinstance(weights, Mapping):
             weights = read_fields(LossWeights, weights, "loss weight")
         self.loss_weights = asdict(weights)
@@ -152,6 +160,15 @@ class SaeConfig(PreTrainedConfig):
 def _implementations(config: PreTrainedConfig | None) -> dict[str, Any]:
     names = ("_attn_implementation_internal", "_experts_implementation_internal")
     return {name: getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+
+def _check_fingerprint(values: Mapping[str, Any]) -> None:
+    for name, found in values.items():
+        numbers = found if isinstance(found, (list, tuple)) else ()
+        if len(numbers) != VALUES or not all(type(number) in (int, float) for number in numbers):
+            raise ValueError(
+                f"`base_fingerprint` must give {VALUES} numbers for each name. Received: {name!r}: {found!r}."
+            )
 
 
 def check_sizes(values: Mapping[str, Any], where: str) -> None:

@@ -273,7 +273,7 @@ class LossWeights:
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"Loss weights must be finite numbers. Received: {f.name}={value!r}.")
+                raise ValueError(f"`loss_weights` must be finite numbers. Received: {f.name}={value!r}.")
 
     @property
     def any_sae_term(self) -> bool:

@@ -74,6 +74,17 @@ def plain_errors(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Whatever comes of values that nobody checked, with the name of what is being loaded."""
+    try:
+        yield
+    except TypeError as error:
+        raise TypeError(f"{name} cannot be loaded: {error}") from error
+    except (LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be loaded: {error!r}") from error
+
+
+@contextlib.contextmanager
 def opened_tensors(path: str | os.PathLike) -> Iterator[Any]:
     """A safetensors file as `safe_open` gives it.
 

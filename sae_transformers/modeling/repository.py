@@ -24,10 +24,11 @@ from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
 from .output_files import locked_folder, write_whole
-from .plain_files import plain_errors, written_tensors
+from .plain_files import named_errors, plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
     check_base,
+    check_generation_config,
     check_is_base,
     check_loaded,
     check_quantization,
@@ -173,7 +174,8 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         if not isinstance(config, PreTrainedConfig):
             config_values(str(config or pretrained_model_name_or_path), hub)
             labels = {k: kwargs[k] for k in LABEL_OPTIONS if kwargs.get(k) is not None}
-            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **labels)
+            with named_errors(f"config.json of {pretrained_model_name_or_path}"):
+                config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **labels)
         if getattr(config, "text_config", None) is None:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a base model without SAEs, or has no config.json. Expected what "
@@ -192,6 +194,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         if kwargs.get("state_dict") is not None:
             kwargs.pop("base_model", None)
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        check_generation_config(name, hub)
         if scope != "sae":
             kwargs.pop("base_model", None)
             with_info = kwargs.pop("output_loading_info", False)
@@ -201,14 +204,15 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             check_layer_claims(config, stored)
             check_head_claims(config, stored)
             options = dict.fromkeys(("use_safetensors", "output_loading_info", "ignore_mismatched_sizes"), True)
-            with plain_errors(name), held_against(stored):
+            with named_errors(name), plain_errors(name), held_against(stored):
                 loaded: Any = super().from_pretrained(name, *model_args, **kwargs, **options)
             model, info = loaded
             check_loaded(model, info, name, any_size=any_size)
             return (model, info) if with_info else model
         for option in ("config", *LABEL_OPTIONS):
             kwargs.pop(option, None)
-        return cls._from_adapter(name, config, hub, kwargs, force=force)
+        with named_errors(name):
+            return cls._from_adapter(name, config, hub, kwargs, force=force)
 
     @classmethod
     def _from_adapter(cls, name: str, config: Any, hub: dict[str, Any], kwargs: dict[str, Any], *, force: bool) -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import (
     CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -23,6 +25,7 @@ from .card_texts import base_line, code, hub_id, markdown, quoted
 from .plain_files import check_plain, opened_tensors, read_json
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder")
+SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 CARD = """---
 library_name: transformers
@@ -147,17 +150,39 @@ def weight_files(name: str, hub: dict[str, Any]) -> list[str]:
         return [str(path)]
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)
     if index is not None:
-        try:
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            return [str(cached_file(name, shard, **hub)) for shard in shards]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is damaged: {error!r}. Download or save it again.") from error
+        return [str(cached_file(name, shard, **hub)) for shard in _shards(read_json(index), index)]
     for pickle in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
         if cached_file(name, pickle, **hub, **quiet) is not None:
             raise ValueError(
                 f"{name} holds a pickle ({pickle}), which can run code and is not read. Expected safetensors."
             )
     raise OSError(f"{name} holds no {SAFE_WEIGHTS_NAME}.")
+
+
+def _shards(index: Any, where: str) -> list[str]:
+    """The files that an index names, each a file beside it."""
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    files = list(shards.values()) if isinstance(shards, dict) else []
+    if not files or not isinstance(index.get("metadata", {}), dict):
+        raise ValueError(
+            f"{where} is damaged: `weight_map` must say in which file each tensor is, and `metadata` be an object. "
+            "Download or save it again."
+        )
+    if strange := [file for file in files if not isinstance(file, str) or not SHARD.fullmatch(file)]:
+        raise ValueError(f"{where} is damaged: it names {strange[0]!r}, expected a safetensors file beside it.")
+    return sorted(set(files))
+
+
+def check_generation_config(name: str, hub: dict[str, Any]) -> None:
+    """Raises ValueError where a `generation_config.json` is there and cannot be used."""
+    path = cached_file(name, GENERATION_CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return
+    values = read_json(path)
+    try:
+        GenerationConfig.from_dict(values)
+    except Exception as error:  # whatever comes of values of other types
+        raise ValueError(f"{path} is no generation config: {error!r}.") from error
 
 
 def read_adapter(name: str, hub: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
