@@ -20,8 +20,8 @@ from .sparse_autoencoder import SparseAutoencoder
 
 # What a model may hold that its file does not: as much again, for new heads and for buffers that are computed.
 TIMES, NUMBERS = 2, 2**24
+MAX_NAME = 1000  # characters
 SAE = re.compile(r"saes\.(\d+)\.(.+)")
-BLOCK = re.compile(r"(.*?)\.(\d+)\.")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 
 
@@ -38,11 +38,18 @@ class Stored(NamedTuple):
 
 
 def stored_shapes(files: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors in safetensors files, by name, from their headers."""
+    """Shapes of all tensors in safetensors files, by name, from their headers.
+
+    Raises:
+        ValueError: a file is damaged, or a name longer than any.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with opened_tensors(file) as tensors:
-            shapes.update((key, tuple(tensors.get_slice(key).get_shape())) for key in tensors.keys())  # noqa: SIM118
+            names = tensors.keys()
+            if (longest := max(map(len, names), default=0)) > MAX_NAME:
+                raise ValueError(f"{file} is damaged: a tensor's name has {longest:,} characters.")
+            shapes.update((name, tuple(tensors.get_slice(name).get_shape())) for name in names)
     return shapes
 
 
@@ -91,8 +98,10 @@ def check_layer_claims(config: Any, stored: Stored) -> None:
     would be made one after the other, without an end."""
     blocks: dict[str, set[str]] = {}
     for name in stored.shapes:
-        for match in BLOCK.finditer(name):
-            blocks.setdefault(name[: match.end(1)], set()).add(match[2])
+        parts = name.split(".")
+        for place, part in enumerate(parts):
+            if part.isdecimal():
+                blocks.setdefault(".".join(parts[:place]), set()).add(part)
     most = max(map(len, blocks.values()), default=0)
     if most < 2 or getattr(config, "num_hidden_groups", None) is not None:  # blocks may share their weights (ALBERT)
         most = len(stored.shapes)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_transformers import SaeForCausalLM, SaeForSequenceClassification, SparseAutoencoderConfig
-from sae_transformers.modeling.stored_claims import Stored, check_layer_claims, check_sae_claims
+from sae_transformers.modeling.stored_claims import Stored, check_layer_claims, check_sae_claims, stored_shapes
 from tests.tiny import tiny_base, tiny_sae
 
 HEADROOM = 2**30  # of address space; the lies ask for a hundred times as much, or more
@@ -157,6 +157,15 @@ def test_buffers_that_a_config_asks_for(tmp_path: Path) -> None:
     (tmp_path / "full" / "config.json").write_text(json.dumps(config))
     with little(), pytest.raises(ValueError, match=r"config\.json of .* asks for|wpe\.weight in .* config asks for"):
         SaeForCausalLM.from_pretrained(tmp_path / "full")
+
+
+def test_a_name_that_is_longer_than_any(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a" * 1000: torch.zeros(2, 3)}, path)
+    assert stored_shapes([str(path)]) == {"a" * 1000: (2, 3)}
+    save_file({"a" * 1001: torch.zeros(2, 3)}, path)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: a tensor's name has 1,001 characters"):
+        stored_shapes([str(path)])
 
 
 # -- by hand ---------------------------------------------------------------------------------------------------------
