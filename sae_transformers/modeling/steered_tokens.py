@@ -69,7 +69,8 @@ def steered_tokens(
 
 def _past_of(inputs: Mapping[str, Any], source: Tensor, cache: str) -> Any:
     """How many tokens came before those of `source`: an int, or a tensor ()."""
-    past = cached_tokens(next((inputs[name] for name in (cache, "state", "mems") if name in inputs), None))
+    given = [inputs[name] for name in (cache, "state", "mems") if name in inputs]
+    past = cached_tokens(given[0] if given else None)
     mask = inputs.get("attention_mask")
     if past is None and isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= source.shape[1]:
         past = mask.shape[1] - source.shape[1]
