@@ -24,7 +24,7 @@ from sae_transformers import (
     train_concept,
     train_recipe,
 )
-from sae_transformers.workflows.train import recipe_options
+from sae_transformers.workflows.train import TrainResult, recipe_options
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import WIDTH, prompt, tiny_base, tiny_sae
 
@@ -166,3 +166,21 @@ def test_a_recipe_runs_as_the_command_runs_it(tmp_path: Path) -> None:
     assert {"metric": "steps", "value": "2"} in found.rows() and "<table>" in found._repr_html_()
     assert (tmp_path / "out" / "config.json").is_file()
     assert "dead_after_tokens" in {name for name, *_ in recipe_options()}
+
+
+@pytest.mark.parametrize("long", [{"max_steps": 4}, {"num_train_epochs": 2, "max_steps": -1}], ids=["steps", "epochs"])
+def test_a_run_that_ended_and_is_resumed_takes_no_further_step(long: dict[str, Any], hidden, tmp_path: Path) -> None:
+    def run(resume: bool, **more: Any) -> TrainResult:
+        options = {"per_device_train_batch_size": 64, "save_strategy": "steps", "save_steps": 1, **long, **more}
+        sae = {"d_sae": 16, "k": 2}
+        return train(
+            hidden, hook_point="layers.1.resid_post", sae=sae, training=options, output_dir=tmp_path, resume=resume
+        )
+
+    whole, again = run(False), run(True)
+    steps = whole.metrics["steps"]
+    assert again.metrics["steps"] == steps and again.metrics.keys() <= whole.metrics.keys()
+    for name, tensor in whole.sae.state_dict().items():
+        assert torch.equal(tensor, again.sae.state_dict()[name]), name
+    longer = run(True, **({"max_steps": steps + 1} if "num_train_epochs" not in long else {"num_train_epochs": 3}))
+    assert longer.metrics["steps"] > steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,6 +79,8 @@ def _run(
     result = trainer.train(resume_from_checkpoint=resume or None)
     seconds = time.perf_counter() - start
     metrics: dict[str, Any] = {"loss": result.training_loss, "steps": trainer.state.global_step, "seconds": seconds}
+    if math.isnan(result.training_loss):  # a run that had ended was resumed, and had logged none
+        del metrics["loss"]
     for entry in trainer.state.log_history:
         metrics.update(
             {name: value for name, value in entry.items() if "l0" in name or "fvu" in name or "dead" in name}

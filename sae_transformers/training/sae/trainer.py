@@ -14,9 +14,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ...modeling import SparseAutoencoder
 from ...modeling.compatibility import same_model
@@ -157,8 +157,12 @@ class SaeTrainer(Trainer):
             if model := getattr(self.train_dataset, "model", None):
                 sae.config.metadata = {**sae.config.metadata, "base_model": model}
         self.model.requires_grad_(True)
-        with _stored_by_latent(self.saes):
-            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if resume_from_checkpoint and self._is_end(str(resume_from_checkpoint)):
+            losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+            result = TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, {})
+        else:
+            with _stored_by_latent(self.saes):
+                result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         for sae in self.saes:
             sae.eval()
         return result
@@ -173,6 +177,18 @@ class SaeTrainer(Trainer):
         if not whole:
             raise ValueError(f"There is no checkpoint to resume in {self.args.output_dir!r}.")
         return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2])))
+
+    def _is_end(self, checkpoint: str) -> bool:
+        """Whether a checkpoint is of the last step; then it is loaded. `Trainer` takes one more step from there."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        steps = self.args.max_steps
+        if steps <= 0:  # epochs count; how many steps they have depends on the data
+            steps = state.max_steps if self.args.num_train_epochs <= state.num_train_epochs else math.inf
+        if state.global_step < steps:
+            return False
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        return True
 
     @torch.no_grad()
     def _initialize(self) -> None:
