@@ -72,6 +72,13 @@ def locked_folder(folder: str | Path | None, name: str = LOCK) -> Iterator[None]
 
 
 @contextmanager
+def shared_folder(folder: str | Path | None, rank: int, world: int) -> Iterator[None]:
+    """Be the only run of its rank that writes to a folder that several share; the only one, where it is alone."""
+    with locked_folder(folder, f"{LOCK}-{rank}"), locked_folder(folder if world == 1 else None):
+        yield
+
+
+@contextmanager
 def locked_file(path: str | Path | None) -> Iterator[None]:
     """Be the only run that writes a file, as `locked_folder`."""
     if path is None:

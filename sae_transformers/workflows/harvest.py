@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..create_training_data.harvest.blocks import HarvestSettings, KeepTokens
 from ..create_training_data.harvest.store import harvest_to_store, rank_and_world
-from ..latents.output_files import LOCK, locked_folder
+from ..latents.output_files import shared_folder
 from ..latents.text_input import text_source
 from .results import Progress, Result
 
@@ -98,7 +98,7 @@ def harvest(
     """
     source = text_source(texts, text_column=text_column, labels=labels)
     start = time.perf_counter()
-    with locked_folder(out, f"{LOCK}-{rank_and_world()[0]}"):  # several processes share the folder, one of each rank
+    with shared_folder(out, *rank_and_world()):
         found = harvest_to_store(
             model, tokenizer, source, settings, out, keep=keep, max_tokens=max_tokens, model_name=model_name,
             revision=revision, progress=progress,

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...latents.output_files import whole_file
 from ...latents.texts import TextSource
 from .blocks import Harvester, HarvestSettings, KeepTokens
 
@@ -103,20 +103,15 @@ class Store:
             OSError: it could not be written; then nothing of it is left.
         """
         try:
-            if self.local:
-                Path(self.root).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=self.root if self.local else None) as scratch:
-                file = Path(scratch) / name
-                file.touch()
-                mode = file.stat().st_mode
-                write(file)
-                if not self.local:
-                    self.fs.put_file(str(file), self.path(name))
-                    return
-                file.chmod(mode)  # safetensors makes it private
-                with file.open("rb") as written:
+            if not self.local:
+                with tempfile.TemporaryDirectory() as scratch:
+                    write(Path(scratch) / name)
+                    self.fs.put_file(str(Path(scratch) / name), self.path(name))
+                return
+            with whole_file(Path(self.root) / name) as draft:
+                write(draft)
+                with draft.open("rb") as written:
                     os.fsync(written.fileno())
-                file.replace(Path(self.root) / name)
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"{name} could not be written to {self.url}: {error}. With room and access, the same command "
@@ -126,10 +121,8 @@ class Store:
     def put_shard(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         name = shard_name(number)
         if self.local:
-            for leftover in Path(self.root).glob(
-                f".{name}.*"
-            ):  # of a process that was killed; no other makes this shard
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in Path(self.root).glob(f".{name}.*"):  # of a killed process; no other makes this shard
+                leftover.unlink(missing_ok=True)
         self.put(name, lambda path: save_file(dict(tensors), path, metadata={"block": str(number)}))
 
     def size_of(self, name: str) -> tuple[int, int]:

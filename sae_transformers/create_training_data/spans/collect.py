@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -247,7 +246,7 @@ class SpanCollector:
         name = f"part-{self.rank:05d}.safetensors"
         if self.work.local:
             for leftover in Path(self.work.root).glob(f".{name}.*"):  # of a process of this rank that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
+                leftover.unlink(missing_ok=True)
         state = {name: getattr(self.heap, name).cpu() for name in ("score", "text", "position")}
         if self.maxima is not None:
             state["feature_max"] = self.maxima.cpu()

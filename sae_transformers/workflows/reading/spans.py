@@ -14,7 +14,7 @@ from ...create_training_data.harvest.store import Store, rank_and_world
 from ...create_training_data.spans.activations import read_span_index
 from ...create_training_data.spans.collect import SpanCollector, read_maxima, write_spans
 from ...create_training_data.spans.files import COLUMNS, Spans, read_table
-from ...latents.output_files import LOCK, locked_folder
+from ...latents.output_files import shared_folder
 from ...latents.text_input import text_source
 from ...latents.text_latents import sae_of
 from ...modeling import SparseAutoencoder
@@ -120,7 +120,8 @@ def spans(
     else:
         sae_of(model, sae)  # is there
     collector = SpanCollector(model, tokenizer, sae, source, settings, out=out)
-    with locked_folder(out, f"{LOCK}-{collector.rank}"):  # several processes share the folder, one of each rank
+    work = None if out is None else f"{str(out).rstrip('/')}/work"
+    with shared_folder(out, *rank_and_world()), shared_folder(work, *rank_and_world()):
         found = collector.run(progress=progress if collector.rank == 0 else None)
     if found.feature_max is not None and found.n_tokens:
         collector.sae.feature_max.copy_(found.feature_max)
