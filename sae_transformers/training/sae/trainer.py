@@ -180,7 +180,10 @@ class SaeTrainer(Trainer):
 
     def _is_end(self, checkpoint: str) -> bool:
         """Whether a checkpoint is of the last step; then it is loaded. `Trainer` takes one more step from there."""
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        file = Path(checkpoint) / TRAINER_STATE_NAME
+        if not file.is_file():
+            return False
+        state = TrainerState.load_from_json(str(file))
         steps = self.args.max_steps
         if steps <= 0:  # epochs count; how many steps they have depends on the data
             steps = state.max_steps if self.args.num_train_epochs <= state.num_train_epochs else math.inf
