@@ -114,8 +114,13 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file, and those of tensors: what they were for is done."""
-        self.path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_journal(self.path)
+
+
+def remove_journal(path: Path) -> None:
+    """Delete a journal's file, and those of tensors, if they are there."""
+    shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+    path.unlink(missing_ok=True)
 
 
 class Watch(NamedTuple):

@@ -57,7 +57,7 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 @contextmanager
 def locked_folder(folder: str | os.PathLike) -> Iterator[None]:
-    """Be the only run that writes to a folder; the thread that is may enter again.
+    """Be the only run that writes to a folder; the thread that is may enter again. Drafts that a killed run left go.
 
     Raises:
         BlockingIOError: another run writes there.
@@ -74,6 +74,9 @@ def locked_folder(folder: str | os.PathLike) -> Iterator[None]:
             "folder."
         ) from None
     try:
+        if lock.lock_counter == 1:
+            for draft in Path(folder).glob(".*.draft"):  # of a run that was killed
+                draft.unlink(missing_ok=True)
         yield
     finally:
         if lock.lock_counter == 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..evaluation.journal import Journal, fingerprint
+from ..evaluation.journal import Journal, fingerprint, remove_journal
 from ..evaluation.results import Results, SuiteResult, read_results, versions, write_results
 from ..evaluation.suites import SUITES, Suite, SuiteInputs, suite_of
 from ..latents.context import check_length
@@ -132,6 +132,8 @@ def evaluate(
     record, there = _continued(record, suites, asked, again=settings.again)
     for suite in suites:
         name = suite.name
+        if name in there and path is not None:
+            remove_journal(_journal_path(path, name))  # killed between the record and this
         if name not in there:
             journal = None if path is None else _journal(suite, path, [facts, asked[name]], notice)
             found = _measured(suite, model, tokenizer, journal, progress)
@@ -231,7 +233,7 @@ def model_facts(model: SaeForCausalLM, settings: EvaluateSettings) -> dict[str, 
 def _journal(suite: Suite, path: Path, about: list[Any], notice: Callable[[str], object] | None) -> Journal:
     """Of the suite's parts, beside the record until that has the suite."""
     about = [*about, [asdict(file) for file in suite.files()], dict(versions())]
-    journal = Journal(path.with_name(f"{path.stem}.{suite.name}.partial.jsonl"), about)
+    journal = Journal(_journal_path(path, suite.name), about)
     if journal.found and notice is not None:
         notice(f"{suite.name}: goes on after {journal.found} parts of {journal.path}")
     return journal
@@ -327,6 +329,10 @@ def _embedder() -> Embed:
     from ..create_training_data.sentence_embeddings import SentenceEmbedder
 
     return SentenceEmbedder().embed
+
+
+def _journal_path(path: Path, suite: str) -> Path:
+    return path.with_name(f"{path.stem}.{suite}.partial.jsonl")
 
 
 def _other_model(path: Path | None, record: Results, facts: Mapping[str, Any]) -> ValueError:

@@ -113,6 +113,9 @@ def test_what_a_killed_run_left_goes_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("process 1 of elsewhere")
     with locked_folder(tmp_path):
         assert names(tmp_path) == [".hidden", ".lock", "notes.draft"]
+    (tmp_path / ".model.safetensors.0123456789ab.draft").touch()
+    with published.locked_folder(tmp_path):
+        assert names(tmp_path) == [".hidden", ".lock", "notes.draft"]
     assert names(tmp_path) == [".hidden", "notes.draft"]
 
 
