@@ -27,6 +27,10 @@ def log_loss_terms(trainer: Trainer) -> LossTerms:
         )
     terms = LossTerms(trainer)
     found[0].register_forward_hook(terms.take)
+    if found[0] is not trainer.model:
+        around = _model_of(trainer)
+        around.register_forward_pre_hook(terms.expect)
+        around.register_forward_hook(terms.take_if_missed)
     trainer.callback_handler.callbacks.insert(0, terms)  # before those that report
     return terms
 
@@ -38,9 +42,19 @@ class LossTerms(TrainerCallback):
         self.trainer = trainer
         self.sums: dict[str, Tensor] = {}
         self.step = 0
+        self.taken = False
+
+    def expect(self, around: nn.Module, args: Any) -> None:
+        self.taken = False
+
+    def take_if_missed(self, around: nn.Module, args: Any, output: Any) -> None:
+        """A forward hook of what is around the model: PEFT before 0.21 calls `forward`, which runs no hooks."""
+        if not self.taken:
+            self.take(around, args, output)
 
     def take(self, model: nn.Module, args: Any, output: Any) -> None:
         """A forward hook: nothing waits for the device."""
+        self.taken = True
         if not model.training or not hasattr(output, "lm_loss"):
             return
         terms = {**(output.sae_losses or {}), **({} if output.lm_loss is None else {"lm_loss": output.lm_loss})}

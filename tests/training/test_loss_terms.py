@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from sae_transformers import SaeForCausalLM, SaeForSequenceClassification, log_loss_terms
@@ -43,13 +44,15 @@ def fit(model: Any, rows: dict[str, torch.Tensor], folder: Path) -> tuple[Traine
     return trainer, [log for log in seen.logs if "loss" in log]
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_terms_of_a_language_model_add_up(lora: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", ["no", "yes", "without hooks"])
+def test_terms_of_a_language_model_add_up(lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lora == "without hooks":  # as PEFT before 0.21
+        monkeypatch.setattr(BaseTuner, "forward", lambda tuner, *args, **kwargs: tuner.model.forward(*args, **kwargs))
     weights = {"lm": 1.0, "reconstruction": 0.5, "sparsity": 0.1}
     model: Any = SaeForCausalLM.from_base(
         tiny_base(), [tiny_sae(layer=1)], loss_weights=weights, weights_scope="full", detach_hidden=False
     )
-    if lora:
+    if lora != "no":
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     trainer, logs = fit(model, {"input_ids": IDS, "labels": IDS}, tmp_path)
     assert len(logs) == 2
