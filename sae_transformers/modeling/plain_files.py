@@ -116,8 +116,33 @@ def check_header(path: str | os.PathLike) -> int:
 
 @contextlib.contextmanager
 def written_tensors(name: str | os.PathLike) -> Iterator[None]:
-    """Errors of safetensors that cannot be written, as on a full disk, as OSErrors that say which."""
+    """Errors of safetensors that cannot be written, as on a full disk, as OSErrors that say which.
+
+    What was written of a file goes: safetensors before 0.8 leaves it at its place, cut short.
+
+    Args:
+        name: a file, or a folder of them.
+    """
+    before = _times_of_change(name)
     try:
         yield
     except SafetensorError as error:
+        for path, changed in _times_of_change(name).items():
+            if before.get(path) != changed and _is_cut_short(path):
+                path.unlink(missing_ok=True)
         raise OSError(f"{os.fspath(name)} cannot be written: {error}.") from error
+
+
+def _times_of_change(name: str | os.PathLike) -> dict[Path, int]:
+    """The safetensors files at a path or in a folder -> when each was changed, in nanoseconds."""
+    path = Path(name)
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return {file: file.stat().st_mtime_ns for file in files if file.is_file()}
+
+
+def _is_cut_short(path: Path) -> bool:
+    try:
+        with opened_tensors(path):
+            return False
+    except ValueError:
+        return True

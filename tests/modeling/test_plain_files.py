@@ -235,3 +235,19 @@ def test_errors_of_writing_name_the_file(tmp_path: Path) -> None:
         written_tensors("full/model.safetensors"),
     ):
         save_file({"a": torch.zeros(3)}, tmp_path / "nowhere" / "a.safetensors")
+
+
+def test_files_that_a_failed_write_leaves_cut_short_go(tmp_path: Path) -> None:
+    """safetensors before 0.8 leaves them; what is whole, and what was there before, stays."""
+    save_file({"a": torch.zeros(3)}, tmp_path / "whole.safetensors")
+    data = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "earlier.safetensors").write_bytes(data[:-1])
+    with pytest.raises(OSError, match="cannot be written"), written_tensors(tmp_path):
+        (tmp_path / "part-1.safetensors").write_bytes(data)
+        (tmp_path / "part-2.safetensors").write_bytes(data[:-1])
+        save_file({"a": torch.zeros(3)}, tmp_path / "nowhere" / "part-3.safetensors")
+    assert sorted(file.stem for file in tmp_path.glob("*")) == ["earlier", "part-1", "whole"]
+    with pytest.raises(OSError, match="cannot be written"), written_tensors(tmp_path / "one.safetensors"):
+        (tmp_path / "one.safetensors").write_bytes(data[:-1])
+        save_file({"a": torch.zeros(3)}, tmp_path / "nowhere" / "one.safetensors")
+    assert not (tmp_path / "one.safetensors").exists()
