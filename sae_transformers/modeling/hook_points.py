@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from .configuration_sparse_autoencoder import SITES
 from .hook_families import STREAMS, bert_half, module_of, names_of, refusal_of
@@ -299,6 +300,8 @@ def _on_output(action: Any, module: nn.Module, args: tuple, output: Any) -> Any:
                 edited = action(value)
                 if edited is value:
                     return None
+                if isinstance(output, ModelOutput):  # torch 2.9 cannot trace `copy`
+                    return type(output)(**{**output, name: edited})
                 copied: Any = copy.copy(output)
                 copied[name] = edited
                 return copied
