@@ -11,7 +11,7 @@ from torch import Tensor
 from ...modeling import SparseAutoencoder
 from ...modeling.activations import after_top_k, jump_relu
 from ...modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
-from .latent_selection import Chooser, above, batch_top_k, choose, selected_by, top_k_of
+from .latent_selection import Among, Chooser, above, batch_top_k, choose, selected_by, top_k_of
 from .sparse_ops import Selection, selected_pre_acts
 
 
@@ -29,40 +29,43 @@ class Code:
     sparsity: Callable[[SparseAutoencoder, Tensor], Tensor] | None = None
 
 
-def encode(sae: SparseAutoencoder, x: Tensor, k: int, training: bool, bandwidth: float) -> Code:
+def encode(
+    sae: SparseAutoencoder, x: Tensor, k: int, training: bool, bandwidth: float, among: Among | None = None
+) -> Code:
     """Latents of normalised hidden states (n_tokens, d_in).
 
     Args:
         k: of this step, for top-k activations.
         training: BatchTopK picks from the batch in training, and by its threshold otherwise.
         bandwidth: of a JumpReLU threshold's gradient.
+        among: sees the same pre-activations; `encode_seen` then gives its latents.
     """
     kind = sae.config.activation
     if kind in TOPK_ACTIVATIONS:
-        selection, pre_acts = _chosen(sae, x, selected_by(kind, k))
+        selection, pre_acts = _chosen(sae, x, selected_by(kind, k), among)
         return Code(selection, pre_acts, after_top_k(pre_acts, kind))
     if kind == "batch_topk":
         if training:
-            selection, values = batch_top_k(_input(sae, x).detach(), sae.W_enc, sae.b_enc, k)
+            selection, values = batch_top_k(_input(sae, x).detach(), sae.W_enc, sae.b_enc, k, among)
             pre_acts = _differentiable(sae, x, selection, values)
         else:
-            selection, pre_acts = _chosen(sae, x, above(sae.threshold.clamp(min=0)))
+            selection, pre_acts = _chosen(sae, x, above(sae.threshold.clamp(min=0)), among)
         return Code(selection, pre_acts, pre_acts)
     if kind == "jumprelu":
         # What lies just below a threshold does not pass, but moves it.
-        selection, pre_acts = _chosen(sae, x, above(sae.threshold.detach() - bandwidth / 2))
+        selection, pre_acts = _chosen(sae, x, above(sae.threshold.detach() - bandwidth / 2), among)
         threshold = sae.threshold[selection.latents]
         code = Code(selection, pre_acts, jump_relu(pre_acts, threshold, bandwidth))
         code.sparsity = lambda sae, hidden: _sum_by_token(_Active.apply(pre_acts, threshold, bandwidth), selection)
         return code
     if kind == "gated":
-        return _gated(sae, x)
+        return _gated(sae, x, among)
     if kind == "relu":
-        selection, pre_acts = _chosen(sae, x, above(0.0))
+        selection, pre_acts = _chosen(sae, x, above(0.0), among)
         code = Code(selection, pre_acts, torch.relu(pre_acts))
         code.sparsity = lambda sae, hidden: _l1(code, sae, hidden)
         return code
-    selection, pre_acts = _chosen(sae, x, above(-torch.inf))
+    selection, pre_acts = _chosen(sae, x, above(-torch.inf), among)
     return Code(selection, pre_acts, pre_acts)
 
 
@@ -70,11 +73,26 @@ def encode_among(sae: SparseAutoencoder, x: Tensor, k: int, among: Tensor, *, re
     """The `k` largest latents of each token among some, (m,) int64; all of them where there are fewer. Largest is what
     the activation takes for it: `abs_topk` goes by magnitude."""
     columns = sae.W_enc.detach().index_select(1, among)
-    chooser = top_k_of(k, magnitude=sae.config.activation == "abs_topk")
-    found, values = choose(_input(sae, x).detach(), columns, bias_of(sae).detach()[among], chooser)
+    found, values = choose(_input(sae, x).detach(), columns, bias_of(sae).detach()[among], _largest(sae, k))
     selection = Selection(found.latents, found.offsets, sae.config.d_sae, among)
     pre_acts = _differentiable(sae, x, selection, values)
     return Code(selection, pre_acts, after_top_k(pre_acts, sae.config.activation) if rectified else pre_acts)
+
+
+def top_k_among(sae: SparseAutoencoder, k: int, latents: Tensor) -> Among:
+    """The choice of `encode_among`, for `encode` to make with its own pre-activations."""
+    return Among(latents, _largest(sae, k))
+
+
+def encode_seen(sae: SparseAutoencoder, x: Tensor, among: Among) -> Code:
+    """What `encode_among` returns, of the pre-activations that `encode` computed for the same `x`."""
+    selection, values = among.found(sae.config.d_sae, sae.W_enc.dtype)
+    pre_acts = _differentiable(sae, x, selection, values)
+    return Code(selection, pre_acts, after_top_k(pre_acts, sae.config.activation))
+
+
+def _largest(sae: SparseAutoencoder, k: int) -> Chooser:
+    return top_k_of(k, magnitude=sae.config.activation == "abs_topk")
 
 
 def bias_of(sae: SparseAutoencoder) -> Tensor:
@@ -86,8 +104,10 @@ def _input(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     return x - sae.b_dec if sae.config.apply_b_dec_to_input else x
 
 
-def _chosen(sae: SparseAutoencoder, x: Tensor, chooser: Chooser) -> tuple[Selection, Tensor]:
-    selection, values = choose(_input(sae, x).detach(), sae.W_enc.detach(), bias_of(sae).detach(), chooser)
+def _chosen(
+    sae: SparseAutoencoder, x: Tensor, chooser: Chooser, among: Among | None
+) -> tuple[Selection, Tensor]:
+    selection, values = choose(_input(sae, x).detach(), sae.W_enc.detach(), bias_of(sae).detach(), chooser, among)
     return selection, _differentiable(sae, x, selection, values)
 
 
@@ -96,9 +116,9 @@ def _differentiable(sae: SparseAutoencoder, x: Tensor, selection: Selection, val
     return selected_pre_acts(values, selection, x, sae.W_enc, bias_of(sae), b_dec)
 
 
-def _gated(sae: SparseAutoencoder, x: Tensor) -> Code:
+def _gated(sae: SparseAutoencoder, x: Tensor, among: Among | None) -> Code:
     # "Improving dictionary learning with gated sparse autoencoders" (https://huggingface.co/papers/2404.16014)
-    selection, gate = _chosen(sae, x, above(0.0))
+    selection, gate = _chosen(sae, x, above(0.0), among)
     at = selection.latents
     magnitudes = (gate - sae.b_gate[at]) * sae.r_mag[at].exp() + sae.b_mag[at]
     code = Code(selection, gate, torch.relu(magnitudes), gate=gate)

@@ -22,14 +22,39 @@ Chosen = tuple[Tensor, Tensor, Tensor]
 Chooser = Callable[[Tensor], Chosen]
 
 
+class Among:
+    """A choice among some latents, made in passing: from the pre-activations that another choice computes.
+
+    Args:
+        latents: (m,) int64, all different.
+        chooser: of pre-activations (block, m); what it chooses counts in `latents`.
+    """
+
+    def __init__(self, latents: Tensor, chooser: Chooser) -> None:
+        self.latents, self.chooser = latents, chooser
+        self._parts: list[Chosen] = []
+
+    def see(self, pre_acts: Tensor) -> None:
+        """Choose for the next tokens, of all their pre-activations (block, d_sae)."""
+        self._parts.append(self.chooser(pre_acts.index_select(1, self.latents)))
+
+    def found(self, d_sae: int, dtype: torch.dtype) -> tuple[Selection, Tensor]:
+        """As `choose` returns it, of all tokens seen."""
+        columns, values, counts = (torch.cat(part) for part in zip(*self._parts, strict=True))
+        return Selection(columns, F.pad(counts.cumsum(0), (1, 0)), d_sae, self.latents), values.to(dtype)
+
+
 @torch.no_grad()
-def choose(x: Tensor, W_enc: Tensor, bias: Tensor, chooser: Chooser) -> tuple[Selection, Tensor]:
+def choose(
+    x: Tensor, W_enc: Tensor, bias: Tensor, chooser: Chooser, among: Among | None = None
+) -> tuple[Selection, Tensor]:
     """Apply a chooser to `x @ W_enc + bias`.
 
     Args:
         x: (n_tokens, d_in). Under autocast the product runs in its dtype.
         W_enc: (d_in, d_sae).
         bias: (d_sae,).
+        among: sees the same pre-activations.
 
     Returns:
         The selection, and the pre-activations there, (nnz,), in the dtype of `W_enc`.
@@ -39,7 +64,12 @@ def choose(x: Tensor, W_enc: Tensor, bias: Tensor, chooser: Chooser) -> tuple[Se
         dtype = torch.get_autocast_dtype(x.device.type)
         x, W_enc, bias = x.to(dtype), W_enc.to(dtype), bias.to(dtype)
     rows = max(1, BLOCK_ELEMENTS.get(x.device.type, 2**22) // max(1, d_sae))
-    parts = [chooser(torch.addmm(bias, block, W_enc)) for block in x.split(rows)]
+    parts: list[Chosen] = []
+    for block in x.split(rows):
+        pre_acts = torch.addmm(bias, block, W_enc)
+        parts.append(chooser(pre_acts))
+        if among is not None:
+            among.see(pre_acts)
     latents, values, counts = (torch.cat(part) for part in zip(*parts, strict=True))
     return Selection(latents, F.pad(counts.cumsum(0), (1, 0)), d_sae), values.to(out_dtype)
 
@@ -75,15 +105,21 @@ def above(threshold: Tensor | float) -> Chooser:
     """Every pre-activation above a threshold, (d_sae,) or ()."""
 
     def chooser(pre_acts: Tensor) -> Chosen:
-        mask = pre_acts > threshold
-        latents = mask.nonzero()[:, 1]
-        return latents, pre_acts[mask], mask.sum(-1)
+        places = (pre_acts > threshold).flatten().nonzero()[:, 0]
+        rows = places // pre_acts.shape[1]
+        return (
+            places - rows * pre_acts.shape[1],
+            pre_acts.flatten()[places],
+            torch.bincount(rows, minlength=len(pre_acts)),
+        )
 
     return chooser
 
 
 @torch.no_grad()
-def batch_top_k(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Selection, Tensor]:
+def batch_top_k(
+    x: Tensor, W_enc: Tensor, bias: Tensor, k: int, among: Among | None = None
+) -> tuple[Selection, Tensor]:
     """The `n_tokens * k` largest positive pre-activations of a batch, however many of them a token has.
 
     "BatchTopK sparse autoencoders" (https://huggingface.co/papers/2412.06410), section 3. Sorting all of a batch is
@@ -91,12 +127,12 @@ def batch_top_k(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Selecti
     batch is read again without one. The result is exact either way.
     """
     if not len(x):
-        return choose(x, W_enc, bias, above(0.0))
+        return choose(x, W_enc, bias, above(0.0), among)
     wanted = k * len(x)
     sample = x[:: max(1, len(x) // 64)]
     in_sample = torch.addmm(bias, sample, W_enc).flatten()
     bound = in_sample.topk(min(2 * k * len(sample), len(in_sample))).values[-1].clamp(min=0)
-    selection, values = choose(x, W_enc, bias, above(bound))
+    selection, values = choose(x, W_enc, bias, above(bound), among)
     if len(values) < wanted and bound > 0:
         selection, values = choose(x, W_enc, bias, above(0.0))
     if len(values) <= wanted:

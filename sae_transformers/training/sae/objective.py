@@ -18,7 +18,8 @@ from ...modeling import SparseAutoencoder
 from ...modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from ...modeling.sae_losses import concept_losses, normalized_mse
 from .arguments import SaeLossArguments
-from .encoding import Code, bias_of, encode, encode_among
+from .encoding import Code, bias_of, encode, encode_among, encode_seen, top_k_among
+from .latent_selection import Among
 from .sparse_ops import Selection, sparse_decode
 
 
@@ -83,7 +84,8 @@ class SaeInTraining(nn.Module):
             return self._finetune(hidden, target)
         sae, args = self.sae, self.args
         normalized = sae.normalize(hidden)
-        code = encode(sae, normalized.x, self.k, self.training, args.jumprelu_bandwidth)
+        dead = self._latents_for_aux()
+        code = encode(sae, normalized.x, self.k, self.training, args.jumprelu_bandwidth, dead)
         parts = self._decoded_prefixes(code)  # (n_tokens, n_prefixes, d_out)
         outputs = [self._output(part, normalized, hidden) for part in parts.unbind(1)]
         reconstruction = sum((self._distance(target, output) for output in outputs), target.new_zeros(len(target)))
@@ -95,8 +97,8 @@ class SaeInTraining(nn.Module):
         if code.gate is not None:  # a gated SAE's gate must reconstruct through a frozen decoder
             through_gate = sparse_decode(code.gate, code.selection, sae.W_dec.detach()) + sae.b_dec.detach()
             terms["gate"] = self._distance(target, sae.denormalize(through_gate, normalized))
-        if args.aux_k and self.training:
-            self._add_aux(terms, normalized, error)
+        if dead is not None:
+            self._add_aux(terms, normalized, error, dead)
         if labels is not None and sae.config.concepts:
             self._add_concepts(terms, normalized.x, code, labels)
         return Step(terms, code, target.detach(), error.detach())
@@ -129,13 +131,17 @@ class SaeInTraining(nn.Module):
         groups = sparse_decode(code.latents[order], by_group, self.sae.W_dec)
         return groups.unflatten(0, (selection.n_tokens, len(prefixes))).cumsum(1)
 
-    def _add_aux(self, terms: dict[str, Tensor], normalized: Any, error: Tensor) -> None:
+    def _latents_for_aux(self) -> Among | None:
+        """The choice among dead latents; None without AuxK, or where none is dead."""
+        if not self.args.aux_k or not self.training:
+            return None
+        dead = (self.tokens_since_fired >= self.args.dead_after_tokens).nonzero()[:, 0]
+        return top_k_among(self.sae, self.args.aux_k, dead) if len(dead) else None
+
+    def _add_aux(self, terms: dict[str, Tensor], normalized: Any, error: Tensor, dead: Among) -> None:
         """Dead latents reconstruct the residual, without bias or mean: "Scaling and evaluating sparse autoencoders"
         (https://huggingface.co/papers/2406.04093), appendix A.2."""
-        dead = (self.tokens_since_fired >= self.args.dead_after_tokens).nonzero()[:, 0]
-        if not len(dead):
-            return
-        aux = encode_among(self.sae, normalized.x, self.args.aux_k, dead)
+        aux = encode_seen(self.sae, normalized.x, dead)
         decoded = sparse_decode(aux.latents, aux.selection, self.sae.W_dec)
         if normalized.scale is not None:
             decoded = decoded * normalized.scale

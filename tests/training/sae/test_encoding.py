@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sae_transformers.training.sae.encoding import Code, encode, encode_among
+from sae_transformers.training.sae import latent_selection
+from sae_transformers.training.sae.encoding import Code, encode, encode_among, encode_seen, top_k_among
 from tests.tiny import WIDTH, tiny_sae
 
 F64 = torch.float64
@@ -126,3 +127,35 @@ def test_latents_among_some_are_the_largest_by_the_activations_own_measure():
         wanted = torch.zeros(len(x), D_SAE, dtype=F64).scatter(1, among[best], pre_acts.gather(1, best))
         found = encode_among(sae, sae.normalize(x).x, 4, among, rectified=False)
         torch.testing.assert_close(dense(found), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("block_tokens", [1, 7, 1000])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_latents_among_some_made_in_passing(monkeypatch, activation, training, block_tokens):
+    """From the pre-activations of the choice among all, which stays what it is; values and gradients are those of a
+    product of their own."""
+    monkeypatch.setitem(latent_selection.BLOCK_ELEMENTS, "cpu", block_tokens * D_SAE)
+    sae, x, members = new_sae(activation), hidden(), torch.tensor([50, 3, 9, 33, 8, 40])
+    k = sae.config.k or 0
+    among = top_k_among(sae, 4, members)
+    whole = encode(sae, x, k, training, 0.01, among)
+    assert torch.equal(dense(whole), dense(encode(sae, x, k, training, 0.01)))
+    found, wanted = encode_seen(sae, x, among), encode_among(sae, x, 4, members)
+    assert torch.equal(found.selection.among, members) and found.selection.n_columns == len(members)
+    torch.testing.assert_close(dense(found), dense(wanted), rtol=1e-12, atol=1e-12)
+    ours, theirs = (
+        torch.autograd.grad(code.latents.square().sum(), (sae.W_enc, sae.b_dec)) for code in (found, wanted)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert all(gradient.abs().max() > 1e-6 for gradient in ours)
+
+
+def test_latents_made_in_passing_are_seen_once_where_a_batch_is_read_twice():
+    """A BatchTopK whose sampled bound lets too few through."""
+    sae, x = new_sae("batch_topk", apply_b_dec_to_input=False), hidden(640)
+    x[::10] *= 10
+    among = top_k_among(sae, 2, torch.tensor([4, 5, 7]))
+    encode(sae, x, K, True, 0.01, among)
+    wanted = encode_among(sae, x, 2, torch.tensor([4, 5, 7]))
+    torch.testing.assert_close(dense(encode_seen(sae, x, among)), dense(wanted), rtol=1e-12, atol=1e-12)

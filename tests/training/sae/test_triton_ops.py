@@ -62,7 +62,7 @@ def triton_ops(monkeypatch):
     from sae_transformers.training.sae import triton_ops
 
     torch.manual_seed(0)
-    monkeypatch.setattr(sparse_ops, "DENSE_ABOVE", 1.0)
+    monkeypatch.setattr(sparse_ops, "DENSE_ABOVE", {"cpu": 9.0, "cuda": 1.0})
     return triton_ops
 
 
