@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .encoding import encode
-from .initialization import scale_decoder_to_unit_norm
+from .initialization import rows_in_cache, scale_decoder_to_unit_norm
 
 
 class SaeUpkeep(TrainerCallback):
@@ -25,9 +25,10 @@ class SaeUpkeep(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.decoder_norm == "unit":
             for part in self.trainer.model.saes:
-                rows, grad = part.sae.W_dec, part.sae.W_dec.grad
-                along = torch.linalg.vecdot(rows, grad).unsqueeze(-1)  # rows have norm 1
-                grad.addcmul_(rows, along, value=-1.0)
+                W_dec, size = part.sae.W_dec, rows_in_cache(part.sae.W_dec)
+                for rows, grad in zip(W_dec.split(size), W_dec.grad.split(size), strict=True):
+                    along = torch.linalg.vecdot(rows, grad).unsqueeze(-1)  # rows have norm 1
+                    grad.addcmul_(rows, along, value=-1.0)
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -104,9 +104,7 @@ def _input(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     return x - sae.b_dec if sae.config.apply_b_dec_to_input else x
 
 
-def _chosen(
-    sae: SparseAutoencoder, x: Tensor, chooser: Chooser, among: Among | None
-) -> tuple[Selection, Tensor]:
+def _chosen(sae: SparseAutoencoder, x: Tensor, chooser: Chooser, among: Among | None) -> tuple[Selection, Tensor]:
     selection, values = choose(_input(sae, x).detach(), sae.W_enc.detach(), bias_of(sae).detach(), chooser, among)
     return selection, _differentiable(sae, x, selection, values)
 

@@ -71,8 +71,14 @@ def initialize(sae: SparseAutoencoder, sample: Tensor, *, weights: str, bias: st
 @torch.no_grad()
 def scale_decoder_to_unit_norm(sae: SparseAutoencoder) -> None:
     """Divide each decoder row by its norm; a row of zeros stays."""
-    norms = sae.W_dec.norm(dim=-1, keepdim=True)
-    sae.W_dec.div_(norms.where(norms > 0, 1.0))
+    for rows in sae.W_dec.split(rows_in_cache(sae.W_dec)):
+        norms = rows.norm(dim=-1, keepdim=True)
+        rows.div_(norms.where(norms > 0, 1.0))
+
+
+def rows_in_cache(matrix: Tensor) -> int:
+    """Rows of a matrix to take at a time: on a CPU those that stay in its cache from one operation to the next."""
+    return max(1, 2**18 // matrix.shape[1]) if matrix.device.type == "cpu" else len(matrix)
 
 
 @torch.no_grad()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .initialization import rows_in_cache
 
 
 class Meters:
@@ -19,13 +22,12 @@ class Meters:
     def add(self, objective: Any) -> None:
         """Add the step that `objective` has just done."""
         for sums, step in zip(self.sums, objective.last_steps, strict=True):
-            target = step.target.double()
             new = {
-                "tokens": target.new_tensor(float(len(target))),
-                "active": (step.code.latents != 0).sum().to(target.dtype),
-                "squared_error": step.error.double().square().sum(),
-                "squares": target.square().sum(),
-                "sum": target.sum(0),
+                "tokens": torch.tensor(float(len(step.target)), dtype=torch.float64, device=step.target.device),
+                "active": (step.code.latents != 0).sum().double(),
+                "squared_error": _in_parts(step.error, lambda error: error.square().sum()),
+                "squares": _in_parts(step.target, lambda target: target.square().sum()),
+                "sum": _in_parts(step.target, lambda target: target.sum(0)),
                 **{f"term {name}": term.detach().double().sum() for name, term in step.terms.items()},
             }
             for name, value in new.items():
@@ -52,3 +54,9 @@ class Meters:
             metrics.update({prefix + name: round(float(value), 6) for name, value in found.items()})
         self.sums = [{} for _ in self.parts]
         return metrics
+
+
+def _in_parts(rows: Tensor, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """A sum over rows in float64, which few of them at a time are converted to."""
+    parts = rows.split(rows_in_cache(rows))
+    return torch.stack([statistic(part.double()) for part in parts]).sum(0)

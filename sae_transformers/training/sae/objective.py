@@ -70,7 +70,8 @@ class SaeInTraining(nn.Module):
     def usual(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Which hidden states (n_tokens, d_in), with what to reconstruct (n_tokens, d_out), are finite, not zero and
         of usual norm, (n_tokens,) bool."""
-        norms, goals = hidden.norm(dim=-1), target.norm(dim=-1)
+        norms = hidden.norm(dim=-1)
+        goals = norms if target is hidden else target.norm(dim=-1)
         return (norms > 0) & (norms <= self.norm_limit) & norms.isfinite() & (goals > 0) & goals.isfinite()
 
     def forward(self, hidden: Tensor, target: Tensor, labels: Tensor | None) -> Step:

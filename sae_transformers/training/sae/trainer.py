@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -33,6 +32,7 @@ from .initialization import (
 )
 from .metrics import Meters
 from .objective import SaeInTraining, SaeObjective
+from .optimizer import clip, step_on_rows, stored_by_latent
 
 TRAINING_STATE = "sae_training_state.safetensors"
 DATA_STATE = "data_state-{rank}.json"
@@ -161,7 +161,7 @@ class SaeTrainer(Trainer):
             losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
             result = TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, {})
         else:
-            with _stored_by_latent(self.saes):
+            with stored_by_latent(self.saes):
                 result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         for sae in self.saes:
             sae.eval()
@@ -249,6 +249,18 @@ class SaeTrainer(Trainer):
         outputs = model(**inputs)
         self.meters.add(self.model)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new:
+            step_on_rows(optimizer)
+        return optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self.accelerator.distributed_type != DistributedType.NO or self.args.device.type != "cpu":
+            return super()._clip_grad_norm(model)
+        return clip(model.parameters(), self.args.max_grad_norm)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # Trainer's own takes data without labels for data without a loss, and its mean gives a last, smaller batch the
@@ -350,19 +362,6 @@ class _RestOfStream(IterableDataset):
 
 def _as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
-
-
-@contextmanager
-def _stored_by_latent(saes: Sequence[SparseAutoencoder]) -> Iterator[None]:
-    """Encoders with the numbers of a latent side by side in memory, as their gradient comes."""
-    encoders = [sae.W_enc for sae in saes if not sae.config.tied]
-    for encoder in encoders:
-        encoder.data = encoder.data.T.contiguous().T
-    try:
-        yield
-    finally:
-        for encoder in encoders:
-            encoder.data = encoder.data.contiguous()
 
 
 def _check_data(config: Any, dataset: Any, *, needs_labels: bool) -> None:

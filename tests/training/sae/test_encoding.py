@@ -142,7 +142,7 @@ def test_latents_among_some_made_in_passing(monkeypatch, activation, training, b
     whole = encode(sae, x, k, training, 0.01, among)
     assert torch.equal(dense(whole), dense(encode(sae, x, k, training, 0.01)))
     found, wanted = encode_seen(sae, x, among), encode_among(sae, x, 4, members)
-    assert torch.equal(found.selection.among, members) and found.selection.n_columns == len(members)
+    assert found.selection.among is members and found.selection.n_columns == len(members)
     torch.testing.assert_close(dense(found), dense(wanted), rtol=1e-12, atol=1e-12)
     ours, theirs = (
         torch.autograd.grad(code.latents.square().sum(), (sae.W_enc, sae.b_dec)) for code in (found, wanted)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_transformers.training.sae import latent_selection as choosing
-from sae_transformers.training.sae.latent_selection import above, batch_top_k, choose, top_k_of
+from sae_transformers.training.sae.latent_selection import above, batch_top_k, choose, largest, top_k_of
 
 F64 = torch.float64
 D_IN, D_SAE = 6, 40
@@ -52,6 +52,24 @@ def test_top_k_of_each_token(k):
     mask = as_mask(choose(x, W_enc, bias, top_k_of(k)), pre_acts)
     expected = torch.zeros_like(mask).scatter(1, pre_acts.topk(min(k, D_SAE)).indices, True)
     assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("width", "k"), [(2048, 1), (2048, 64), (2051, 128), (4607, 288), (9216, 32), (9216, 9000)])
+def test_the_largest_of_wide_rows_are_those_of_topk(width, k, dtype):
+    rows = numbers(17, width, dtype=torch.float32).to(dtype)
+    rows[1] = 0.5  # all equal
+    rows[2, ::3] = rows[2].max()  # more of the largest than fit
+    rows[3, 5] = -torch.inf
+    rows[4, width - 1] = torch.nan
+    values, indices = largest(rows, k)
+    wanted = rows.topk(k)
+    assert torch.equal(values.sort(-1, descending=True).values.nan_to_num(99.0), wanted.values.nan_to_num(99.0))
+    assert torch.equal(rows.gather(1, indices).nan_to_num(99.0), values.nan_to_num(99.0))
+    assert all(len(row.unique()) == k for row in indices)
+    if dtype == torch.float64:  # no equal numbers
+        different = [0, *range(5, 17)]
+        assert torch.equal(indices.sort().values[different], wanted.indices.sort().values[different])
 
 
 def test_above_a_threshold_is_strict():

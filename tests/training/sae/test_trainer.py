@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sae_transformers import SparseAutoencoder
+from sae_transformers.training.sae import callbacks, initialization, metrics
 from sae_transformers.training.sae.dataset import HiddenStateShards, TensorTokens, TokenBatches
 from tests.training.runs import D_SAE, PLACES, D, assert_same_state, new_sae, state_of, tokens, trained, trainer_for
 from tests.training.sae.test_dataset import write_store
@@ -120,6 +121,20 @@ def test_decoder_rows_keep_norm_one(tmp_path, weight_init):
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(D_SAE), rtol=1e-6, atol=1e-6)
     free = trained(new_sae(), tmp_path, weight_init=weight_init, decoder_norm="none", max_steps=5).saes[0].W_dec
     assert (free.norm(dim=-1) - 1).abs().max() > 1e-3
+
+
+def test_a_step_on_a_few_rows_at_a_time_is_the_same_step(monkeypatch, tmp_path):
+    """Projection, unit norms and meters, to the bit in the weights."""
+    whole = trained(new_sae(), tmp_path / "whole", max_steps=5, logging_strategy="steps", logging_steps=1)
+    for module in (callbacks, initialization, metrics):
+        monkeypatch.setattr(module, "rows_in_cache", lambda matrix: 3)
+    parts = trained(new_sae(), tmp_path / "parts", max_steps=5, logging_strategy="steps", logging_steps=1)
+    assert_same_state(parts.saes[0].state_dict(), whole.saes[0].state_dict())
+    logged = [
+        [{k: e[k] for k in ("loss", "fvu", "l0", "grad_norm")} for e in t.state.log_history[:-1]]
+        for t in (parts, whole)
+    ]
+    assert len(logged[0]) == 5 and all(ours == pytest.approx(theirs) for ours, theirs in zip(*logged, strict=True))
 
 
 def test_a_decoder_row_of_zeros_does_no_harm(tmp_path):
