@@ -266,17 +266,20 @@ def race(names: Sequence[str], peers: list, settings: dict[str, Any], rounds: in
     return {name: messages[2:] for name, messages in results.items()}  # the first says "ready", the second warms up
 
 
-def steps_table(results: Results, title: str, batch: int) -> Table:
-    columns = ("ms min", "median", "tokens/s", "as fast: minima", "medians", "to matmul", "peak MB", "at start")
+def steps_table(results: Results, title: str) -> Table:
+    columns = ("ms min", "median", "as fast: minima", "medians", "to matmul: minima", "medians", "peak MB", "at start")
     table = make_table(title, *columns)
     times = {name: [message["times"] for message in messages] for name, messages in results.items()}
     least = {name: min(map(min, rounds)) for name, rounds in times.items()}
     for name, rounds in times.items():
-        pairs = zip(times["dense"], rounds, strict=True)
+        dense, matmul = (
+            median(median(a) / median(b) for a, b in zip(times[other], rounds, strict=True))
+            for other in ("dense", "matmul")
+        )
         table.add_row(
-            name, f"{1e3 * least[name]:.0f}", f"{1e3 * median(sum(rounds, [])):.0f}", f"{batch / least[name]:,.0f}",
-            f"{least['dense'] / least[name]:.2f}", f"{median(median(a) / median(b) for a, b in pairs):.2f}",
-            f"{least[name] / least['matmul']:.2f}", *memory(results[name][-1]),
+            name, f"{1e3 * least[name]:.0f}", f"{1e3 * median(sum(rounds, [])):.0f}",
+            f"{least['dense'] / least[name]:.2f}", f"{dense:.2f}",
+            f"{least[name] / least['matmul']:.2f}", f"{1 / matmul:.2f}", *memory(results[name][-1]),
         )  # fmt: skip
     return table
 
@@ -358,7 +361,7 @@ def run() -> None:
             able = [n for n in args.others if activation == "topk" or n not in (*PEERS[:2], PEERS[4])]
             settings["activation"] = activation
             results = race(["matmul", "dense", *able], peers, settings, args.rounds, console)
-            console.print(steps_table(results, f"{activation}: one training step", args.batch))
+            console.print(steps_table(results, f"{activation}: one training step"))
     if "harvest" in args.parts:
         base = find_base_model(args.model, say=console.print).name
         tokenizer, width = AutoTokenizer.from_pretrained(base), AutoConfig.from_pretrained(base).hidden_size

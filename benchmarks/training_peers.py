@@ -3,9 +3,9 @@
     python benchmarks/training_peers.py NAME JSON     started by training.py, not by hand
 
 Nothing of a trainer is copied: each library's own training loop runs, unchanged, on data from a `Feed`. The feed is
-the clock: from handing out a batch to the request for the next is one whole step of that loop. Between rounds the feed
-waits for training.py to say "go", so that contestants take turns. Messages are lines of JSON on the standard output;
-what libraries print goes to the standard error.
+the clock: from handing out a batch to the request for the next is one whole step, in CPU time of the process on a CPU
+and on the wall on a GPU. Between rounds the feed waits for training.py to say "go", so that contestants take turns.
+Messages are lines of JSON on the standard output; what libraries print goes to the standard error.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Feed:
 
     def __init__(self, source: Iterator, steps: int, send: Callable[..., object], device: str = "cpu") -> None:
         self.source, self.steps, self.send, self.device = source, steps, send, device
+        self.clock = time.process_time if device == "cpu" else time.perf_counter
         self.at_start = self.handed_out = 0.0
         self.kept = 1.0  # share of the language model's tokens that is trained on
         self.begin_round()
@@ -63,7 +64,7 @@ class Feed:
         if self.device == "cuda":
             torch.cuda.synchronize()
         if self.handed_out:
-            self.times.append(time.perf_counter() - self.handed_out)
+            self.times.append(self.clock() - self.handed_out)
         if not self.handed_out or len(self.times) > self.steps:
             peak = peak_memory(self.device)
             self.at_start = self.at_start or peak
@@ -71,9 +72,9 @@ class Feed:
             self.begin_round()
             if sys.stdin.readline().strip() != "go":
                 raise Enough
-        start = time.perf_counter()
+        start = self.clock()
         batch = next(self.source)
-        self.handed_out = time.perf_counter()
+        self.handed_out = self.clock()
         self.fetch += self.handed_out - start
         return batch
 

@@ -18,7 +18,7 @@ from .answer_text import StopTexts, TokensToText
 from .errors import RequestError
 from .memory import HEADROOM, SHARE, CacheBudget, free_bytes, give_back, is_out_of_memory, no_memory
 from .running_batch import RunningBatch
-from .sampling import Sampling, TokenChoice, stop_tokens
+from .sampling import Sampling, TokenChoice, choose_tokens, stop_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -285,17 +285,24 @@ class Engine:
 
     def _take(self, logits: Tensor, answers: list[Answer], first: int) -> None:
         """Choose a token for each of `answers`, which are the rows of the batch from `first` on."""
-        best = logits.argmax(-1).tolist()
-        broken = (~(logits < torch.inf)).any(-1).tolist()  # NaN too
-        ended = set()
-        for row, answer in enumerate(answers):
-            if broken[row]:
-                told = f"The logits are not finite. Received: steering={answer.steering.to_json()[:300]}."
-                answer.fail(RequestError(f"Is the steering too strong? {told}", "steering", "not_finite"))
-                ended.add(first + row)
-                continue
+        best = logits.argmax(-1, keepdim=True)
+        is_sound = (logits.gather(-1, best) < torch.inf)[:, 0].tolist()  # NaN and infinity count as the largest
+        sound = [row for row, fine in enumerate(is_sound) if fine]
+        ended = {first + row for row, fine in enumerate(is_sound) if not fine}
+        for answer in (answer for answer, fine in zip(answers, is_sound, strict=True) if not fine):
+            told = f"The logits are not finite. Received: steering={answer.steering.to_json()[:300]}."
+            answer.fail(RequestError(f"Is the steering too strong? {told}", "steering", "not_finite"))
+        left = [answers[row] for row in sound]
+        chosen = choose_tokens(
+            logits[sound] if ended else logits,
+            best[sound, 0].tolist(),
+            [a.choice for a in left],
+            [a.tokens for a in left],
+        )
+        for row, answer, token in zip(sound, left, chosen, strict=True):
             try:
-                token = best[row] if answer.choice.is_plain else answer.choice.choose(logits[row], answer.tokens)
+                if isinstance(token, Exception):
+                    raise token
                 if answer.take(token, self.ends):
                     ended.add(first + row)
             except Exception as error:  # of this answer's settings or text: the others go on

@@ -8,15 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
+
+from .drawing import draw, keep_top_k
 
 # Settings of a published generation config that change what `generate` returns and are not known here.
 NOT_APPLIED = (
@@ -28,6 +22,7 @@ NOT_APPLIED = (
 
 # Below it a temperature is 0, since a division by it may leave the range of float32; scores divided by it stay there.
 COLDEST, LARGEST_SCORE = 1e-6, 1e30
+SCORES_AT_ONCE = 2**18  # on a CPU, in whose cache they stay
 SMALLEST_PENALTY = 1e-30  # smaller ones are 0 in float32, and 0 / 0 is no score
 
 
@@ -100,31 +95,25 @@ class TokenChoice:
             self.random.seed()
         else:
             self.random.manual_seed((sampling.seed + number) % 2**63)
-        penalty, warpers = sampling.repetition_penalty, []
+        penalty = sampling.repetition_penalty
         self.is_greedy = sampling.temperature < COLDEST
-        if not self.is_greedy:
-            warpers = [
-                TemperatureLogitsWarper(sampling.temperature) if sampling.temperature != 1 else None,
-                TopKLogitsWarper(sampling.top_k) if sampling.top_k else None,
-                TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None,
-                MinPLogitsWarper(sampling.min_p) if sampling.min_p else None,
-            ]
         self.penalty = RepetitionPenaltyLogitsProcessor(max(penalty, SMALLEST_PENALTY)) if penalty != 1 else None
-        self.warpers = LogitsProcessorList(warper for warper in warpers if warper is not None)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the most likely token is chosen, whatever came before."""
+    def keeps_logits(self) -> bool:
+        """Whether logits count as the model gives them, whatever came before."""
         s = self.sampling
-        return self.is_greedy and not (self.penalty or s.presence_penalty or s.frequency_penalty or s.logit_bias)
+        return not (self.penalty or s.presence_penalty or s.frequency_penalty or s.logit_bias)
 
-    def choose(self, logits: Tensor, written: Sequence[int]) -> int:
-        """The next token.
+    def scores(self, logits: Tensor, written: Sequence[int]) -> Tensor:
+        """Logits with biases and penalties, (vocabulary,), before any temperature.
 
         Args:
-            logits: (vocabulary,) float32, none infinite but downwards.
+            logits: (vocabulary,) float32; left unchanged.
             written: the answer's tokens so far.
         """
+        if self.keeps_logits:
+            return logits
         s = self.sampling
         scores = logits.clone()
         if s.logit_bias:
@@ -133,14 +122,63 @@ class TokenChoice:
         if written and (s.presence_penalty or s.frequency_penalty):
             tokens, counts = torch.tensor(written, device=scores.device).unique(return_counts=True)
             scores.index_add_(0, tokens, -s.presence_penalty - s.frequency_penalty * counts.to(scores))
-        if self.penalty is None and self.is_greedy:
-            return int(scores.argmax())
-        ids = torch.tensor([[*self.prompt, *written]], device=scores.device)
-        scores = scores[None]
         if self.penalty is not None:
-            scores = self.penalty(ids, scores)  # pyright: ignore[reportArgumentType]
-        if self.is_greedy:
-            return int(scores.argmax())
-        scores = self.warpers(ids, scores.clamp(-LARGEST_SCORE, LARGEST_SCORE))[0]  # pyright: ignore[reportArgumentType]
-        probabilities = scores.softmax(-1).cpu()  # random numbers are drawn on the CPU: the same on every device
-        return int(torch.multinomial(probabilities, 1, generator=self.random))
+            ids = torch.tensor([[*self.prompt, *written]], device=scores.device)
+            scores = self.penalty(ids, scores[None])[0]  # pyright: ignore[reportArgumentType]
+        return scores
+
+    def random_number(self) -> float:
+        """The next one, in [0, 1), drawn on the CPU: the same on every device."""
+        return float(torch.rand((), generator=self.random, dtype=torch.float64))
+
+
+def choose_tokens(
+    logits: Tensor, best: Sequence[int], choices: Sequence[TokenChoice], written: Sequence[Sequence[int]]
+) -> list[int | Exception]:
+    """The next token of each text, or what went wrong with its settings.
+
+    Args:
+        logits: (n, vocabulary) float32, none infinite but downwards; left unchanged.
+        best: of each row the token of the largest.
+        choices, written: of each row, with the answer's tokens so far.
+    """
+    chosen: list[int | Exception] = list(best)
+    drawing: list[int] = []
+    changed: dict[int, Tensor] = {}
+    for row, (choice, tokens) in enumerate(zip(choices, written, strict=True)):
+        try:
+            given = logits[row]
+            scores = choice.scores(given, tokens)
+            if scores is not given:
+                changed[row] = scores
+            if not choice.is_greedy:
+                drawing.append(row)
+            elif row in changed:
+                chosen[row] = int(changed[row].argmax())
+        except Exception as error:  # of this answer's settings: the others go on
+            chosen[row] = error
+    at_once = max(1, SCORES_AT_ONCE // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(drawing))
+    for start in range(0, len(drawing), at_once):
+        rows = drawing[start : start + at_once]
+        for row, token in zip(rows, _drawn(logits, changed, rows, [choices[row] for row in rows]), strict=True):
+            chosen[row] = token
+    return chosen
+
+
+def _drawn(
+    logits: Tensor, changed: Mapping[int, Tensor], rows: Sequence[int], choices: Sequence[TokenChoice]
+) -> list[int]:
+    """Tokens drawn for some rows of logits (n, vocabulary), of which penalties changed some."""
+    settings = [choice.sampling for choice in choices]
+    temperature, top_p, min_p = (
+        torch.tensor([getattr(s, name) for s in settings]) for name in ("temperature", "top_p", "min_p")
+    )
+    scores = logits.index_select(0, torch.tensor(rows, device=logits.device))
+    for place, row in enumerate(rows):
+        if row in changed:
+            scores[place] = changed[row]
+    scores.clamp_(-LARGEST_SCORE, LARGEST_SCORE).div_(temperature.to(scores.device)[:, None])
+    for row_scores, s in zip(scores, settings, strict=True):
+        if s.top_k > 0:
+            keep_top_k(row_scores, s.top_k)
+    return draw(scores, top_p, min_p, [choice.random_number for choice in choices])

@@ -138,14 +138,14 @@ def test_a_failing_pass_fails_its_answers_only(engine: Engine, monkeypatch: pyte
 
 def test_a_failing_choice_fails_its_answer_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sae_transformers.serving.engine.logger.error", lambda text, exc_info: None)
-    failed, other = Asked(temperature=1.0), Asked()
+    failed, other, drawn = Asked(temperature=1.0), Asked(), Asked(temperature=1e-5)
 
-    def broken(logits: Any, written: Any) -> int:
+    def broken(logits: Any, written: Any) -> Any:
         raise IndexError("a detail")
 
-    monkeypatch.setattr(failed.answer.choice, "choose", broken)
-    engine.submit([failed.answer, other.answer])
-    assert other.ended().text == offline(MODEL, TOKENIZER, "w1 w2 w3", None, 6)
+    monkeypatch.setattr(failed.answer.choice, "scores", broken)
+    engine.submit([failed.answer, other.answer, drawn.answer])
+    assert other.ended().text == drawn.ended().text == offline(MODEL, TOKENIZER, "w1 w2 w3", None, 6)
     assert failed.ended().finish == "error"
 
 

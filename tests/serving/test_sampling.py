@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import GenerationConfig
 from sae_transformers.serving.sampling import (
     Sampling,
     TokenChoice,
+    choose_tokens,
     published_sampling,
     settings_not_applied,
     stop_tokens,
@@ -19,6 +22,16 @@ from tests.create_training_data.words import word_tokenizer
 from tests.tiny import prompt, tiny_base
 
 PLAIN = Sampling(max_tokens=9)
+
+
+def chosen(choice: TokenChoice, logits: torch.Tensor, written: Sequence[int] = ()) -> int:
+    """The next token of one text."""
+    before = logits.clone()
+    (token,) = choose_tokens(logits[None], [int(logits.argmax())], [choice], [written])
+    assert torch.equal(logits, before)
+    if isinstance(token, Exception):
+        raise token
+    return token
 
 
 def test_a_repetition_penalty_is_that_of_generate() -> None:
@@ -30,13 +43,13 @@ def test_a_repetition_penalty_is_that_of_generate() -> None:
     choice, written = TokenChoice(replace(PLAIN, repetition_penalty=1.7), ids[0].tolist()), []
     for _ in range(9):
         row = torch.cat([ids[0], torch.tensor(written, dtype=torch.long)])
-        written.append(choice.choose(base(row[None]).logits[0, -1].detach(), written))
+        written.append(chosen(choice, base(row[None]).logits[0, -1].detach(), written))
     assert written == expected[5:].tolist() and len(set(written)) > 6
 
 
 def test_penalties_and_biases_are_added_to_logits() -> None:
     logits = torch.tensor([2.0, 1.9, 1.0, 0.0])
-    assert TokenChoice(PLAIN, [0]).choose(logits, [0, 0]) == 0 and TokenChoice(PLAIN, [0]).is_plain
+    assert chosen(TokenChoice(PLAIN, [0]), logits, [0, 0]) == 0 and TokenChoice(PLAIN, [0]).keeps_logits
     cases = [
         ({"presence_penalty": 0.2}, [0, 0], 1),
         ({"presence_penalty": 0.2}, [], 0),  # of the answer, not of the prompt
@@ -48,7 +61,7 @@ def test_penalties_and_biases_are_added_to_logits() -> None:
     ]
     for options, written, expected in cases:
         choice = TokenChoice(replace(PLAIN, **options), [0])
-        assert choice.choose(logits, written) == expected and not choice.is_plain, (options, written)
+        assert chosen(choice, logits, written) == expected and not choice.keeps_logits, (options, written)
     assert logits.tolist() == pytest.approx([2.0, 1.9, 1.0, 0.0])  # untouched
 
 
@@ -60,23 +73,24 @@ def test_no_setting_leaves_the_range_of_numbers(options: dict[str, float]) -> No
     for size in (1.0, 1e30, 3e38):
         logits = torch.tensor([0.0, -0.5, 1.0, -1.0, -torch.inf]) * size
         logits[-1] = -torch.inf
-        chosen = TokenChoice(replace(PLAIN, **options), [0, 3]).choose(logits, [1])
-        assert chosen == 2, (options, size)
+        token = chosen(TokenChoice(replace(PLAIN, **options), [0, 3]), logits, [1])
+        assert token == 2, (options, size)
 
 
 def test_draws_follow_the_distribution_and_the_seed() -> None:
     logits = torch.tensor([1.0, 0.0, -1.0, -9.0])
     sampling = replace(PLAIN, temperature=2.0, seed=3)
-    drawn = [TokenChoice(sampling, [0], number).choose(logits, []) for number in range(4000)]
+    choices = [TokenChoice(sampling, [0], number) for number in range(4000)]
+    drawn: Any = choose_tokens(logits.expand(4000, -1), [0] * 4000, choices, [[]] * 4000)
     shares = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
     assert torch.allclose(shares, (logits / 2).softmax(-1), atol=0.03)
-    again = [TokenChoice(sampling, [0], number).choose(logits, []) for number in range(50)]
+    again = [chosen(TokenChoice(sampling, [0], number), logits) for number in range(50)]
     assert again == drawn[:50] and len(set(drawn[:50])) > 1
     one, other = TokenChoice(sampling, [0]), TokenChoice(sampling, [0])
-    alone = [one.choose(logits, []) for _ in range(20)]
+    alone = [chosen(one, logits) for _ in range(20)]
     torch.rand(7)  # nobody else's random numbers matter
-    assert [other.choose(logits, []) for _ in range(20)] == alone
-    free = [[TokenChoice(replace(sampling, seed=None), [0]).choose(logits, []) for _ in range(30)] for _ in range(2)]
+    assert [chosen(other, logits) for _ in range(20)] == alone
+    free = [[chosen(TokenChoice(replace(sampling, seed=None), [0]), logits) for _ in range(30)] for _ in range(2)]
     assert free[0] != free[1]
 
 
@@ -86,7 +100,7 @@ def test_draws_follow_the_distribution_and_the_seed() -> None:
 def test_rare_tokens_are_left_out(options: dict, possible: set[int]) -> None:
     logits = torch.tensor([0.6, 0.3, 0.1]).log()
     choice = TokenChoice(replace(PLAIN, temperature=1.0, seed=0, **options), [0])
-    assert {choice.choose(logits, []) for _ in range(200)} == possible
+    assert {chosen(choice, logits) for _ in range(200)} == possible
 
 
 def test_what_the_model_publishes() -> None:
