@@ -24,7 +24,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "create_training_data": {"latents", "modeling"},
     "hub_cards": {"create_training_data", "evaluation", "latents"},
     "serving": {"latents", "modeling"},
-    "workflows": {"create_training_data", "evaluation", "hub_cards", "latents", "modeling", "serving", "training"},
+    "vllm": {"latents", "modeling", "serving"},
+    "workflows": {
+        "create_training_data",
+        "evaluation",
+        "hub_cards",
+        "latents",
+        "modeling",
+        "serving",
+        "training",
+        "vllm",
+    },
     # only cli uses it
     "quickstart": {"create_training_data", "evaluation", "hub_cards", "latents", "modeling", "training"},
 }

@@ -3,7 +3,7 @@ SAEs that do not fit it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,11 @@ def is_at_hand(parameter: nn.Parameter) -> bool:
 
 def _values(base: nn.Module, name: str) -> list[float] | None:
     parameter = base.get_parameter(name)
-    if not is_at_hand(parameter) or parameter.ndim != 2:
-        return None
+    return sampled_values(parameter) if is_at_hand(parameter) and parameter.ndim == 2 else None
+
+
+def sampled_values(parameter: Tensor) -> list[float]:
+    """A few values of a matrix."""
     rows = torch.linspace(0, parameter.shape[0] - 1, VALUES).long()
     columns = torch.linspace(0, parameter.shape[1] - 1, VALUES).long()
     found = parameter.detach()[rows.to(parameter.device), columns.to(parameter.device)]
@@ -52,7 +55,12 @@ def differing(expected: Mapping[str, list[float]], base: nn.Module) -> str | Non
             continue
         if found is None:
             continue
-        scale = max(map(abs, values))
-        if any(abs(one - other) > TOLERANCE * scale for one, other in zip(values, found, strict=True)):
+        if differing_values(values, found):
             return name
     return None
+
+
+def differing_values(expected: Sequence[float], found: Sequence[float]) -> bool:
+    """Whether sampled values are of another matrix, and not the same one rounded."""
+    scale = max(map(abs, expected))
+    return any(abs(one - other) > TOLERANCE * scale for one, other in zip(expected, found, strict=True))

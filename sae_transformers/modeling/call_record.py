@@ -33,6 +33,20 @@ class SiteResult(NamedTuple):
     features: SparseFeatures | Tensor | None
     losses: dict[str, Tensor] | None
 
+    def applied(self, hidden: Tensor) -> Tensor:
+        """The hidden state (batch, length, d) that this makes of `hidden`, in the SAE's precision and then rounded
+        once; `hidden` itself where nothing changes."""
+        if self.delta is None and self.replacement is None:
+            return hidden
+        edited = hidden
+        if self.replacement is not None:
+            edited = self.replacement
+            if self.replace_rows is not None:
+                edited = torch.where(self.replace_rows[:, None, None], edited, hidden.to(edited.dtype))
+        if self.delta is not None:
+            edited = edited.to(self.delta.dtype) + self.delta
+        return edited.to(device=hidden.device, dtype=hidden.dtype)
+
 
 class StopForward(Exception):
     """Raised by the last needed hook to end the forward pass; always caught by the model that armed it."""
@@ -90,19 +104,12 @@ class CallRequest:
         return hidden if hidden.ndim == 3 else hidden.view(self.batch_size, self.length, hidden.shape[-1])
 
     def edit(self, hidden: Tensor, result: SiteResult) -> Tensor:
-        """The hidden state (batch, length, d) that an SAE's result makes of `hidden`, in the SAE's precision and then
-        rounded once; `hidden` itself where nothing changes."""
-        if result.delta is None and result.replacement is None:
-            return hidden
-        edited = hidden
-        if result.replacement is not None:
-            edited = result.replacement
-            if result.replace_rows is not None:
-                edited = torch.where(result.replace_rows[:, None, None], edited, hidden.to(edited.dtype))
-        if result.delta is not None:
-            edited = edited.to(result.delta.dtype) + result.delta
-        edited = edited.to(device=hidden.device, dtype=hidden.dtype)
-        return edited if self.mask is None else torch.where(self.mask.unsqueeze(-1).to(hidden.device), edited, hidden)
+        """The hidden state (batch, length, d) that an SAE's result makes of `hidden`, where tokens are steered;
+        `hidden` itself where nothing changes."""
+        edited = result.applied(hidden)
+        if edited is hidden or self.mask is None:
+            return edited
+        return torch.where(self.mask.unsqueeze(-1).to(hidden.device), edited, hidden)
 
 
 class CallRecord:

@@ -11,12 +11,12 @@ from torch import Tensor
 from .call_record import CallRequest, SiteResult
 from .outputs import SparseFeatures
 from .sae_code import Code, Normalized
-from .sparse_autoencoder import SparseAutoencoder
+from .sae_mathematics import SaeMathematics
 from .steering_plan import SaePlan
 
 
 def serve(
-    sae: SparseAutoencoder, hidden: Tensor, request: CallRequest, number: int, target: Tensor | None = None
+    sae: SaeMathematics, hidden: Tensor, request: CallRequest, number: int, target: Tensor | None = None
 ) -> SiteResult:
     """What `request` asks of SAE `number`.
 
@@ -41,7 +41,7 @@ def serve(
 
 
 def _reported(
-    sae: SparseAutoencoder, x: Tensor, columns: Tensor | None, pre_activations: bool
+    sae: SaeMathematics, x: Tensor, columns: Tensor | None, pre_activations: bool
 ) -> SparseFeatures | Tensor:
     normalized = sae.normalize(x)
     if pre_activations:
@@ -50,7 +50,7 @@ def _reported(
 
 
 def _steer_columns(
-    sae: SparseAutoencoder, x: Tensor, plan: SaePlan, request: CallRequest
+    sae: SaeMathematics, x: Tensor, plan: SaePlan, request: CallRequest
 ) -> tuple[Tensor | None, Tensor | None]:
     """`steer` where tokens are steered; what it gives elsewhere is not used, so it is not computed either."""
     columns = request.steered_columns()
@@ -72,9 +72,7 @@ def _spread(part: Tensor | None, columns: Tensor, x: Tensor) -> Tensor | None:
     return whole
 
 
-def steer(
-    sae: SparseAutoencoder, x: Tensor, plan: SaePlan, rows: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+def steer(sae: SaeMathematics, x: Tensor, plan: SaePlan, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The change (batch, seq or 1, d_out) and the replacement, each None where there is none."""
     rows = rows if plan.count > 1 else None
     norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
@@ -103,18 +101,25 @@ def steer(
     return delta, replacement
 
 
-def _maxima(sae: SparseAutoencoder, plan: SaePlan, latents: Tensor) -> Tensor | None:
+def steered(sae: SaeMathematics, hidden: Tensor, plan: SaePlan, rows: Tensor | None, target: Tensor) -> Tensor:
+    """`target` (T, d_out), steered where `hidden` (T, d_in) is read, each token by its row of the plan (T,)."""
+    delta, replacement = steer(sae, hidden.to(sae.dtype).unsqueeze(1), plan, rows)  # each token a row of one column
+    replaced = plan.replace_rows[rows] if plan.replace == "mixed" and rows is not None else None
+    return SiteResult(delta, replacement, replaced, None, None).applied(target.unsqueeze(1)).squeeze(1)
+
+
+def _maxima(sae: SaeMathematics, plan: SaePlan, latents: Tensor) -> Tensor | None:
     return sae.feature_max[latents] if plan.uses_max else None
 
 
-def _directions(sae: SparseAutoencoder, plan: SaePlan, rows: Tensor | None, norms: Tensor | None) -> Tensor:
+def _directions(sae: SaeMathematics, plan: SaePlan, rows: Tensor | None, norms: Tensor | None) -> Tensor:
     directions = sae.W_dec[plan.direct]  # (q, d_out)
     per_norm = norms / directions.norm(dim=-1) if norms is not None else None  # (batch, seq, q)
     return plan.direct_values.at(rows, _maxima(sae, plan, plan.direct), per_norm) @ directions
 
 
 def _change_of_read(
-    sae: SparseAutoencoder,
+    sae: SaeMathematics,
     normalized: Normalized,
     code: Code | None,
     plan: SaePlan,
@@ -160,7 +165,7 @@ def _read_of(code: Code, plan: SaePlan) -> Tensor:
 
 
 def _reweighted(
-    sae: SparseAutoencoder, code: Code, normalized: Normalized, plan: SaePlan, weights: Tensor, rows: Tensor | None
+    sae: SaeMathematics, code: Code, normalized: Normalized, plan: SaePlan, weights: Tensor, rows: Tensor | None
 ) -> tuple[Code, Normalized, Tensor | None]:
     """The code after a re-weighting, what undoes its normalisation, and the change that makes of the output, (batch,
     seq, d_out); None where all rows are replaced by the decoded code."""
@@ -179,7 +184,7 @@ def _reweighted(
     return code, normalized, swapped
 
 
-def _selected_again(sae: SparseAutoencoder, code: Code, scores: Tensor, mode: str) -> Code:
+def _selected_again(sae: SaeMathematics, code: Code, scores: Tensor, mode: str) -> Code:
     weighted = sae.code_from(code.pre_acts * scores).latents
     if mode != "swap":
         return Code(code.pre_acts, weighted)

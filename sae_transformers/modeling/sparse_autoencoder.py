@@ -1,12 +1,4 @@
-"""One sparse autoencoder: encode, decode, losses.
-
-    x      = normalise(hidden) - b_dec            (b_dec only where `apply_b_dec_to_input`)
-    pre    = x @ W_enc + b_enc
-    z      = act(pre)
-    output = denormalise(z @ W_dec + b_dec)       (+ hidden @ W_skip.T for skip transcoders)
-
-Shapes: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc (d_sae,), b_dec (d_out,), threshold (d_sae,) or ().
-"""
+"""One sparse autoencoder: encode, decode, steer, losses. What it computes with is in `sae_mathematics`."""
 
 from __future__ import annotations
 
@@ -18,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .activations import after_top_k, gated, jump_relu, select
-from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
+from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .feature_maxima import measure_feature_max
 from .outputs import SparseAutoencoderOutput, SparseFeatures
-from .sae_code import Code, Normalized
-from .sae_files import SaeFiles
+from .sae_code import Normalized
 from .sae_losses import concept_losses, normalized_mse
+from .sae_mathematics import SaeMathematics
+from .sae_steering import steered
+from .steering_plan import SaePlan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +35,7 @@ def inside_forward(method: Callable[Concatenate[Sae, P], R]) -> Callable[Concate
     return call
 
 
-class SparseAutoencoder(SaeFiles):
+class SparseAutoencoder(SaeMathematics):
     """A sparse autoencoder (or transcoder). `config` says which one; see `SparseAutoencoderConfig`.
 
     Input shape: (..., d_in). Output shape: `SparseAutoencoderOutput`, its `reconstruction` (..., d_out) and its
@@ -51,20 +44,6 @@ class SparseAutoencoder(SaeFiles):
     All mathematics runs inside `forward`, public methods included, so that offloading and sharding hooks of the module
     see every use of its parameters.
     """
-
-    W_enc: Tensor
-    W_dec: nn.Parameter
-    b_enc: nn.Parameter
-    b_dec: nn.Parameter
-    b_gate: nn.Parameter
-    b_mag: nn.Parameter
-    r_mag: nn.Parameter
-    W_skip: nn.Parameter
-    W_glu: nn.Parameter
-    b_glu: nn.Parameter
-    threshold: Tensor
-    selection_scale: Tensor
-    feature_max: Tensor
 
     def __init__(self, config: SparseAutoencoderConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__(config)
@@ -137,14 +116,6 @@ class SparseAutoencoder(SaeFiles):
             self.threshold.zero_()
         if self.config.scaled_selection:
             self.selection_scale.fill_(1.0)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.W_dec.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.W_dec.device
 
     # -- public mathematics ------------------------------------------------------------------------------------------
 
@@ -256,6 +227,37 @@ class SparseAutoencoder(SaeFiles):
         return x - (share if normalized.scale is None else share * normalized.scale)
 
     @inside_forward
+    def steer_tokens(
+        self,
+        hidden: Tensor,
+        plan: SaePlan,
+        rows: Tensor | None = None,
+        mask: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> Tensor:
+        """Steer tokens one by one, each by its own row of a plan: what a serving engine needs, which lays the tokens
+        of many requests one after the other.
+
+        Args:
+            hidden: (T, d_in), what the SAE reads.
+            plan: `model.prepare_steering([...]).saes[number]`.
+            rows: (T,) int64, each token's row of the plan; None where the plan has one.
+            mask: (T,) bool; the other tokens are left as they are and cost nothing. None: all.
+            target: (T, d_out), what is changed, where it is not what is read (transcoders).
+
+        Returns:
+            (T, d_out), of the dtype of `target`.
+        """
+        target = hidden if target is None else target
+        if mask is None:
+            return steered(self, hidden, plan, rows, target)
+        where = mask.nonzero()[:, 0]
+        if not len(where):
+            return target
+        edited = steered(self, hidden[where], plan, None if rows is None else rows[where], target[where])
+        return target.index_copy(0, where, edited)
+
+    @inside_forward
     def losses(
         self,
         hidden: Tensor,
@@ -312,88 +314,3 @@ class SparseAutoencoder(SaeFiles):
             losses = concept_losses(pre_acts, concept_targets) if known else torch.zeros_like(pre_acts)
             terms["conditioning"] = losses.sum(-1)
         return terms
-
-    def normalize(self, hidden: Tensor) -> Normalized:
-        """The input as the encoder's mathematics sees it, before `b_dec`, and how to undo it."""
-        normalized = self._normalized(hidden)
-        return normalized if self.config.normalize_output else Normalized(normalized.x, None, None)
-
-    def _normalized(self, hidden: Tensor) -> Normalized:
-        kind = self.config.normalization
-        if kind == "layer_norm":
-            mean = hidden.mean(-1, keepdim=True)
-            centred = hidden - mean
-            std = centred.std(-1, keepdim=True)
-            return Normalized(centred / (std + self.config.layer_norm_eps), std, mean)
-        if kind == "constant_norm":
-            norm = hidden.norm(dim=-1, keepdim=True)
-            root = math.sqrt(self.config.d_in)
-            # A row of zeros has no direction: it stays zeros, where a division would give NaN.
-            return Normalized(hidden * (root / norm.where(norm > 0, torch.ones_like(norm))), norm / root, None)
-        if kind == "scalar":
-            scale = self.config.output_scale or self.config.input_scale
-            return Normalized(hidden * self.config.input_scale, 1 / scale, None)
-        return Normalized(hidden, None, None)
-
-    def denormalize(self, output: Tensor, normalized: Normalized) -> Tensor:
-        """An output in the units of the hidden state."""
-        if normalized.scale is not None:
-            output = output * normalized.scale
-        return output if normalized.mean is None else output + normalized.mean
-
-    def pre_acts_of(self, normalized: Normalized, features: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Pre-activations of all or some latents; for gated SAEs the gate's and the magnitude's."""
-
-        def pick(vector: Tensor) -> Tensor:
-            return vector if features is None else vector[features]
-
-        x = normalized.x - self.b_dec if self.config.apply_b_dec_to_input else normalized.x
-        weight = self.W_enc if features is None else self.W_enc.index_select(1, features)
-        if self.config.glu:
-            gate = self.W_glu if features is None else self.W_glu.index_select(1, features)
-            return (x @ weight + pick(self.b_enc)) * torch.sigmoid(x @ gate + pick(self.b_glu)), None
-        if self.config.activation != "gated":
-            return x @ weight + pick(self.b_enc), None
-        product = x @ weight
-        return product + pick(self.b_gate), product * pick(self.r_mag).exp() + pick(self.b_mag)
-
-    def _activate(self, pre_acts: Tensor, magnitudes: Tensor | None, features: Tensor | None = None) -> Tensor:
-        """Latents of any activation but the top-k ones."""
-        kind = self.config.activation
-        if magnitudes is not None:
-            return gated(pre_acts, magnitudes)
-        if kind in ("jumprelu", "batch_topk"):
-            threshold = self.threshold
-            return jump_relu(pre_acts, threshold[features] if features is not None and threshold.ndim else threshold)
-        return torch.relu(pre_acts) if kind == "relu" else pre_acts
-
-    def latents_of(self, normalized: Normalized, features: Tensor) -> Tensor:
-        """Latents (..., m) of the indices `features` (m,)."""
-        if self.config.activation in TOPK_ACTIVATIONS:
-            code = self.code_of(normalized)
-            damaged = code.sparse().values[..., :1].isnan()  # only k latents say so
-            return code.dense()[..., features].masked_fill(damaged, torch.nan)
-        return self._activate(*self.pre_acts_of(normalized, features), features)
-
-    def code_of(self, normalized: Normalized) -> Code:
-        """All latents."""
-        return self.code_from(*self.pre_acts_of(normalized))
-
-    def code_from(self, pre_acts: Tensor, magnitudes: Tensor | None = None) -> Code:
-        """All latents, from their pre-activations (..., d_sae)."""
-        kind, k = self.config.activation, self.config.k or 1
-        if kind in TOPK_ACTIVATIONS:
-            if self.config.scaled_selection:
-                indices = select(pre_acts * self.selection_scale, k, kind)[1]
-                picked = pre_acts.gather(-1, indices)
-            else:
-                picked, indices = select(pre_acts, k, kind)
-            return Code(pre_acts, SparseFeatures(indices, after_top_k(picked, kind), self.config.d_sae))
-        return Code(pre_acts, self._activate(pre_acts, magnitudes))
-
-    def decode_code(self, code: Code, normalized: Normalized, hidden: Tensor) -> Tensor:
-        """The output (..., d_out), in the units of the hidden state."""
-        return self._skip(self.denormalize(code.decoded(self.W_dec) + self.b_dec, normalized), hidden)
-
-    def _skip(self, output: Tensor, hidden: Tensor) -> Tensor:
-        return output + hidden.to(self.dtype) @ self.W_skip.T if self.config.skip_connection else output

@@ -28,7 +28,15 @@ OPS = {
     "scale_magnitude": "v * |pre-activation|, what SCAR's code does for JumpReLU",
 }
 UNITS = ("absolute", "max", "norm")
-POSITIONS = ("all", "prompt", "generated", "last_prompt")
+# [start, stop) pairs: negative ones and END from the end of the prompt, None for open.
+END = "end"
+POSITIONS = {
+    "all": ((None, None),),
+    "prompt": ((None, END),),
+    "generated": ((-1, None),),
+    "last_prompt": ((-1, END),),
+}
+FAR = 2**31  # further than any position
 
 
 def _finite(name: str, value: Any) -> float:
@@ -221,6 +229,33 @@ class Steering:
     def reweightings(self) -> list[FeatureReweighting]:
         """The re-weightings of whole codes, at most one for each SAE."""
         return [edit for edit in self.edits if hasattr(edit, "scores")]  # pyright: ignore[reportReturnType]
+
+    @property
+    def bounds(self) -> tuple[tuple[Any, Any], ...]:
+        """`positions` as [start, stop) pairs, `END` for the end of the prompt; none where there is no edit."""
+        if not self:
+            return ()
+        return POSITIONS[self.positions] if isinstance(self.positions, str) else tuple(self.positions)
+
+    def ranges(self, prompt_length: int) -> list[tuple[int, int]]:
+        """Where it applies in a text whose prompt has `prompt_length` tokens: [start, stop) positions in order,
+        without overlap, `FAR` where they are open. What an engine needs that places steering token by token."""
+
+        def place(bound: Any, otherwise: int) -> int:
+            if bound is None:
+                return otherwise
+            return prompt_length if bound == END else bound + prompt_length if bound < 0 else bound
+
+        found = sorted((max(0, place(start, 0)), place(stop, FAR)) for start, stop in self.bounds)
+        merged: list[tuple[int, int]] = []
+        for start, stop in found:
+            if start >= stop:
+                continue
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+            else:
+                merged.append((start, stop))
+        return merged
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives an equal object back."""

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
-from .steering import UNITS, FeatureEdit, Steering
-
-FAR = 2**31  # further than any position
+from .steering import END, FAR, UNITS, FeatureEdit, Steering
 
 
 class ValueTable:
@@ -277,26 +275,21 @@ class SteeringPlan:
         )
 
     def _compile_positions(self, plans: Sequence[Steering], device: torch.device) -> None:
-        named = {
-            "all": [(None, None)],
-            "prompt": [(None, "end")],
-            "generated": [(-1, None)],
-            "last_prompt": [(-1, "end")],
-        }
-        rows = []
-        for steering in plans:
-            ranges = named[steering.positions] if isinstance(steering.positions, str) else steering.positions
-            rows.append(list(ranges) if steering else [])
+        rows = [steering.bounds for steering in plans]
         width = max(1, max(len(r) for r in rows))
         intervals = torch.zeros(len(rows), width, 2, dtype=torch.long)
         from_prompt = torch.zeros(len(rows), width, 2, dtype=torch.bool)
         for r, ranges in enumerate(rows):
             for p, (start, stop) in enumerate(ranges):
                 for side, (bound, open_end) in enumerate(((start, -FAR), (stop, FAR))):
-                    intervals[r, p, side] = open_end if bound is None else 0 if bound == "end" else bound
-                    from_prompt[r, p, side] = bound == "end" or (isinstance(bound, int) and bound < 0)
+                    intervals[r, p, side] = open_end if bound is None else 0 if bound == END else bound
+                    from_prompt[r, p, side] = bound == END or (isinstance(bound, int) and bound < 0)
         self.ends_with_prompt = bool((from_prompt[..., 1] & (intervals[..., 1] <= 0) | (intervals[..., 1] == 0)).all())
         self.intervals, self.from_prompt = intervals.to(device), from_prompt.to(device)
+
+    def ranges(self, prompt_length: int) -> list[list[tuple[int, int]]]:
+        """`Steering.ranges` of each row."""
+        return [steering.ranges(prompt_length) for steering in self.rows]
 
     def position_mask(self, columns: Tensor, rows: Tensor) -> Tensor | None:
         """Which tokens are steered, (batch, T) bool, or None for all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .configuration_sae import SaeConfig
+from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .sae_bank import SaeBank
 from .scar_hook import ScarHook
 from .steering import Steering
@@ -81,7 +82,8 @@ class SteeringMixin:
                 self._plans.move_to_end(key)
         else:
             plan = SteeringPlan(rows, self.config.sae_configs, likes or [torch.empty(0)])
-            self._check_maxima(rows)
+            maxima = {number: self._maxima_of(number) for number in plan.saes}
+            check_maxima(rows, self.config.sae_configs, {n: m for n, m in maxima.items() if m is not None})
             self._plans[key] = plan
             while len(self._plans) > PLANS_KEPT:
                 self._plans.popitem(last=False)
@@ -102,18 +104,9 @@ class SteeringMixin:
             device = parameter.device if parameter.device.type != "meta" else "cpu"
         return torch.empty(0, dtype=parameter.dtype, device=device)
 
-    def _check_maxima(self, rows: Sequence[Steering]) -> None:
-        configs = self.config.sae_configs
-        for edit in (e for s in rows for e in s.feature_edits if e.unit == "max"):
-            maxima = getattr(getattr(self.saes, str(edit.sae)), "feature_max", None)
-            feature = configs[edit.sae].resolve_feature(edit.feature)
-            if maxima is not None and maxima.device.type != "meta" and not float(maxima[feature]) > 0:
-                raise ValueError(
-                    f"`unit='max'` needs the latent's typical maximum, which SAE {edit.sae} does not hold for "
-                    f"feature {feature}: it was never active where that was measured, or nothing was. Call "
-                    f"`model.saes[{edit.sae}].measure_feature_max(hidden)`, or give an absolute value. Received: "
-                    f"{edit!r}."
-                )
+    def _maxima_of(self, number: int) -> Tensor | None:
+        maxima = getattr(getattr(self.saes, str(number)), "feature_max", None)
+        return None if maxima is None or maxima.device.type == "meta" else maxima
 
     @contextmanager
     def steered(self, steering: Any) -> Iterator[Any]:
@@ -170,3 +163,22 @@ def _is_edit(item: Any) -> bool:
     if isinstance(item, dict):
         return "feature" in item or "scores" in item
     return hasattr(item, "op") or hasattr(item, "scores")
+
+
+def check_maxima(
+    rows: Sequence[Steering], configs: Sequence[SparseAutoencoderConfig], maxima: Mapping[int, Tensor]
+) -> None:
+    """Raises ValueError where an edit in units of a latent's typical maximum finds none.
+
+    Args:
+        maxima: (d_sae,) of each SAE whose maxima are at hand.
+    """
+    for edit in (e for s in rows for e in s.feature_edits if e.unit == "max" and e.sae in maxima):
+        feature = configs[edit.sae].resolve_feature(edit.feature)
+        if not float(maxima[edit.sae][feature]) > 0:
+            raise ValueError(
+                f"`unit='max'` needs the latent's typical maximum, which SAE {edit.sae} does not hold for "
+                f"feature {feature}: it was never active where that was measured, or nothing was. Call "
+                f"`model.saes[{edit.sae}].measure_feature_max(hidden)`, or give an absolute value. Received: "
+                f"{edit!r}."
+            )

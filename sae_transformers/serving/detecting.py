@@ -11,7 +11,8 @@ import torch
 
 from .bodies import Body, wrong
 from .memory import give_back, is_out_of_memory, no_memory
-from .requests import LONGEST_NAME, Reader
+from .requests import Reader
+from .steering_field import LONGEST_NAME
 
 TEXTS_AT_ONCE, MAX_TEXTS = 16, 2048
 # Of a forward pass, padding included, but for a text that is longer alone; and of all texts of a request.

@@ -6,16 +6,8 @@ from typing import Any
 
 from ...modeling.steering import OPS, POSITIONS, UNITS
 from ..detecting import MAX_TEXTS, POOLINGS
-from ..requests import (
-    LONGEST_NAME,
-    MAX_ANSWERS,
-    MAX_EDITS,
-    MAX_RANGES,
-    MAX_STOP_TEXTS,
-    ROLES,
-    WITHOUT_EFFECT,
-    Reader,
-)
+from ..requests import MAX_ANSWERS, MAX_STOP_TEXTS, ROLES, WITHOUT_EFFECT, Reader
+from ..steering_field import LONGEST_NAME, MAX_EDITS, MAX_RANGES
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}

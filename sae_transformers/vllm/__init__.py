@@ -1,0 +1,25 @@
+"""Models with SAEs on vLLM: the same repositories, the same steering in each request, in a running batch.
+
+vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). What it has no hook for is wrapped,
+and each wrapped name is looked up at start, so that a release that moved one says so and nothing is left unsteered.
+"""
+
+from __future__ import annotations
+
+ARCHITECTURE = "SaeForCausalLM"
+
+
+def register() -> None:
+    """Teach vLLM the architecture of our repositories. May be called any number of times.
+
+    Raises:
+        ImportError: this release of vLLM lacks a name that steering stands on.
+    """
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    from ..modeling import SaeConfig  # noqa: F401  importing it registers the config with transformers
+    from . import admission, cache_key, config, detection, runner_v1
+
+    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
+    for part in (config, admission, cache_key, runner_v1, detection):
+        part.install()
