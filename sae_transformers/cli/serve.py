@@ -29,20 +29,13 @@ def serve(
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(help="After --: options of vLLM's own command line.")] = None,
 ) -> None:
     """Serve a steered model with OpenAI's interface: chat, completions, responses; steering in each request's body."""
-    from ..workflows.loading import load, read_steering
-    from ..workflows.serve import open_port
-    from ..workflows.serve import serve as serve_model
+    from ..workflows.serve import serve_named
+    from ..workflows.settings.publish import Served
 
     console = open_console()
-    with open_port(settings) as port:  # a taken one is told before the model is loaded
-        default = None if steering is None else read_steering(steering, model)
-        loaded, tokenizer, _ = load(
-            model, sae or [], hook_point=hook_point, model_dtype=model_dtype, revision=revision
-        )
-        serve_model(
-            loaded, tokenizer, (name or model, model), settings, steering=default, listening=port,
-            notice=console.print,
-        )  # fmt: skip
+    served = Served(model, tuple(sae or ()), name, steering, hook_point, model_dtype, revision)
+    serve_named(served, settings, options or (), notice=console.print)
     console.print("Stopped.")

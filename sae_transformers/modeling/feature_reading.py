@@ -25,14 +25,25 @@ def detect(
     )
     scores = output.sae_features[sae][..., 0]
     counted = _of_tokens(counted, scores, sae)
+    return pooled(scores, counted, pooling)
+
+
+def pooled(scores: Tensor, counted: Tensor, pooling: str) -> Detection:
+    """Scores of texts from those of their tokens.
+
+    Args:
+        scores: (batch, seq).
+        counted: (batch, seq) bool, which of them count.
+        pooling: `mean`, `max` or `last`.
+    """
     if pooling == "mean":
-        pooled = scores.masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1)  # a NaN there is nobody's
+        found = scores.masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1)  # a NaN there is nobody's
     elif pooling == "max":
-        pooled = scores.masked_fill(~counted, -torch.inf).amax(-1)
+        found = scores.masked_fill(~counted, -torch.inf).amax(-1)
     else:
         last = scores.shape[1] - 1 - counted.flip(-1).int().argmax(-1)
-        pooled = scores.gather(-1, last[:, None])[:, 0]
-    return Detection(scores.masked_fill(~counted, 0.0), pooled.masked_fill(~counted.any(-1), torch.nan))
+        found = scores.gather(-1, last[:, None])[:, 0]
+    return Detection(scores.masked_fill(~counted, 0.0), found.masked_fill(~counted.any(-1), torch.nan))
 
 
 @torch.no_grad()

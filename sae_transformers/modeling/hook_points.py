@@ -135,7 +135,8 @@ def _find_site(base: nn.Module, config: PreTrainedConfig, layer: int, site: str)
             f"{', '.join(n for n, _ in block.named_children())}."
         )
     module, path = block.get_submodule(name), f"{path}.{name}"
-    if "residual" in inspect.signature(module.forward).parameters:
+    residual = inspect.signature(module.forward).parameters.get("residual")
+    if residual is not None and residual.default is inspect.Parameter.empty:  # an optional one is a fused norm's
         last = next((n for n in BEFORE_RESIDUAL[site] if hasattr(module, n)), None)
         if last is None:
             raise ValueError(

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from .bodies import Body
 from .completions import Completions
-from .detecting import Detector, list_features, read_detection
+from .detecting import Detector, describe_saes, read_detection
 from .engine import MAX_WAITING, Engine
 from .errors import RequestError
 from .intake import Intake
@@ -140,7 +140,7 @@ def build_app(
 
     @app.get("/v1/features")
     async def features() -> dict[str, Any]:
-        return list_features(model)
+        return describe_saes(model.config.sae_configs)
 
     entry = {"id": name, "object": "model", "created": 0, "owned_by": "sae-transformers"}
     entry["steering"] = reader.default_steering.to_dict() if reader.default_steering else None

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from ..modeling import SparseAutoencoderConfig
 from .bodies import Body, wrong
 from .memory import give_back, is_out_of_memory, no_memory
-from .requests import Reader
+from .prompts import PromptReader
 from .steering_field import LONGEST_NAME
 
 TEXTS_AT_ONCE, MAX_TEXTS = 16, 2048
@@ -33,7 +34,7 @@ class Detecting:
     per_token: bool
 
 
-def read_detection(reader: Reader, body: Body) -> Detecting:
+def read_detection(reader: PromptReader, body: Body) -> Detecting:
     reader.check_model(body)
     texts = body.take("input")
     texts = [texts] if isinstance(texts, str) else texts
@@ -44,7 +45,7 @@ def read_detection(reader: Reader, body: Body) -> Detecting:
         or not all(isinstance(t, str) for t in texts)
     ):
         raise wrong("input", f"must be a text or a list of up to {MAX_TEXTS}", texts)
-    saes = reader.model.config.sae_configs
+    saes = reader.saes
     if not saes:
         raise wrong("model", "has no SAE, so no features", reader.names[0])
     sae = body.whole("sae", 0, 0, len(saes) - 1)
@@ -155,8 +156,8 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
     yield rows
 
 
-def list_features(model: Any) -> dict[str, Any]:
-    """The model's SAEs, with the concepts that have names."""
+def describe_saes(saes: Sequence[SparseAutoencoderConfig]) -> dict[str, Any]:
+    """A model's SAEs, with the concepts that have names."""
     data = [
         {
             "object": "sae",
@@ -167,6 +168,6 @@ def list_features(model: Any) -> dict[str, Any]:
             "concepts": dict(config.concepts),
             "feature_names": dict(config.feature_names),
         }
-        for number, config in enumerate(model.config.sae_configs)
+        for number, config in enumerate(saes)
     ]
     return {"object": "list", "data": data}

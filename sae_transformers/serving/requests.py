@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..modeling import Steering
-from .bodies import Body, checked_text, is_number, shortened, wrong
+from .bodies import Body, checked_text, is_number, wrong
 from .errors import RequestError
+from .prompts import PromptReader
 from .sampling import COLDEST, Sampling, published_sampling
 from .steering_field import read_steering
-from .tokenizing import Tokenizing
 
 MAX_ANSWERS, MAX_STOP_TEXTS = 128, 16
 ROLES = ("system", "user", "assistant")
@@ -37,7 +37,7 @@ class Asked:
     include_usage: bool = False
 
 
-class Reader:
+class Reader(PromptReader):
     """Reads requests for one model.
 
     Args:
@@ -47,14 +47,14 @@ class Reader:
     """
 
     def __init__(self, model: Any, tokenizer: Any, names: Sequence[str], max_tokens: int) -> None:
-        self.model, self.tokenizer, self.names = model, tokenizer, tuple(names)
         text_config = model.config.get_text_config(decoder=True)
-        self.context: int = getattr(text_config, "max_position_embeddings", None) or 2**31
+        context = getattr(text_config, "max_position_embeddings", None) or 2**31
+        super().__init__(tokenizer, names, model.config.sae_configs, context)
+        self.model = model
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self.published = published_sampling(model.generation_config, max_tokens)
         saved = getattr(model.generation_config, "sae_steering", None)
         self.default_steering = model.steering if saved is None else Steering.coerce(saved)
-        self.tokenizing = Tokenizing(tokenizer, self.context)
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 
@@ -86,13 +86,6 @@ class Reader:
         body.neutral("logprobs", [], NO_LOGPROBS)
         return self._asked(body, prompts, body.whole("max_tokens", None, 1))
 
-    def check_model(self, body: Body) -> None:
-        name = body.text("model")
-        if name not in self.names:
-            raise RequestError(
-                f"The model {name!r} does not exist. Known: {self.names[0]!r}.", "model", "model_not_found", 404
-            )
-
     def _asked(self, body: Body, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> Asked:
         steering = self.steering(body.take("steering"))
         n = body.whole("n", 1, 1, MAX_ANSWERS)
@@ -122,7 +115,7 @@ class Reader:
         longest = max(len(prompt) for prompt in prompts)
         room = self.context - longest
         if room < (max_tokens or 1):
-            raise self._too_long(f"{longest} of a prompt" + (f" and {max_tokens} of an answer" if max_tokens else ""))
+            raise self.too_long(f"{longest} of a prompt" + (f" and {max_tokens} of an answer" if max_tokens else ""))
         known = self.published
         temperature = body.number("temperature", known.temperature, 0, 100)
         stop = body.take("stop", ())
@@ -168,40 +161,13 @@ class Reader:
         try:
             text = self.tokenizing.rendered(messages, options or {})
             self.check_length([text], "messages")
-            self._check_beginning(text, "messages")
+            self.check_beginning(text, "messages")
             ids = self.tokenizing.ids(text, add_special_tokens=False)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RequestError(f"The chat template refuses these messages: {error}", "messages") from error
         if not ids:
             raise RequestError("The messages make an empty prompt.", "messages")
         return ids
-
-    def encode(self, text: str, name: str) -> list[int]:
-        """Token ids of a text, with the special tokens that texts begin with."""
-        self.check_length([text], name)
-        self._check_beginning(checked_text(text, name), name)
-        ids = self.tokenizing.ids(text)
-        if not ids:
-            raise RequestError(f"`{name}` has no token. Received: {name}={shortened(text)}.", name)
-        return ids
-
-    def check_length(self, texts: Iterable[str], name: str) -> None:
-        """Refuse what has too many characters to be read, before any work is put into it.
-
-        Raises:
-            RequestError: together they are longer than any text that the model reads.
-        """
-        length, most = sum(map(len, texts)), self.tokenizing.most_characters
-        if length > most:
-            raise self._too_long(f"{length} characters, where {most} are the most that can fit", name)
-
-    def _check_beginning(self, text: str, name: str) -> None:
-        if self.tokenizing.is_too_long(text):
-            raise self._too_long("more in the beginning of a text", name)
-
-    def _too_long(self, received: str, name: str = "messages") -> RequestError:
-        told = f"The model reads {self.context} tokens. Received: {received}."
-        return RequestError(told, name, "context_length_exceeded")
 
     def _prompts(self, value: Any) -> list[list[int]]:
         """A text, several, the ids of one, or of several."""

@@ -1,4 +1,4 @@
-"""The `steering` of a request: bounded before it is read, and checked against the model before it reaches an engine."""
+"""The `steering` of a request: bounded before it is read, checked against the model before it reaches an engine."""
 
 from __future__ import annotations
 

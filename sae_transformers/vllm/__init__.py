@@ -1,12 +1,10 @@
 """Models with SAEs on vLLM: the same repositories, the same steering in each request, in a running batch.
 
-vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). What it has no hook for is wrapped,
-and each wrapped name is looked up at start, so that a release that moved one says so and nothing is left unsteered.
+vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). What it has no hook for is
+wrapped, and each wrapped name is looked up at start: a release that moved one says so, and nothing is left unsteered.
 """
 
 from __future__ import annotations
-
-ARCHITECTURE = "SaeForCausalLM"
 
 
 def register() -> None:
@@ -18,8 +16,8 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
 
     from ..modeling import SaeConfig  # noqa: F401  importing it registers the config with transformers
-    from . import admission, cache_key, config, detection, runner_v1
+    from . import admission, cache_key, config, detection, http_field, runner_v1
 
-    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
-    for part in (config, admission, cache_key, runner_v1, detection):
+    ModelRegistry.register_model(config.ARCHITECTURE, f"{__name__}.model:{config.ARCHITECTURE}")
+    for part in (config, admission, http_field, cache_key, runner_v1, detection):
         part.install()

@@ -19,9 +19,8 @@ from ..modeling.steering_plan import SteeringPlan
 from ..modeling.steering_state import check_maxima
 from ..serving.errors import RequestError
 from ..serving.steering_field import read_steering
-from . import ARCHITECTURE
 from .asked import READ, STEERING, Reading
-from .config import repository_options, sae_config
+from .config import ARCHITECTURE, repository_options, sae_config
 from .wrapping import found, wrap
 
 
@@ -115,7 +114,7 @@ class Admission:
 
 
 def _plain(given: Any) -> Any:
-    """Steering as our server reads it: JSON text, as `vllm_xargs` carries it, and objects of this library made plain."""
+    """Steering as our server reads it: of JSON text, which `vllm_xargs` carries, and of a `Steering`."""
     if getattr(given, "is_steering", False):
         return given.to_dict()
     if isinstance(given, str):

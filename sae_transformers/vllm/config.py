@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..modeling import SaeConfig
-from . import ARCHITECTURE
 from .ops import STEER
 from .wrapping import found
 
+ARCHITECTURE = "SaeForCausalLM"
 # Sites whose tensor is cut among the ranks of tensor parallelism.
 SHARDED = ("mlp_act", "attn_heads")
 LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)(?:\..*)?")
@@ -79,7 +79,8 @@ class SaeModelConfig:
         if STEER not in compilation.splitting_ops:
             compilation.splitting_ops = [*compilation.splitting_ops, STEER]
         # In the key of compiled graphs: one that was made without our operator is not taken.
-        vllm_config.additional_config = {**(vllm_config.additional_config or {}), "sae_transformers": __version__}
+        own = {"sae_transformers": importlib.metadata.version("sae-transformers")}
+        vllm_config.additional_config = {**(vllm_config.additional_config or {}), **own}
 
 
 def sae_config(model_config: Any) -> SaeConfig:

@@ -105,7 +105,7 @@ class SaeForCausalLM(TransformersForCausalLM):
         """Ours to the SAEs, the others to the base.
 
         Raises:
-            ValueError: an SAE's weights are missing or damaged, or the base is another one than the SAEs were put into.
+            ValueError: an SAE's weights are missing or damaged, or the SAEs were put into another base.
         """
         found: dict[str, Tensor] = {}
         loaded = super().load_weights(self._of_base(weights, found))

@@ -1,8 +1,8 @@
 """Whose tokens a pass of the engine holds, and what its SAEs do with them. Nothing here knows vLLM.
 
 An engine lays the tokens of all scheduled requests one after the other: chunks of prompts, and one token of each
-answer. `begin` is told who they are and puts their steerings into as few plans as can hold them; `apply` runs a plan on
-the tokens that it concerns, and on no others.
+answer. `begin` is told who they are and puts their steerings into as few plans as can hold them; `apply` runs a plan
+on the tokens that it concerns, and on no others.
 """
 
 from __future__ import annotations

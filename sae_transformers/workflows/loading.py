@@ -164,6 +164,19 @@ def load_base(
     return LoadedBase(base.to(this_device()).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
 
 
+def base_of(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Name and revision of the base that a model with SAEs points to.
+
+    Raises:
+        ValueError: it points to none.
+        OSError: the model is not there.
+    """
+    config = _config(name, revision)
+    if getattr(config, "base_model_name_or_path", None) is None:
+        raise ValueError(f"{name!r} names no base and has no tokenizer. Expected one of them.")
+    return config.base_model_name_or_path, config.base_model_revision
+
+
 def this_device() -> str:
     """Where this process keeps its model: of several processes each has the GPU of its local rank."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling import SaeForCausalLM, Steering
-from .settings.publish import ServeSettings
+from .loading import load, read_steering
+from .settings.publish import Served, ServeSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -75,6 +76,39 @@ def serve(
     if not server.started:
         raise OSError(f"The server could not start at {settings.host} port {settings.port}; its log says why.")
     return app
+
+
+def serve_named(
+    served: Served,
+    settings: ServeSettings,
+    engine_options: Sequence[str] = (),
+    *,
+    notice: Callable[[str], object] | None = None,
+) -> None:
+    """Load what is served and serve it until Ctrl-C, with the engine of the settings.
+
+    Args:
+        engine_options: of vLLM, as on its command line.
+        notice: as in `serve`.
+
+    Raises:
+        ImportError, ValueError, OSError: as `serve`; options for an engine that takes none.
+    """
+    if settings.engine == "vllm":
+        from .serve_vllm import serve_on_vllm
+
+        serve_on_vllm(served, settings, engine_options, notice=notice)
+        return
+    if engine_options:
+        raise ValueError(f"Options after -- are those of --engine vllm. Received: {' '.join(engine_options)!r}.")
+    with open_port(settings) as port:  # a taken one is told before the model is loaded
+        steering = None if served.steering is None else read_steering(served.steering, served.model)
+        model, tokenizer, _ = load(
+            served.model, served.saes, hook_point=served.hook_point, model_dtype=served.model_dtype,
+            revision=served.revision,
+        )  # fmt: skip
+        names = (served.name or served.model, served.model)
+        serve(model, tokenizer, names, settings, steering=steering, listening=port, notice=notice)
 
 
 def open_port(settings: ServeSettings) -> socket.socket:

@@ -10,8 +10,7 @@ from ...serving.limits import ServeLimits
 
 CARDS = ("model", "dataset", "metric")
 REPOSITORIES = ("model", "dataset", "space")
-
-
+ENGINES = ("own", "vllm")
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
@@ -98,6 +97,7 @@ class ServeSettings:
     """How a model is served.
 
     Args:
+        engine: own, this library's, for one machine; or vllm, whose options follow the model after --.
         host: address to listen at; 0.0.0.0 is every one of this machine.
         port: port of the server; 0 takes a free one.
         api_key_env: environment variable of a key that requests must bring; by default none is asked.
@@ -107,6 +107,7 @@ class ServeSettings:
         limits: what clients are given.
     """
 
+    engine: str = "own"
     host: str = "127.0.0.1"
     port: int = 8000
     api_key_env: str | None = None
@@ -120,3 +121,27 @@ class ServeSettings:
         if self.port > 65535:
             raise ValueError(f"`port` must be at most 65535. Received: port={self.port!r}.")
         check_choice(self, "log_level", LOG_LEVELS)
+        check_choice(self, "engine", ENGINES)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served.
+
+    Args:
+        model: a model with SAEs, or a base: a folder or a Hub id.
+        saes: SAEs for a base, as `attach` takes them.
+        name: of the model in requests; by default its folder or id.
+        steering: default steering: JSON, a file of it or its name in the model's folder; by default the model's own.
+        hook_point: where SAEs read that do not say it themselves.
+        model_dtype: `auto`: float32 on a CPU, else as published.
+        revision: of the model on the Hub.
+    """
+
+    model: str
+    saes: tuple[str, ...] = ()
+    name: str | None = None
+    steering: str | None = None
+    hook_point: str | None = None
+    model_dtype: str = "auto"
+    revision: str | None = None
