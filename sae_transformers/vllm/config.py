@@ -33,10 +33,10 @@ class SaeModelConfig:
         base = sae_config(model_config).text_config
         if base is None:
             raise _refused("a model without a base", "no text_config", "save it with this library")
-        if base.get_text_config() is not base:
-            raise _refused("a base that reads images", repr(base.model_type), "`sae-transformers serve` without it")
         if getattr(base, "is_encoder_decoder", False):
             raise _refused("an encoder-decoder base", repr(base.model_type), "`sae-transformers serve` without it")
+        if base.get_text_config() is not base:
+            raise _refused("a base that reads images", repr(base.model_type), "`sae-transformers serve` without it")
         kinds = set(getattr(base, "layer_types", None) or getattr(base, "layers_block_type", None) or ())
         recurrent = {kind for kind in kinds if "attention" not in kind or "linear" in kind}
         if recurrent or hasattr(base, "ssm_cfg") or hasattr(base, "state_size") or hasattr(base, "mamba_d_state"):
@@ -57,8 +57,6 @@ class SaeModelConfig:
         for name in ("prefill_context_parallel_size", "decode_context_parallel_size"):
             if getattr(parallel, name, 1) > 1:
                 raise _refused("context parallel", f"{name}={getattr(parallel, name)}", "use tensor parallel")
-        if getattr(compilation.pass_config, "enable_sp", False):
-            raise _refused("sequence parallelism", "pass_config.enable_sp", "leave it out")
         if parallel.tensor_parallel_size > 1:
             for place in (place for entry in config.sae_configs for place in (entry.read_at, entry.write_at)):
                 if place.rpartition(".")[2] in SHARDED:
