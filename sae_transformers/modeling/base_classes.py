@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+Base = TypeVar("Base", bound=nn.Module)
 UNKNOWN = "Unrecognized configuration class"
 
 
@@ -41,13 +42,28 @@ def load_base(
     """
     classes = by_architecture(auto_classes, config)
     if head_counts:
-        return _first(classes, "from_pretrained", name, options)
+        return keep_soft_cap(_first(classes, "from_pretrained", name, options), options)
     with _held_reports() as reports:
         base, info = _first(classes, "from_pretrained", name, {**options, "output_loading_info": True})
         inside = f"{base.base_model_prefix}."
         wrong = [key for kind in ("missing_keys", "unexpected_keys") for key in info[kind] if key.startswith(inside)]
         if not wrong and not info["mismatched_keys"]:
             reports.clear()
+    return keep_soft_cap(base, options)
+
+
+def keep_soft_cap(base: Base, options: Mapping[str, Any]) -> Base:
+    """The base with an attention that caps its scores softly, where its config says so (Gemma 2) and nobody asked for
+    one: `sdpa`, which transformers up to 5.19 takes by itself, leaves the cap out.
+
+    Args:
+        options: that it was loaded with.
+    """
+    model: Any = next((module for module in base.modules() if isinstance(module, PreTrainedModel)), None)
+    config = None if model is None else model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if capped and options.get("attn_implementation") is None and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
     return base
 
 

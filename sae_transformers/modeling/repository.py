@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .base_classes import load_base
+from .base_classes import keep_soft_cap, load_base
 from .base_fingerprint import base_fingerprint, differing
 from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
@@ -207,6 +207,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             with named_errors(name), plain_errors(name), held_against(stored):
                 loaded: Any = super().from_pretrained(name, *model_args, **kwargs, **options)
             model, info = loaded
+            keep_soft_cap(model.lm, kwargs)
             check_loaded(model, info, name, any_size=any_size)
             return (model, info) if with_info else model
         for option in ("config", *LABEL_OPTIONS):

@@ -1,5 +1,8 @@
 """An engine for `check`, in a process of its own: `python -m ....check_process REQUEST ANSWER`."""
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,8 @@
 """`/v1/detect` and `/v1/features` on vLLM's server, with bodies and answers of our own server."""
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import asyncio

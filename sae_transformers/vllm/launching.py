@@ -1,5 +1,8 @@
 """Starting vLLM's own server for a model with SAEs."""
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import importlib.metadata

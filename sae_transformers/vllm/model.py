@@ -1,5 +1,8 @@
 """The model that vLLM runs: a base on its Transformers modeling backend, and our SAEs at their places in it."""
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -79,11 +82,11 @@ class SaeForCausalLM(TransformersForCausalLM):
 
     def _is_here(self, place: str) -> bool:
         layer = layer_of(place)
-        blocks, _ = find_blocks(self.model, self.sae_config.text_config)
+        blocks, _ = find_blocks(self.model, self.sae_config.get_text_config())
         return layer is None or not isinstance(blocks[layer], PPMissingLayer)
 
     def _point(self, place: str) -> HookPoint:
-        return find_hook_point(self.model, self.sae_config.text_config, place)
+        return find_hook_point(self.model, self.sae_config.get_text_config(), place)
 
     def _keep(self, number: int, hidden: Tensor) -> Tensor:
         self._kept[number] = hidden

@@ -1,5 +1,8 @@
 """Steering of a pass in vLLM's second model runner, by the `ModelState` that a model may bring."""
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any

@@ -42,12 +42,12 @@ class Part(NamedTuple):
 class Group(NamedTuple):
     """Tokens that share a plan.
 
-    plan: for all of them. tokens: (n,) int64, their places in the pass; None for all. rows: (n,) int64, their rows of
-    the plan, None where it has one.
+    plan: for all of them. tokens: (n,) int64, their places in the pass, in order. rows: (n,) int64, their rows of the
+    plan, None where it has one.
     """
 
     plan: SteeringPlan
-    tokens: Tensor | None
+    tokens: Tensor
     rows: Tensor | None
 
 
@@ -102,16 +102,16 @@ class Steps:
                         spans.setdefault(kind, []).append(Span(asked.steering, offset + start, offset + stop))
             offset += scheduled
         for kind, steered in spans.items():
-            self.groups.extend(self._groups(list(present[kind]), steered, offset))
+            self.groups.extend(self._groups(list(present[kind]), steered))
 
     def end(self) -> None:
         """Nobody's tokens are steered any more: passes may follow that warm up or capture graphs."""
         self.groups, self.reads = [], []
 
-    def _groups(self, steerings: Sequence[Steering], spans: Sequence[Span], n_tokens: int) -> Iterable[Group]:
+    def _groups(self, steerings: Sequence[Steering], spans: Sequence[Span]) -> Iterable[Group]:
         """Plans hold the steerings of all requests at hand, in an order of their own, so that a plan is compiled when
         one joins or leaves and not at every pass."""
-        for together in _batches(sorted(set(steerings), key=lambda steering: (digest(steering), hash(steering)))):
+        for together in _batches(sorted(steerings, key=lambda steering: (digest(steering), hash(steering)))):
             plan = self._plan(tuple(together))
             row_of = {steering: row for row, steering in enumerate(together)}
             own = [span for span in spans if span.steering in row_of]
@@ -122,7 +122,7 @@ class Steps:
             device = self.saes[0].device
             yield Group(
                 plan,
-                None if len(tokens) == n_tokens else torch.from_numpy(tokens).to(device),
+                torch.from_numpy(tokens).to(device),
                 None if plan.count == 1 else torch.from_numpy(rows).to(device),
             )
 
@@ -163,13 +163,11 @@ class Steps:
             own = plan.saes.get(number)
             if own is None:
                 continue
-            if tokens is None and (rows is None or len(rows) == len(target)):
+            if len(tokens) == len(target):
                 target = sae.steer_tokens(hidden, own, rows, target=target)
-                continue
-            if tokens is None and rows is not None:  # all requests' tokens, and padding behind them
-                tokens = torch.arange(len(rows), device=target.device)
-            edited = sae.steer_tokens(hidden[tokens], own, rows, target=target[tokens])
-            target = target.index_copy(0, tokens, edited)
+            else:
+                edited = sae.steer_tokens(hidden[tokens], own, rows, target=target[tokens])
+                target = target.index_copy(0, tokens, edited)
         return target
 
     def _read(self, number: int, hidden: Tensor) -> None:

@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 
 from ..create_training_data.base_model import find_base_model
 from ..modeling import SaeForCausalLM, SparseAutoencoder, Steering
+from ..modeling.base_classes import keep_soft_cap
 from ..modeling.configuration_sparse_autoencoder import SITES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -158,7 +159,7 @@ def load_base(
     kind = transformers.AutoModelForImageTextToText if images else transformers.AutoModelForCausalLM
     try:
         tokenizer = reader.from_pretrained(found, revision=revision)
-        base = kind.from_pretrained(found, revision=revision, **options)
+        base = keep_soft_cap(kind.from_pretrained(found, revision=revision, **options), options)
     except (OSError, ValueError) as error:
         raise OSError(f"{found!r} could not be read as a model: {str(error).strip().splitlines()[0]}") from error
     return LoadedBase(base.to(this_device()).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]

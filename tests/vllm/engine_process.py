@@ -1,5 +1,8 @@
 """A process with vLLM's engine: `python -m tests.vllm.engine_process REQUEST ANSWER`, see `worlds.run_engine`."""
 
+# vLLM has an environment of its own.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 import os
 import sys

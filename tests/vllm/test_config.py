@@ -1,5 +1,8 @@
 """What is refused by name before anything is loaded, and where graphs are cut, with vLLM's own configs."""
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false
+
 import importlib.util
 from types import SimpleNamespace
 

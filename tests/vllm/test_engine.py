@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,10 @@ def long_prompt_jobs() -> list[Job]:
 def test_the_prefix_cache_knows_the_steering(tmp_path):
     jobs = long_prompt_jobs()
     wanted = answers(published(tmp_path), jobs)
-    engine = {"max_num_seqs": 1, "block_size": 32}  # one after the other: each could read what the one before left
+    engine: dict[str, Any] = {
+        "max_num_seqs": 1,
+        "block_size": 32,
+    }  # one after the other: each could read what the one before left
     (found,) = run_engine(tmp_path, jobs, **engine)
     assert differing(found.tokens, wanted) == []
     assert found.cached > 0  # what lies before the first steered token is shared
@@ -70,7 +74,7 @@ def test_the_prefix_cache_knows_the_steering(tmp_path):
 
 
 def test_the_published_default_and_none(tmp_path):
-    default = STEERINGS["set on JumpReLU"]
+    default = Steering([FeatureEdit(feature=5, op="set", value=8.0)])
     model = published(tmp_path, steering=default)
     jobs = [Job(job.prompt, given) for job in mixed_jobs()[:12] for given in (None, False, job.steering)]
     plain = answers(

@@ -1,5 +1,8 @@
 """The state of vLLM's second model runner, with batches as it makes them: it does not run whole without a GPU."""
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import importlib.util
 from types import SimpleNamespace
 

@@ -18,7 +18,7 @@ from tests.tiny import VOCAB, tiny_base, tiny_sae
 
 WIDTH, NEW_TOKENS = 64, 12
 # Attention on CPUs wants heads of 32.
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": WIDTH, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 2,
     "intermediate_size": 96, "moe_intermediate_size": 96, "max_position_embeddings": 512,
 }  # fmt: skip
