@@ -59,8 +59,8 @@ def keep_soft_cap(base: Base, options: Mapping[str, Any]) -> Base:
     Args:
         options: that it was loaded with.
     """
-    model: Any = next((module for module in base.modules() if isinstance(module, PreTrainedModel)), None)
-    config = None if model is None else model.config.get_text_config()
+    model: Any = next(module for module in base.modules() if isinstance(module, PreTrainedModel))
+    config = model.config.get_text_config()
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     if capped and options.get("attn_implementation") is None and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")

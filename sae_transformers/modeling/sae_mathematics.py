@@ -20,6 +20,7 @@ from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from .outputs import SparseFeatures
 from .sae_code import Code, Normalized
 from .sae_files import SaeFiles
+from .sae_losses import concept_losses, normalized_mse
 
 
 class SaeMathematics(SaeFiles):
@@ -131,3 +132,33 @@ class SaeMathematics(SaeFiles):
 
     def _skip(self, output: Tensor, hidden: Tensor) -> Tensor:
         return output + hidden.to(self.dtype) @ self.W_skip.T if self.config.skip_connection else output
+
+    def token_losses(
+        self,
+        hidden: Tensor,
+        names: tuple[str, ...],
+        concept_targets: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Each loss term per token, (...); unknown concept labels count 0."""
+        x = hidden.to(self.dtype)
+        target = x if target is None else target.to(self.dtype)
+        normalized = self.normalize(x)
+        code = self.code_of(normalized)
+        terms: dict[str, Tensor] = {}
+        if "reconstruction" in names:
+            terms["reconstruction"] = normalized_mse(target, self.decode_code(code, normalized, x))
+        if "sparsity" in names:
+            norms = self.W_dec.norm(dim=-1)  # (d_sae,)
+            if isinstance(code.latents, Tensor):
+                mass = code.latents.abs() @ norms
+            else:
+                mass = (code.latents.values.abs() * norms[code.latents.indices]).sum(-1)
+            terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
+        if "conditioning" in names and (self.config.concepts or concept_targets is not None):
+            concepts = torch.tensor(list(self.config.concepts.values()), dtype=torch.long, device=x.device)
+            pre_acts = code.pre_acts[..., concepts]
+            known = concept_targets is not None
+            losses = concept_losses(pre_acts, concept_targets) if known else torch.zeros_like(pre_acts)
+            terms["conditioning"] = losses.sum(-1)
+        return terms

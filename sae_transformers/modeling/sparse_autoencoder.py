@@ -14,7 +14,6 @@ from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .feature_maxima import measure_feature_max
 from .outputs import SparseAutoencoderOutput, SparseFeatures
 from .sae_code import Normalized
-from .sae_losses import concept_losses, normalized_mse
 from .sae_mathematics import SaeMathematics
 from .sae_steering import steered
 from .steering_plan import SaePlan
@@ -282,35 +281,3 @@ class SparseAutoencoder(SaeMathematics):
         names = ("reconstruction", "sparsity") + (("conditioning",) if concept_targets is not None else ())
         terms = self.token_losses(hidden, names, concept_targets, target)
         return terms if reduction == "none" else {name: value.mean() for name, value in terms.items()}
-
-    # -- pieces, to be called inside `forward` -----------------------------------------------------------------------
-
-    def token_losses(
-        self,
-        hidden: Tensor,
-        names: tuple[str, ...],
-        concept_targets: Tensor | None = None,
-        target: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Each loss term per token, (...); unknown concept labels count 0."""
-        x = hidden.to(self.dtype)
-        target = x if target is None else target.to(self.dtype)
-        normalized = self.normalize(x)
-        code = self.code_of(normalized)
-        terms: dict[str, Tensor] = {}
-        if "reconstruction" in names:
-            terms["reconstruction"] = normalized_mse(target, self.decode_code(code, normalized, x))
-        if "sparsity" in names:
-            norms = self.W_dec.norm(dim=-1)  # (d_sae,)
-            if isinstance(code.latents, Tensor):
-                mass = code.latents.abs() @ norms
-            else:
-                mass = (code.latents.values.abs() * norms[code.latents.indices]).sum(-1)
-            terms["sparsity"] = mass / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
-        if "conditioning" in names and (self.config.concepts or concept_targets is not None):
-            concepts = torch.tensor(list(self.config.concepts.values()), dtype=torch.long, device=x.device)
-            pre_acts = code.pre_acts[..., concepts]
-            known = concept_targets is not None
-            losses = concept_losses(pre_acts, concept_targets) if known else torch.zeros_like(pre_acts)
-            terms["conditioning"] = losses.sum(-1)
-        return terms

@@ -4,6 +4,9 @@ vLLM calls `register` in each of its processes (entry point `vllm.general_plugin
 wrapped, and each wrapped name is looked up at start: a release that moved one says so, and nothing is left unsteered.
 """
 
+# vLLM has an environment of its own.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 
