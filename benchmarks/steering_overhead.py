@@ -23,10 +23,13 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
+from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from sae_transformers.modeling.base_arguments import cache_of
 
-GOALS = {"idle": 1.01, "direction": 1.02, "set 1": 1.04, "set 8": 1.04}
+GOALS = {
+    "idle": 1.01, "direction": 1.02, "set 1": 1.04, "set 8": 1.04, "gate on the prompt, shut": 1.01,
+    "gate on the prompt, open": 1.02, "gate per token": 1.03,
+}  # fmt: skip
 
 
 def load_base(name: str, device: str):
@@ -69,6 +72,9 @@ def cases(d_sae: int) -> dict[str, dict]:
         "set 64": edits(64, "set", 1e-3),
         "encode all": {"steering": False, "output_features": True},
         "replace": edits(1, "set", 1e-3, keep_error=False),
+        "gate on the prompt, shut": edits(1, "direction", 1e-3, when=Gate(feature=1, above=1e9, over="prompt")),
+        "gate on the prompt, open": edits(1, "direction", 1e-3, when=Gate(feature=1, above=-1e9, over="prompt")),
+        "gate per token": edits(1, "direction", 1e-3, when=Gate(feature=1, above=0.0)),
     }
 
 

@@ -14,6 +14,7 @@ from transformers import (
 
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import LossWeights, SparseAutoencoderConfig
+from .gates import Gate
 from .modeling_sae import SaeModel
 from .modeling_sae_causal_lm import SaeForCausalLM
 from .modeling_sae_sequence_classification import SaeForSequenceClassification
@@ -26,6 +27,7 @@ __all__ = [
     "Detection",
     "FeatureEdit",
     "FeatureReweighting",
+    "Gate",
     "LossWeights",
     "SaeConfig",
     "SaeForCausalLM",

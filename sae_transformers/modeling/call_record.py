@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .gate_run import GateRun
 from .outputs import SparseFeatures
 from .steering_plan import SteeringPlan
 
@@ -24,7 +25,8 @@ class SiteResult(NamedTuple):
     """What an SAE hands back to its hook; each field is None where there is nothing to do.
 
     delta: (batch or 1, seq or 1, d_out), to be added. replacement: (batch, seq, d_out), in place of the hidden state.
-    replace_rows: (batch,) bool, the rows to be replaced; None for all.
+    replace_rows: (batch,) bool, the rows to be replaced; None for all. opened: (batch, seq) bool, the tokens that any
+    gate lets through; None for all.
     """
 
     delta: Tensor | None
@@ -32,6 +34,7 @@ class SiteResult(NamedTuple):
     replace_rows: Tensor | None
     features: SparseFeatures | Tensor | None
     losses: dict[str, Tensor] | None
+    opened: Tensor | None = None
 
     def applied(self, hidden: Tensor) -> Tensor:
         """The hidden state (batch, length, d) that this makes of `hidden`, in the SAE's precision and then rounded
@@ -64,6 +67,7 @@ class CallRequest:
     losses: names of the loss terms to compute; `detach`: without a gradient for the base.
     concept_targets: SAE number -> (batch, length, n_concepts).
     stop_after: the pass ends when these SAEs are done; empty: it does not.
+    gates: on which the steering depends.
     """
 
     batch_size: int
@@ -78,6 +82,7 @@ class CallRequest:
     detach: bool = True
     concept_targets: Mapping[int, Tensor] = field(default_factory=dict)
     stop_after: frozenset[int] = frozenset()
+    gates: GateRun | None = None
 
     def concerns(self, number: int) -> bool:
         """Whether SAE `number` has anything to do in this pass."""
@@ -86,7 +91,8 @@ class CallRequest:
     def works_at(self, number: int) -> bool:
         """Whether SAE `number` has to run, and not only to be seen."""
         steered = self.plan is not None and number in self.plan.saes
-        return steered or number in self.features or bool(self.losses)
+        read = self.gates is not None and bool(self.gates.read_at(number))
+        return steered or read or number in self.features or bool(self.losses)
 
     def steered_columns(self) -> Tensor | None:
         """The columns with a steered token, (c,) int64, where they are less than half of all; None for all columns."""
@@ -107,9 +113,10 @@ class CallRequest:
         """The hidden state (batch, length, d) that an SAE's result makes of `hidden`, where tokens are steered;
         `hidden` itself where nothing changes."""
         edited = result.applied(hidden)
-        if edited is hidden or self.mask is None:
-            return edited
-        return torch.where(self.mask.unsqueeze(-1).to(hidden.device), edited, hidden)
+        for mask in (self.mask, result.opened):
+            if edited is not hidden and mask is not None:
+                edited = torch.where(mask.unsqueeze(-1).to(hidden.device), edited, hidden)
+        return edited
 
 
 class CallRecord:

@@ -56,6 +56,14 @@ class GenerationView:
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
 
+    def _reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
+        """Beams go on from other beams: what gates remember goes along."""
+        self._state.memory.reorder(beam_idx)
+        if hasattr(super(), "_reorder_cache"):
+            return super()._reorder_cache(past_key_values, beam_idx)  # pyright: ignore
+        past_key_values.reorder_cache(beam_idx)
+        return past_key_values
+
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         """An assistant proposes with steering of its own, if any: it does not take this model's arguments."""
         if "model_kwargs" in kwargs:

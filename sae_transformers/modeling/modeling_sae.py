@@ -235,6 +235,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
                 plan=steered.plan,
                 rows=steered.rows,
                 mask=steered.mask,
+                gates=steered.gates,
                 features=features,
                 pre_activations=options.pre_activations,
                 keep_inputs=bool(options.output_sae_inputs),
@@ -260,6 +261,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
             self._slot.swap(previous)
         if record is not None:
             self._check_reached(record)
+            if record.request.gates is not None:
+                record.request.gates.remember()
         return outputs
 
     def _check_reached(self, record: CallRecord) -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from .call_record import CallRequest, SiteResult
+from .gate_run import GateRun
 from .outputs import SparseFeatures
 from .sae_code import Code, Normalized
 from .sae_mathematics import SaeMathematics
 from .steering_plan import SaePlan
+from .steering_tables import is_open
 
 
 def serve(
@@ -25,19 +27,40 @@ def serve(
         target: (batch, seq, d_out), what it must reconstruct; `hidden` by default.
     """
     plan = request.plan.saes.get(number) if request.plan is not None else None
-    features = losses = delta = replacement = rows = None
+    features = losses = delta = replacement = rows = opened = None
     x = hidden.to(sae.dtype)
+    if request.gates is not None:
+        _read_for_gates(sae, x, request.gates, number)
     if number in request.features:
         features = _reported(sae, x, request.features[number], request.pre_activations)
     if plan is not None:
-        delta, replacement = _steer_columns(sae, x, plan, request)
+        gates = None
+        if request.gates is not None and plan.gates is not None:
+            gates = request.gates.open(x.shape[1], plan.gate_numbers)
+            opened = plan.lets_through(gates, request.rows)
+        delta, replacement = _steer_columns(sae, x, plan, request, gates)
         if plan.replace == "mixed":
             rows = plan.replace_rows[request.rows]
     if request.losses:
         seen = x.detach() if request.detach else x
         goal = seen if target is None else (target.detach() if request.detach else target)
         losses = sae.token_losses(seen, request.losses, request.concept_targets.get(number), goal)
-    return SiteResult(delta, replacement, rows, features, losses)
+    return SiteResult(delta, replacement, rows, features, losses, opened)
+
+
+def _read_for_gates(sae: SaeMathematics, x: Tensor, gates: GateRun, number: int) -> None:
+    """The values that conditions on this SAE compare, at all tokens of the pass."""
+    wanted = gates.read_at(number)
+    for pre_activations in (False, True):
+        places = [place for place in wanted if gates.plan.conditions[place].pre_activations == pre_activations]
+        if places:
+            features = torch.tensor([gates.plan.conditions[place].feature for place in places], device=x.device)
+            normalized = sae.normalize(x)
+            values = (
+                sae.pre_acts_of(normalized, features)[0] if pre_activations else sae.latents_of(normalized, features)
+            )
+            for column, place in enumerate(places):
+                gates.read(place, values[..., column])
 
 
 def _reported(
@@ -50,16 +73,17 @@ def _reported(
 
 
 def _steer_columns(
-    sae: SaeMathematics, x: Tensor, plan: SaePlan, request: CallRequest
+    sae: SaeMathematics, x: Tensor, plan: SaePlan, request: CallRequest, opened: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """`steer` where tokens are steered; what it gives elsewhere is not used, so it is not computed either."""
     columns = request.steered_columns()
     if columns is None:
-        return steer(sae, x, plan, request.rows)
+        return steer(sae, x, plan, request.rows, opened)
     if not len(columns):
         return None, None
     columns = columns.to(x.device)
-    delta, replacement = steer(sae, x[:, columns], plan, request.rows)
+    opened = None if opened is None else opened[:, columns]
+    delta, replacement = steer(sae, x[:, columns], plan, request.rows, opened)
     return _spread(delta, columns, x), _spread(replacement, columns, x)
 
 
@@ -72,8 +96,14 @@ def _spread(part: Tensor | None, columns: Tensor, x: Tensor) -> Tensor | None:
     return whole
 
 
-def steer(sae: SaeMathematics, x: Tensor, plan: SaePlan, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The change (batch, seq or 1, d_out) and the replacement, each None where there is none."""
+def steer(
+    sae: SaeMathematics, x: Tensor, plan: SaePlan, rows: Tensor | None, opened: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The change (batch, seq or 1, d_out) and the replacement, each None where there is none.
+
+    Args:
+        opened: (batch, seq, G + 1) bool, which gates are open; None where there are none.
+    """
     rows = rows if plan.count > 1 else None
     norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
     needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects
@@ -88,15 +118,15 @@ def steer(sae: SaeMathematics, x: Tensor, plan: SaePlan, rows: Tensor | None) ->
     if code is not None and plan.replace != "none":
         replacement = sae.decode_code(code, normalized, x)
     if len(plan.read):
-        parts.append(_change_of_read(sae, normalized, code, plan, rows, norms))
+        parts.append(_change_of_read(sae, normalized, code, plan, rows, norms, opened))
     if len(plan.blind):
         values = plan.blind_values.at(rows, _maxima(sae, plan, plan.blind), None)
-        parts.append(values @ sae.W_dec[plan.blind])
+        parts.append(_let_through(values, opened, plan.blind_gates) @ sae.W_dec[plan.blind])
     delta = sum(parts[1:], parts[0]) if parts else None
     if delta is not None and normalized.scale is not None:
         delta = delta * normalized.scale
     if len(plan.direct):  # in the units of the hidden state
-        added = _directions(sae, plan, rows, norms)
+        added = _directions(sae, plan, rows, norms, opened)
         delta = added if delta is None else delta + added
     return delta, replacement
 
@@ -112,10 +142,18 @@ def _maxima(sae: SaeMathematics, plan: SaePlan, latents: Tensor) -> Tensor | Non
     return sae.feature_max[latents] if plan.uses_max else None
 
 
-def _directions(sae: SaeMathematics, plan: SaePlan, rows: Tensor | None, norms: Tensor | None) -> Tensor:
+def _let_through(values: Tensor, opened: Tensor | None, gates: Tensor) -> Tensor:
+    """Values (batch or 1, T or 1, m) of entries whose gates (1, m) are open, and 0."""
+    return values if opened is None else torch.where(is_open(opened, gates, None), values, 0.0)
+
+
+def _directions(
+    sae: SaeMathematics, plan: SaePlan, rows: Tensor | None, norms: Tensor | None, opened: Tensor | None
+) -> Tensor:
     directions = sae.W_dec[plan.direct]  # (q, d_out)
     per_norm = norms / directions.norm(dim=-1) if norms is not None else None  # (batch, seq, q)
-    return plan.direct_values.at(rows, _maxima(sae, plan, plan.direct), per_norm) @ directions
+    values = plan.direct_values.at(rows, _maxima(sae, plan, plan.direct), per_norm)
+    return _let_through(values, opened, plan.direct_gates) @ directions
 
 
 def _change_of_read(
@@ -125,6 +163,7 @@ def _change_of_read(
     plan: SaePlan,
     rows: Tensor | None,
     norms: Tensor | None,
+    opened: Tensor | None,
 ) -> Tensor:
     """`sum_i (z'_i - z_i) * W_dec[i]` over the latents that are read, (batch, seq, d_out)."""
     read = plan.read
@@ -141,9 +180,12 @@ def _change_of_read(
     if plan.magnitude is not None:
         factor = (plan.magnitude if rows is None else plan.magnitude[rows]).unsqueeze(1)
         pre_acts = sae.pre_acts_of(normalized, read)[0] if code is None else code.pre_acts[..., read]
-        changed = torch.where(factor.isnan(), changed, factor * pre_acts.abs())
+        scaled = ~factor.isnan()
+        if opened is not None:
+            scaled = scaled & is_open(opened, plan.magnitude_gates, rows)
+        changed = torch.where(scaled, factor * pre_acts.abs(), changed)
     for stage in plan.stages:
-        changed = stage.apply(changed, rows, _maxima(sae, plan, read), per_norm)
+        changed = stage.apply(changed, rows, _maxima(sae, plan, read), per_norm, opened)
     change = changed - latents
     delta = change @ directions
     if plan.balance:

@@ -10,16 +10,18 @@ from torch import Tensor
 
 from .base_arguments import cached_tokens
 from .call_options import SaeCallOptions, source_of
+from .gate_run import GateMemory, GateRun
 from .steering_plan import BoundSteering, SteeringPlan
 
 
 class SteeredTokens(NamedTuple):
     """The steering of one pass: its plan or None, (batch,) rows of its tables or None for one row, (batch, seq) bool
-    or None for all tokens."""
+    or None for all tokens, and the gates that it depends on."""
 
     plan: SteeringPlan | None = None
     rows: Tensor | None = None
     mask: Tensor | None = None
+    gates: GateRun | None = None
 
 
 def steered_tokens(
@@ -44,7 +46,10 @@ def steered_tokens(
         return SteeredTokens()
     if bound is not None and rows is None and generation is not None and generation.masked:
         return SteeredTokens()
-    if plan.count == 1 and plan.intervals is None and options.steering_mask is None:
+    memory = None if generation is None or bound is None else generation.memory_of(rows)
+    if memory is not None and plan.fully_gated and past is not None and memory.all_shut(past):
+        return SteeredTokens()
+    if plan.count == 1 and plan.intervals is None and options.steering_mask is None and plan.gates is None:
         return SteeredTokens(plan)  # every token of every row alike
     if past is None:
         raise ValueError(
@@ -64,7 +69,8 @@ def steered_tokens(
         if options.steering_mask is not None:
             allowed = _mask_at(options.steering_mask.to(source.device), columns)
             mask = allowed if mask is None else mask & allowed
-    return SteeredTokens(plan, rows[:, 0] if plan.count > 1 else None, mask)
+    gates = None if plan.gates is None else GateRun(plan.gates, rows, past, memory)
+    return SteeredTokens(plan, rows[:, 0] if plan.count > 1 else None, mask, gates)
 
 
 def _past_of(inputs: Mapping[str, Any], source: Tensor, cache: str) -> Any:
@@ -145,6 +151,8 @@ class GenerationState:
         self.bound: BoundSteering | None = None
         self.rows: Tensor | None = None
         self.own_prompt_length: int | None = None
+        self.memory = GateMemory()
+        self.unconditional_memory = GateMemory()
         self._ids_at_start = 0
 
     @property
@@ -160,6 +168,11 @@ class GenerationState:
             table = self.rows[:, 0]
             table = table.repeat_interleave(source.shape[0] // table.shape[0])
         return table, self.own_prompt_length
+
+    def memory_of(self, rows: Tensor | None) -> GateMemory:
+        """What gates remember of the text that a pass reads: the unconditional branch, whose passes carry no rows, has
+        a text of its own."""
+        return self.unconditional_memory if rows is None else self.memory
 
     def place(self, input_ids: Any, model_kwargs: dict[str, Any]) -> None:
         """Bind the steering to the prompt that the base has settled on: its length, and each row's first real

@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from .gates import Gate, gate_from
 
 OPS = {
     "add": "z + v",
@@ -85,6 +87,7 @@ class FeatureEdit:
         unit: of `value`: `absolute` activation; `max`, multiples of the latent's typical maximum (`feature_max`);
             `norm`, multiples of the hidden state's norm (the value whose write into the stream has that norm).
             `scale` takes no unit.
+        when: a `Gate` or its dict: the edit acts where it is open. `active`: where the latent itself is above 0.
     """
 
     sae: int = 0
@@ -92,6 +95,7 @@ class FeatureEdit:
     op: str = "scale"
     value: float | None = None
     unit: str = "absolute"
+    when: Gate | Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
@@ -102,6 +106,9 @@ class FeatureEdit:
             )
         if isinstance(self.feature, int) and self.feature < 0:
             raise ValueError(f"`feature` must not be negative. Received: feature={self.feature!r}.")
+        if self.when is not None:
+            own = {"feature": self.feature, "sae": self.sae}
+            object.__setattr__(self, "when", gate_from(own if self.when == "active" else self.when))
         if self.op not in tuple(OPS):
             raise ValueError(f"`op` must be one of {', '.join(map(repr, OPS))}. Received: op={self.op!r}.")
         if self.unit not in UNITS:
@@ -169,6 +176,7 @@ class Steering:
         reconstruct: numbers of SAEs that replace the hidden state by their output even without an edit.
         balance: spread the opposite of the total change evenly over the latents that were not edited, so that the sum
             of the code is kept (SCAR's `mod_balance`).
+        when: a `Gate` or its dict: all of it acts where that is open, an edit with a gate of its own where both are.
     """
 
     edits: Sequence[FeatureEdit | FeatureReweighting] = ()
@@ -176,6 +184,7 @@ class Steering:
     keep_error: bool = True
     reconstruct: tuple[int, ...] = ()
     balance: bool = False
+    when: Gate | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         edits = self.edits
@@ -191,6 +200,12 @@ class Steering:
         object.__setattr__(self, "edits", edits)
         object.__setattr__(self, "positions", _checked_positions(self.positions))
         object.__setattr__(self, "reconstruct", tuple(self.reconstruct))
+        object.__setattr__(self, "when", None if self.when is None else gate_from(self.when))
+        if any(edit.when is not None for edit in self.feature_edits) and (self.balance or self.reweightings):
+            raise ValueError(
+                "Edits with a gate of their own do not go with `balance` or a re-weighting, which are about a whole "
+                "code. Expected `when` of the Steering. Received: `when` of an edit."
+            )
         for number in self.reconstruct:
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ValueError(
@@ -202,7 +217,7 @@ class Steering:
         self._keep_hash()
 
     def _keep_hash(self) -> None:
-        values = (self.edits, self.positions, self.keep_error, self.reconstruct, self.balance)
+        values = (self.edits, self.positions, self.keep_error, self.reconstruct, self.balance, self.when)
         object.__setattr__(self, "_hash", hash(values))
 
     def __hash__(self) -> int:  # kept: there may be thousands of edits, and each token looks its plan up
@@ -262,9 +277,11 @@ class Steering:
         edits = []
         for edit in self.edits:
             values = {f.name: getattr(edit, f.name) for f in fields(edit)}
-            edits.append({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+            edits.append(_with_gate({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}))
         positions = self.positions if isinstance(self.positions, str) else [list(p) for p in self.positions]
-        return {**asdict(self), "edits": edits, "positions": positions, "reconstruct": list(self.reconstruct)}
+        own = {"keep_error": self.keep_error, "balance": self.balance, "when": self.when}
+        shown = {"edits": edits, "positions": positions, "reconstruct": list(self.reconstruct)}
+        return _with_gate({f.name: {**own, **shown}[f.name] for f in fields(self)})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Steering:
@@ -302,9 +319,27 @@ class Steering:
             return cls(value)  # pyright: ignore[reportArgumentType]
         raise TypeError(f"Expected a Steering, its dict or its JSON, or edits. Received: {type(value).__name__}.")
 
+    def gate_of(self, edit: FeatureEdit | FeatureReweighting | None = None) -> Gate | None:
+        """The gate that must be open for an edit, or for what is no edit, such as `reconstruct`."""
+        whole, own = cast("Gate | None", self.when), cast("Gate | None", getattr(edit, "when", None))
+        if whole is None or own is None:
+            return whole if own is None else own
+        return whole & own
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether anything of it has a gate."""
+        return self.when is not None or any(edit.when is not None for edit in self.feature_edits)
+
     @property
     def is_steering(self) -> bool:
         return True
+
+
+def _with_gate(values: dict[str, Any]) -> dict[str, Any]:
+    """`when` as plain values, and left out where there is none: files from before gates are as they were."""
+    gate = values.pop("when", None)
+    return values if gate is None else {**values, "when": gate.to_dict()}
 
 
 def _edit_from(edit: Any) -> FeatureEdit | FeatureReweighting:

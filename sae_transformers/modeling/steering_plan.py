@@ -1,97 +1,33 @@
 """Steering compiled against a model: index and value tensors, so that a forward pass branches on structure only.
 
-Every elementwise op is a clamped affine map `z' = min(max(a*z + b, low), high)`; an edit of one latent by several ops
-is several stages. Values of all ops and all batch rows are entries of the same tables, so a changed value, latent or
+Values of all ops and all batch rows are entries of the same tables (`steering_tables`), so a changed value, latent or
 op of the same shape does not recompile a compiled model. Notation: R rows of different steering, m latents, T tokens.
-
-Value tables have a leading axis of size 3: the absolute part, the part in multiples of the latent's typical maximum,
-and the part in multiples of the hidden norm.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
-from .steering import END, FAR, UNITS, FeatureEdit, Steering
+from .gate_run import GatePlan
+from .steering import END, FAR, FeatureEdit, Steering
+from .steering_tables import Stage, ValueTable, is_open
 
 
-class ValueTable:
-    """Values of (R, m) entries in their units; `values` is (3, R, m)."""
+class Placed(NamedTuple):
+    """An edit, the latent that it is of, and the number of its gate."""
 
-    def __init__(self, rows: int, width: int, fill: float, dtype: torch.dtype, device: torch.device) -> None:
-        self.values = torch.zeros(3, rows, width, dtype=dtype, device=device)
-        self.values[0] = fill
-        self.uses_max = self.uses_norm = False
-
-    def put(self, row: int, column: int, value: float, unit: str) -> None:
-        self.values[:, row, column] = 0.0
-        self.values[UNITS.index(unit), row, column] = value
-        self.uses_max |= unit == "max"
-        self.uses_norm |= unit == "norm"
-
-    def add(self, row: int, column: int, value: float, unit: str) -> None:
-        """As `put`, on top of what is there."""
-        self.values[UNITS.index(unit), row, column] += value
-        self.uses_max |= unit == "max"
-        self.uses_norm |= unit == "norm"
-
-    def at(self, rows: Tensor | None, maxima: Tensor | None, norms: Tensor | None) -> Tensor:
-        """The values in absolute units, (batch or 1, T or 1, m).
-
-        Args:
-            rows: (batch,) row of the table for each batch row, or None for the only one.
-            maxima: (m,) typical maximum of each latent.
-            norms: (batch, T, 1 or m), what one hidden norm is worth in this table's unit.
-        """
-        table = self.values if rows is None else self.values[:, rows]
-        values = table[0].unsqueeze(1)
-        if self.uses_max and maxima is not None:
-            values = values + table[1].unsqueeze(1) * maxima
-        if self.uses_norm and norms is not None:
-            values = values + table[2].unsqueeze(1) * norms
-        return values
+    feature: int
+    edit: FeatureEdit
+    gate: int
 
 
-class Stage:
-    """One clamped affine map for each row and latent."""
-
-    def __init__(self, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.factor = torch.ones(rows, width, dtype=dtype, device=device)
-        self.shift = ValueTable(rows, width, 0.0, dtype, device)
-        self.low = ValueTable(rows, width, -math.inf, dtype, device)
-        self.high = ValueTable(rows, width, math.inf, dtype, device)
-
-    def put(self, row: int, column: int, edit: FeatureEdit) -> None:
-        op, value = edit.op, 0.0 if edit.value is None else edit.value
-        if op == "scale":
-            self.factor[row, column] = value
-        elif op in ("set", "ablate"):
-            self.factor[row, column] = 0.0
-            self.shift.put(row, column, value, edit.unit)
-        elif op == "add":
-            self.shift.put(row, column, value, edit.unit)
-        elif op == "shrink":
-            self.shift.put(row, column, -value, edit.unit)
-            self.low.put(row, column, 0.0, "absolute")
-        elif op == "at_least":
-            self.low.put(row, column, value, edit.unit)
-        elif op == "at_most":
-            self.high.put(row, column, value, edit.unit)
-
-    def apply(self, latents: Tensor, rows: Tensor | None, maxima: Tensor | None, norms: Tensor | None) -> Tensor:
-        """z' of (batch, T, m) latents."""
-        factor = self.factor if rows is None else self.factor[rows]
-        moved = factor.unsqueeze(1) * latents + self.shift.at(rows, maxima, norms)
-        return torch.minimum(torch.maximum(moved, self.low.at(rows, maxima, norms)), self.high.at(rows, maxima, norms))
-
-
-Edits = list[tuple[int, FeatureEdit]]  # of one row, with the latent of each
+Edits = list[Placed]  # of one row
 
 
 class Places:
@@ -102,16 +38,18 @@ class Places:
     """
 
     def __init__(self, edits: Sequence[Edits], *, balance: bool) -> None:
-        everything = [pair for row in edits for pair in row]
-        added = {f for f, e in everything if e.op == "add"}
-        self.only_added = added - {f for f, e in everything if e.op not in ("add", "direction")}
+        everything = [placed for row in edits for placed in row]
+        added = {f for f, e, _ in everything if e.op == "add"}
+        self.only_added = added - {f for f, e, _ in everything if e.op not in ("add", "direction")}
         if balance:  # the sum of the code must be known
             self.only_added = set()
-        found: dict[str, set[int]] = {"read": set(), "blind": set(), "direct": set()}
-        for feature, edit in everything:
-            found[self.kind(feature, edit)].add(feature)
+        found: dict[str, set[tuple[int, int]]] = {"read": set(), "blind": set(), "direct": set()}
+        for feature, edit, gate in everything:
+            kind = self.kind(feature, edit)
+            found[kind].add((feature, 0 if kind == "read" else gate))
+        # By latent and gate: what is only added is one number for each.
         self.read, self.blind, self.direct = (
-            {f: place for place, f in enumerate(sorted(found[kind]))} for kind in ("read", "blind", "direct")
+            {key: place for place, key in enumerate(sorted(found[kind]))} for kind in ("read", "blind", "direct")
         )
 
     def kind(self, feature: int, edit: FeatureEdit) -> str:
@@ -129,13 +67,30 @@ class SaePlan:
     edited: (R, m), 1 where the row edits the latent and 0 where only another row does.
     reweight: (R, d_sae) scores, or None; `reweight_rows` (R,) bool, or None where all rows are re-weighted.
     replace: `none`, `all` or `mixed` rows lose what the SAE does not reconstruct; `replace_rows` (R,) bool.
+    gates: (R, n) numbers of the gates that something of the row has here, -1 for none; one open is enough for the
+        token to change at all. None where no row is gated.
     """
 
-    def __init__(self, number: int, config: SparseAutoencoderConfig, plans: Sequence[Steering], like: Tensor) -> None:
+    def __init__(
+        self,
+        number: int,
+        config: SparseAutoencoderConfig,
+        plans: Sequence[Steering],
+        like: Tensor,
+        gates: GatePlan | None = None,
+    ) -> None:
+        gates = GatePlan([config]) if gates is None else gates
         self.number, self.count = number, len(plans)
         where = {"dtype": like.dtype, "device": like.device}
         self.made_for = (like.dtype, like.device)
-        edits = [[(config.resolve_feature(e.feature), e) for e in s.feature_edits if e.sae == number] for s in plans]
+        edits = [
+            [
+                Placed(config.resolve_feature(e.feature), e, gates.number(s.gate_of(e), number))
+                for e in s.feature_edits
+                if e.sae == number
+            ]
+            for s in plans
+        ]
         balances = {s.balance for s in plans if any(e.sae == number for e in s.edits)}
         if len(balances) > 1:
             raise ValueError("`balance` must be the same for all rows of a batch. Received: balance=True and False.")
@@ -143,9 +98,14 @@ class SaePlan:
         _check_magnitude(edits, config)
         places = Places(edits, balance=self.balance)
         self.read, self.blind, self.direct = (
-            torch.tensor(list(latents), dtype=torch.long, device=like.device)
-            for latents in (places.read, places.blind, places.direct)
+            torch.tensor([feature for feature, _ in keys], dtype=torch.long, device=like.device)
+            for keys in (places.read, places.blind, places.direct)
         )
+        self.blind_gates, self.direct_gates = (
+            torch.tensor([[gate for _, gate in keys]], dtype=torch.long, device=like.device)
+            for keys in (places.blind, places.direct)
+        )
+        self._compile_gates(number, edits, plans, gates, like.device)
         self._fill_tables(edits, places, where)
         if self.balance and bool((self.edited.sum(-1) == config.d_sae).any()):
             raise ValueError(
@@ -162,37 +122,55 @@ class SaePlan:
         ]
         self.replace = "all" if all(replaced) else "mixed" if any(replaced) else "none"
         self.replace_rows = torch.tensor(replaced, device=like.device)
-        units = {edit.unit for row in edits for _, edit in row}
+        units = {edit.unit for row in edits for _, edit, _ in row}
         self.uses_max, self.uses_norm = "max" in units, "norm" in units
 
     def _fill_tables(self, edits: Sequence[Edits], places: Places, where: dict[str, Any]) -> None:
         """The values of all edits; several of one latent, one after the other, are several `stages`."""
         rows, width = len(edits), len(places.read)
-        scaled = any(edit.op == "scale_magnitude" for row in edits for _, edit in row)
+        scaled = any(edit.op == "scale_magnitude" for row in edits for _, edit, _ in row)
         self.magnitude = torch.full((rows, width), math.nan, **where) if scaled else None
+        self.magnitude_gates = torch.zeros(rows, width, dtype=torch.long, device=where["device"])
         self.stages: list[Stage] = []
         self.edited = torch.zeros(rows, width, **where)
         self.blind_values = ValueTable(rows, len(places.blind), 0.0, **where)
         self.direct_values = ValueTable(rows, len(places.direct), 0.0, **where)
         for row, row_edits in enumerate(edits):
             depths: dict[int, int] = {}
-            for feature, edit in row_edits:
+            for feature, edit, gate in row_edits:
                 kind = places.kind(feature, edit)
                 if kind == "direct":
-                    self.direct_values.add(row, places.direct[feature], edit.value or 0.0, edit.unit)
+                    self.direct_values.add(row, places.direct[feature, gate], edit.value or 0.0, edit.unit)
                     continue
                 if kind == "blind":
-                    self.blind_values.add(row, places.blind[feature], edit.value or 0.0, edit.unit)
+                    self.blind_values.add(row, places.blind[feature, gate], edit.value or 0.0, edit.unit)
                     continue
-                place = places.read[feature]
+                place = places.read[feature, 0]
                 self.edited[row, place] = 1.0
                 if edit.op == "scale_magnitude" and self.magnitude is not None:
                     self.magnitude[row, place] = edit.value or 0.0
+                    self.magnitude_gates[row, place] = gate
                     continue
                 depths[place] = depth = depths.get(place, 0) + 1
                 if depth > len(self.stages):
                     self.stages.append(Stage(rows, width, **where))
-                self.stages[depth - 1].put(row, place, edit)
+                self.stages[depth - 1].put(row, place, edit, gate)
+
+    def _compile_gates(
+        self, number: int, edits: Sequence[Edits], plans: Sequence[Steering], gates: GatePlan, device: torch.device
+    ) -> None:
+        rows = []
+        for steering, placed in zip(plans, edits, strict=True):
+            own = {gate for _, _, gate in placed}
+            if number in steering.reconstruct or any(e.sae == number for e in steering.reweightings):
+                own.add(gates.number(steering.gate_of(), number))
+            rows.append(sorted(own))
+        self.always = any(gate == 0 for row in rows for gate in row)  # whether anything is done whatever the gates
+        self.gates: Tensor | None = None
+        self.gate_numbers = sorted({gate for row in rows for gate in row if gate})
+        if self.gate_numbers:
+            width = max(map(len, rows))
+            self.gates = torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=device)
 
     def _compile_reweighting(
         self, number: int, config: SparseAutoencoderConfig, plans: Sequence[Steering], where: dict[str, Any]
@@ -221,13 +199,25 @@ class SaePlan:
             raise ValueError("Legacy re-weighting changes the decoder's statistics and must hold for all rows.")
         self.reweight_mode = "weight_legacy" if legacy else mode
 
+    def lets_through(self, opened: Tensor, rows: Tensor | None) -> Tensor:
+        """(batch, T) bool: whether anything at all is done to a token here.
+
+        Args:
+            opened: (batch, T, G + 1) bool, by number of the gate.
+            rows: (batch,) rows of the tables, or None for the only one.
+        """
+        if self.gates is None:
+            return torch.ones_like(opened[..., 0])
+        own = self.gates if rows is None else self.gates[rows]  # (batch or 1, n)
+        return (is_open(opened, own.clamp(min=0), None) & (own >= 0).unsqueeze(1)).any(-1)
+
 
 def _check_magnitude(edits: Sequence[Edits], config: SparseAutoencoderConfig) -> None:
-    if config.activation == "gated" and any(e.op == "scale_magnitude" for row in edits for _, e in row):
+    if config.activation == "gated" and any(e.op == "scale_magnitude" for row in edits for _, e, _ in row):
         raise ValueError("`scale_magnitude` needs one pre-activation per latent. Received: activation='gated'.")
     for row in edits:
-        for feature in {f for f, e in row if e.op == "scale_magnitude"}:
-            if sum(1 for f, e in row if f == feature and e.op != "direction") > 1:
+        for feature in {f for f, e, _ in row if e.op == "scale_magnitude"}:
+            if sum(1 for f, e, _ in row if f == feature and e.op != "direction") > 1:
                 raise ValueError(
                     f"`scale_magnitude` must be the only edit of its latent. Received: several of feature {feature}."
                 )
@@ -261,7 +251,10 @@ class SteeringPlan:
                         f"The model has {len(configs)} SAE(s), numbered from 0. Received: sae={number!r}."
                     )
                 used.add(number)
-        self.saes = {number: SaePlan(number, configs[number], plans, likes[number]) for number in sorted(used)}
+        gates = GatePlan(configs)
+        self.saes = {number: SaePlan(number, configs[number], plans, likes[number], gates) for number in sorted(used)}
+        self.gates = gates if gates.nodes else None
+        self.fully_gated = not any(own.always for own in self.saes.values())
         self.intervals: Tensor | None = None
         self.from_prompt: Tensor | None = None
         self.ends_with_prompt = False

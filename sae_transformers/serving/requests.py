@@ -55,6 +55,8 @@ class Reader(PromptReader):
         self.published = published_sampling(model.generation_config, max_tokens)
         saved = getattr(model.generation_config, "sae_steering", None)
         self.default_steering = model.steering if saved is None else Steering.coerce(saved)
+        if self.default_steering.is_gated:
+            self.check_steering(self.default_steering)
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 
@@ -109,7 +111,17 @@ class Reader(PromptReader):
         """None: the published default. False: none."""
         if value is None:
             return self.default_steering
-        return read_steering(value, [sae.d_sae for sae in self.model.config.sae_configs], self.model.prepare_steering)
+        return read_steering(value, [sae.d_sae for sae in self.saes], self.check_steering)
+
+    def check_steering(self, steering: Steering) -> None:
+        """Raises ValueError for steering that this model does not have, or that a running batch cannot do: its rows
+        come and go, and take nothing along that a gate would remember."""
+        gates = self.model.prepare_steering(steering).gates
+        if gates is not None and gates.remembers:
+            raise ValueError(
+                "A server knows gates on the token at hand only. Expected over='token' without `until`. Received: a "
+                "gate that remembers earlier tokens."
+            )
 
     def sampling(self, body: Body, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> Sampling:
         longest = max(len(prompt) for prompt in prompts)

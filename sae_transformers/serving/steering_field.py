@@ -12,6 +12,7 @@ from .errors import RequestError
 
 # Of a request's steering; its tables are held for every answer of the batch.
 MAX_EDITS, MAX_EDITS_OF_A_FEATURE, MAX_RANGES = 32_768, 16, 64
+MAX_CONDITIONS = 64  # of all gates
 MAX_NAMED, LONGEST_NAME = 256, 256  # edits by name, each of which is looked up among all; characters of a name
 LONGEST_REASON = 1000  # characters of what is told of a refused steering
 
@@ -66,6 +67,7 @@ def check_size(value: Any, widths: Sequence[int]) -> None:
         (max(scores, default=0), max(widths, default=0), "scores"),
         (_length(given.get("reconstruct")), len(widths), "SAEs to reconstruct"),
         (_length(given.get("positions")), MAX_RANGES, "ranges of positions"),
+        (_gates([given.get("when"), *(edit.get("when") for edit in edits)]), MAX_CONDITIONS, "gates"),
     ):
         if count > limit:
             raise ValueError(f"At most {limit} {what} are served. Received: {count}.")
@@ -73,3 +75,17 @@ def check_size(value: Any, widths: Sequence[int]) -> None:
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, (list, dict)) else 0
+
+
+def _gates(waiting: list[Any]) -> int:
+    """How many gates there are, those that others are made of included; counting ends where it is too many."""
+    count = 0
+    while waiting and count <= MAX_CONDITIONS:
+        gate = waiting.pop()
+        if isinstance(gate, dict):
+            count += 1
+            for name in ("every", "some"):
+                waiting.extend(gate[name] if isinstance(gate.get(name), list) else ())
+        elif gate is not None:
+            count += 1
+    return count

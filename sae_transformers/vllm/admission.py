@@ -84,6 +84,8 @@ class Admission:
         """Raises ValueError for an SAE, latent, concept or combination that this model does not have."""
         if steering and not self.configs:
             raise ValueError("This model has no SAE to steer.")
+        if steering.is_gated:
+            raise ValueError("Gates (`when`) are not supported on vLLM: use `sae-transformers serve` without it.")
         SteeringPlan([steering], self.configs, [torch.empty(0)] * max(1, len(self.configs)))
         check_maxima([steering], self.configs, self.maxima)
 

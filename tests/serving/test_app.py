@@ -10,7 +10,7 @@ import openai
 import pytest
 import torch
 
-from sae_transformers import FeatureEdit, Steering
+from sae_transformers import FeatureEdit, Gate, Steering
 from sae_transformers.modeling.tested_releases import NEWEST, OLDEST
 from tests.serving.running import STEERINGS, Running, offline, running, served_model, served_tokenizer
 
@@ -52,6 +52,15 @@ def test_steering_of_each_request(server: Running) -> None:
     assert server.chat(TEXT, extra_body=edits).choices[0].message.content == expected(
         Steering([FeatureEdit(feature=9, op="set", value=9.0)])
     )
+
+
+def test_gates_on_the_token_at_hand(server: Running) -> None:
+    edit = FeatureEdit(feature=2, op="direction", value=6.0)
+    gated = [Steering([edit], when=gate) for gate in (Gate(feature=7), ~Gate(feature=7), Gate(feature=7, above=1e9))]
+    for steering in gated:
+        answer = server.chat(TEXT, extra_body={"steering": steering.to_dict()})
+        assert answer.choices[0].message.content == expected(steering)
+    assert len({expected(steering) for steering in gated}) > 1
 
 
 def test_an_answer_has_all_that_openai_says(server: Running) -> None:
@@ -228,6 +237,10 @@ BAD_STEERING = [
     {"edits": [{**EDIT, "value": 10**400}]},
     {"edits": [{"feature": "x" * 257, "op": "ablate"}]},
     {"edits": [{"feature": f"name {i}", "op": "ablate"} for i in range(257)]},
+    {"edits": [EDIT], "when": {"feature": 3, "over": "prompt"}},
+    {"edits": [{**EDIT, "when": {"feature": 64}}]},
+    {"edits": [EDIT], "when": {"every": [{"feature": 3, "above": i} for i in range(64)]}},
+    {"edits": [EDIT], "when": "always"},
     {"unknown": 1},
     [[EDIT]],
     True,

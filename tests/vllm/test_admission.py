@@ -45,6 +45,7 @@ def test_the_default_is_of_requests_that_bring_none():
             "one pre-activation per latent",
         ),
         ({"edits": [{"feature": f, "op": "set", "value": 1.0} for f in range(64)], "balance": True}, "balance"),
+        ({"edits": [{"feature": 3, "op": "set", "value": 1.0, "when": "active"}]}, "not supported on vLLM"),
         ({"editz": []}, "Unknown fields"),
         ("{bro", "must be JSON"),
         (5, "must be an object"),

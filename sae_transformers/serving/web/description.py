@@ -7,7 +7,7 @@ from typing import Any
 from ...modeling.steering import OPS, POSITIONS, UNITS
 from ..detecting import MAX_TEXTS, POOLINGS
 from ..requests import MAX_ANSWERS, MAX_STOP_TEXTS, ROLES, WITHOUT_EFFECT, Reader
-from ..steering_field import LONGEST_NAME, MAX_EDITS, MAX_RANGES
+from ..steering_field import LONGEST_NAME, MAX_CONDITIONS, MAX_EDITS, MAX_RANGES
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
@@ -129,6 +129,7 @@ class Description:
             "required": ["scores"],
             "additionalProperties": False,
         }  # fmt: skip
+        edit["properties"]["when"] = {"anyOf": [{"const": "active"}, self._gate()]}
         edits: Schema = {"type": "array", "items": {"anyOf": [edit, reweighting]}, "maxItems": MAX_EDITS}
         bound: Schema = {"type": ["integer", "null"]}
         ranges: Schema = {"type": "array", "items": bound, "minItems": 2, "maxItems": 2}
@@ -138,11 +139,30 @@ class Description:
             "type": "object",
             "properties": {
                 "edits": edits, "positions": {"anyOf": positions}, "keep_error": TRUTH, "reconstruct": several,
-                "balance": TRUTH,
+                "balance": TRUTH, "when": self._gate(),
             },
             "additionalProperties": False,
         }  # fmt: skip
         return {"anyOf": [whole, edits, {"enum": [False, None]}]}
+
+    def _gate(self) -> Schema:
+        """A condition, or several of which all or one must hold; those that a running batch can do."""
+        values = {
+            "feature": self._feature(), "sae": self._sae(), "above": {"type": "number"}, "pre_activations": TRUTH,
+            "negate": TRUTH,
+        }  # fmt: skip
+        one: Schema = {
+            "type": "object", "properties": values, "required": ["feature"], "additionalProperties": False
+        }  # fmt: skip
+        parts: Schema = {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_CONDITIONS}
+        combined = [
+            {
+                "type": "object", "properties": {name: parts, "negate": TRUTH}, "required": [name],
+                "additionalProperties": False,
+            }
+            for name in ("every", "some")
+        ]  # fmt: skip
+        return {"anyOf": [one, *combined]}
 
     def _saes(self) -> list[Any]:
         return self.reader.model.config.sae_configs

@@ -1,0 +1,274 @@
+"""Gates at work: which conditions a steering has, what they remember of a text, and where they are open in a pass.
+
+Notation: C conditions, G different gates, B rows, T tokens of the pass, P columns before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .configuration_sparse_autoencoder import SITES, SparseAutoencoderConfig
+from .gates import Gate
+
+# Sites of a block in the order in which they run.
+ORDER = ("resid_pre", "attn_heads", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid_post")
+
+
+class Condition(NamedTuple):
+    """A comparison of one latent: `Gate`'s fields, the latent by its index."""
+
+    sae: int
+    feature: int
+    above: float
+    until: float | None
+    over: str
+    pool: str
+    pre_activations: bool
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it depends on other tokens than the one at hand."""
+        return self.over != "token" or self.until is not None
+
+
+class Node(NamedTuple):
+    """A gate as a tree. condition: number of the condition; None where it combines `parts`, all or some of them."""
+
+    condition: int | None
+    parts: tuple[Node, ...]
+    every: bool
+    negate: bool
+
+
+class GatePlan:
+    """The gates of a batch's steering.
+
+    nodes: the different gates; number 0 stands for no gate, so `nodes[i]` has number i + 1.
+    conditions: the different conditions that they are made of.
+    """
+
+    def __init__(self, configs: Sequence[SparseAutoencoderConfig]) -> None:
+        self.configs = configs
+        self.nodes: list[Node] = []
+        self.conditions: list[Condition] = []
+
+    def number(self, gate: Gate | None, edited: int) -> int:
+        """The number of a gate on an edit of SAE `edited`.
+
+        Raises:
+            ValueError: a condition on what the model does not have, or on what runs after the edit.
+        """
+        if gate is None:
+            return 0
+        node = self._node(gate, edited)
+        if node not in self.nodes:
+            self.nodes.append(node)
+        return self.nodes.index(node) + 1
+
+    def _node(self, gate: Gate, edited: int) -> Node:
+        if gate.feature is None:
+            parts = tuple(self._node(one, edited) for one in (gate.every or gate.some))
+            return Node(None, parts, bool(gate.every), gate.negate)
+        if gate.sae >= len(self.configs):
+            raise ValueError(
+                f"The model has {len(self.configs)} SAE(s), numbered from 0. Received: a gate on sae={gate.sae!r}."
+            )
+        if runs_before(self.configs, gate.sae, edited) is False:
+            raise ValueError(
+                f"A gate must read an SAE that runs before the edit. Received: a gate on SAE {gate.sae} at "
+                f"{self.configs[gate.sae].write_at!r} for an edit of SAE {edited} at "
+                f"{self.configs[edited].write_at!r}."
+            )
+        feature = self.configs[gate.sae].resolve_feature(gate.feature)
+        condition = Condition(gate.sae, feature, gate.above, gate.until, gate.over, gate.pool, gate.pre_activations)
+        if condition not in self.conditions:
+            self.conditions.append(condition)
+        return Node(self.conditions.index(condition), (), False, gate.negate)
+
+    def read_at(self, number: int) -> list[int]:
+        """The conditions on latents of SAE `number`."""
+        return [place for place, condition in enumerate(self.conditions) if condition.sae == number]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what is open depends on other tokens than the one at hand."""
+        return any(condition.remembers for condition in self.conditions)
+
+    @property
+    def prompt_decides(self) -> bool:
+        """Whether nothing that is generated changes what is open."""
+        return all(condition.over in ("prompt", "last") for condition in self.conditions)
+
+
+def runs_before(configs: Sequence[SparseAutoencoderConfig], one: int, other: int) -> bool | None:
+    """Whether SAE `one` has been reached when SAE `other` edits; None where their places do not say."""
+    if configs[one].write_at == configs[other].write_at:
+        return one <= other  # in the order of their numbers
+    first, second = _place(configs[one].write_at), _place(configs[other].write_at)
+    return None if first is None or second is None else first < second
+
+
+def _place(path: str) -> tuple[int, int] | None:
+    parts = path.split(".")
+    if len(parts) != 3 or parts[0] != "layers" or parts[2] not in SITES:
+        return None
+    return int(parts[1]), ORDER.index(parts[2])
+
+
+class GateMemory:
+    """What the gates of one `generate` remember: the value of each condition at every column so far.
+
+    A pass that begins before columns that were there before (a rejected draft, a cropped cache) overwrites them.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[int, Tensor] = {}
+        self._decided: Tensor | None = None  # (B, G + 1), once the prompt has decided all
+        self._anything_open = True
+        self._end = 0
+
+    def before(self, condition: int, past: Any) -> Tensor | None:
+        """(B, P) values, or None where none are known."""
+        known = self.values.get(condition)
+        return None if known is None or known.shape[1] < past else known[:, :past]
+
+    def decide(self, opened: Tensor, end: int) -> None:
+        """Take in what the prompt, of `end` columns, has decided: (B, G + 1) bool."""
+        self._decided, self._anything_open, self._end = opened, bool(opened[:, 1:].any()), end
+
+    def decided(self, past: Any) -> Tensor | None:
+        """(B, G + 1) bool where the prompt has decided all and lies before a pass; else None."""
+        return self._decided if self._decided is not None and past >= self._end else None
+
+    def all_shut(self, past: Any) -> bool:
+        """Whether no gate is open in a pass, and none will be."""
+        return not self._anything_open and past >= self._end
+
+    def reorder(self, rows: Tensor) -> None:
+        """Rows go on from other rows: beams."""
+        self.values = {name: known.index_select(0, rows.to(known.device)) for name, known in self.values.items()}
+        if self._decided is not None:
+            self._decided = self._decided.index_select(0, rows.to(self._decided.device))
+
+
+class GateRun:
+    """The gates in one pass.
+
+    Args:
+        plan: the gates.
+        rows: (B, 3) int64: row of the steering's tables, first real column, end of the prompt.
+        past: P, columns before the pass.
+        memory: of the `generate` that the pass is of; None outside of one.
+    """
+
+    def __init__(self, plan: GatePlan, rows: Tensor, past: Any, memory: GateMemory | None) -> None:
+        self.plan, self.rows, self.memory = plan, rows, memory
+        self.past = past.clone() if isinstance(past, Tensor) else past  # a static cache counts on in that very tensor
+        self.values: dict[int, Tensor] = {}
+        self._found: dict[int, Tensor] = {}
+
+    def read_at(self, number: int) -> list[int]:
+        """The conditions whose values SAE `number` has to give in this pass."""
+        return [] if self.decided is not None else self.plan.read_at(number)
+
+    @property
+    def decided(self) -> Tensor | None:
+        """(B, G + 1) bool where the prompt has decided; None where it has not, or does not."""
+        return None if self.memory is None else self.memory.decided(self.past)
+
+    def read(self, condition: int, values: Tensor) -> None:
+        """Take in a condition's values at the tokens of the pass, (B, T)."""
+        self.values[condition] = values.detach()
+
+    def open(self, length: int, needed: Sequence[int]) -> Tensor:
+        """(B, T, G + 1) bool, the first of them always open; only those of the numbers `needed` mean anything.
+
+        Raises:
+            RuntimeError: one of these reads an SAE that has not run yet.
+        """
+        if self.decided is not None:
+            return self.decided.unsqueeze(1).expand(-1, length, -1)
+        gates = {number: self._node(self.plan.nodes[number - 1]) for number in needed}
+        some = next(iter(gates.values()))
+        shut = torch.zeros_like(some)
+        return torch.stack([torch.ones_like(some), *(gates.get(n + 1, shut) for n in range(len(self.plan.nodes)))], -1)
+
+    def remember(self) -> None:
+        """After a pass over the last of the prompt: what it has decided, where it decides all."""
+        if self.memory is None or not self.plan.prompt_decides or self.decided is not None:
+            return
+        end = int(self.rows[:, 2].max())
+        if len(self.values) < len(self.plan.conditions):
+            return
+        if end <= int(self.past) + next(iter(self.values.values())).shape[1]:
+            last = [self._node(node)[:, -1] for node in self.plan.nodes]
+            self.memory.decide(torch.stack([torch.ones_like(last[0]), *last], -1), end)
+
+    def _node(self, node: Node) -> Tensor:
+        if node.condition is None:
+            parts = torch.stack([self._node(part) for part in node.parts])
+            found = parts.all(0) if node.every else parts.any(0)
+        else:
+            if node.condition not in self._found:
+                self._found[node.condition] = self._condition(node.condition)
+            found = self._found[node.condition]
+        return ~found if node.negate else found
+
+    def _condition(self, number: int) -> Tensor:
+        condition = self.plan.conditions[number]
+        if number not in self.values:
+            raise RuntimeError(
+                f"A gate reads SAE {condition.sae}, which had not run when an edit asked for it. Expected an SAE that "
+                f"runs before the edit. Received: {condition!r}."
+            )
+        now = self.values[number]
+        if not condition.remembers:
+            return now > condition.above
+        whole = self._with_past(number, now)  # (B, P + T)
+        length, tokens = whole.shape[1], now.shape[1]
+        columns = torch.arange(length, device=whole.device)
+        rows = self.rows.to(whole.device)
+        first, end = rows[:, 1:2], rows[:, 2:3]
+        real = columns >= first
+        if condition.until is not None:
+            opens, closes = real & (whole > condition.above), ~real | (whole <= condition.until)
+            latest = [torch.where(event, columns + 1, 0).cummax(-1).values for event in (opens, closes)]
+            return (latest[0] > latest[1])[:, length - tokens :]
+        if condition.over == "so_far":
+            decided = counted = real
+        else:
+            decided = columns >= end - 1
+            counted = real & (columns < end) if condition.over == "prompt" else columns == end - 1
+        pooled = _pooled(whole, counted, condition.pool if condition.over != "last" else "max")
+        return (decided & (pooled > condition.above))[:, length - tokens :]
+
+    def _with_past(self, number: int, now: Tensor) -> Tensor:
+        whole = now
+        if torch.compiler.is_compiling() and isinstance(self.past, Tensor):
+            raise ValueError(
+                "A gate over more than the token at hand is not compiled over a static cache. Expected "
+                "`disable_compile=True` in `generate`, or another cache."
+            )
+        if self.past:
+            before = None if self.memory is None else self.memory.before(number, self.past)
+            if before is None:
+                raise ValueError(
+                    f"A gate over more than the token at hand has to have seen the tokens before. Expected a call of "
+                    f"`generate`, or the whole text in one pass. Received: a pass over {self.past} cached tokens, "
+                    f"{self.plan.conditions[number]!r}."
+                )
+            whole = torch.cat([before.to(now.device), now], 1)
+        if self.memory is not None:
+            self.memory.values[number] = whole
+        return whole
+
+
+def _pooled(values: Tensor, counted: Tensor, pool: str) -> Tensor:
+    """Of all counted columns up to each, (B, P + T)."""
+    if pool == "max":
+        return values.masked_fill(~counted, -torch.inf).cummax(-1).values
+    return values.masked_fill(~counted, 0.0).cumsum(-1) / counted.cumsum(-1).clamp(min=1)
