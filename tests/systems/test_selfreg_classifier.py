@@ -71,7 +71,7 @@ def test_fact_18_a_span_is_the_32_tokens_before_the_peak(peak: int) -> None:
     words = [f"w{i}" for i in range(60)]
     settings = SpanSettings(window=32, include_peak=False, skip_first=0, outlier_ratio=None)
     (tokens,) = text_tokens(word_tokenizer(), [" ".join(words)], settings)
-    start, end = tokens.span(peak, settings)
+    [(start, end)] = tokens.spans([peak], settings)
     assert " ".join(words)[start:end] == " ".join(words[max(0, peak - 32) : peak])
 
 

@@ -291,10 +291,11 @@ class SpanCollector:
 
     def _cut(self, text: Tensor, position: Tensor) -> tuple[Tensor, Tensor, list[str]]:
         """The characters of each entry's span and the span, from the winning texts alone; no model needed."""
-        bounds, spans = torch.zeros(len(text), 2, dtype=torch.int64), [""] * len(text)
+        bounds, spans = [(0, 0)] * len(text), [""] * len(text)
         order = text.argsort(stable=True)
         wanted, counts = torch.unique_consecutive(text[order], return_counts=True)
         members = dict(zip(wanted.tolist(), order.split(counts.tolist()), strict=True))
+        positions = position.tolist()
         size = self.settings.rows_per_block
         blocks = torch.unique(wanted // size).tolist()
         n_cut = 0
@@ -302,17 +303,16 @@ class SpanCollector:
             chosen = [i for i in range(len(rows.texts)) if number * size + i in members]
             found = text_tokens(self.tokenizer, [rows.texts[i] for i in chosen], self.settings)
             for i, tokens in zip(chosen, found, strict=True):
-                for entry in members[number * size + i].tolist():
-                    at = int(position[entry])
-                    if at >= len(tokens.start):
-                        raise ValueError(f"The text has changed since. Received: row {number * size + i}.")
-                    begin, stop = tokens.span(at, self.settings)
-                    bounds[entry, 0], bounds[entry, 1] = begin, stop
-                    spans[entry] = rows.texts[i][begin:stop]
-                    n_cut += 1
+                entries = members[number * size + i].tolist()
+                peaks = [positions[entry] for entry in entries]
+                if max(peaks) >= len(tokens.start):
+                    raise ValueError(f"The text has changed since. Received: row {number * size + i}.")
+                for entry, (begin, stop) in zip(entries, tokens.spans(peaks, self.settings), strict=True):
+                    bounds[entry], spans[entry] = (begin, stop), rows.texts[i][begin:stop]
+                n_cut += len(entries)
         if n_cut < len(text):
             raise ValueError(f"The text has changed since. Received: {len(text) - n_cut} spans of rows that are gone.")
-        start, end = bounds.unbind(1)
+        start, end = torch.tensor(bounds, dtype=torch.int64).reshape(-1, 2).unbind(1)
         return start.contiguous(), end.contiguous(), spans
 
 

@@ -27,13 +27,15 @@ class TextTokens(NamedTuple):
     end: Tensor
     counted: Tensor
 
-    def span(self, position: int, settings: SpanSettings) -> tuple[int, int]:
-        """First and last character + 1 of the span whose maximum is at the text's token `position`."""
-        stop = position + 1 if settings.include_peak else position
-        begin = max(0, stop - settings.window)
-        if begin == stop:
-            return int(self.start[position]), int(self.start[position])
-        return int(self.start[begin]), int(self.end[stop - 1])
+    def spans(self, positions: Sequence[int], settings: SpanSettings) -> list[tuple[int, int]]:
+        """First and last character + 1 of the spans whose maxima are at the text's tokens `positions`."""
+        start, end = self.start.tolist(), self.end.tolist()
+        found: list[tuple[int, int]] = []
+        for position in positions:
+            stop = position + 1 if settings.include_peak else position
+            begin = max(0, stop - settings.window)
+            found.append((start[begin], end[stop - 1]) if begin < stop else (start[position], start[position]))
+        return found
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str], settings: SpanSettings) -> list[TextTokens]:

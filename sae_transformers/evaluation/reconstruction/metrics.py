@@ -16,7 +16,7 @@ from ...modeling.sae_losses import normalized_mse as relative_errors
 from ..journal import UNWATCHED, Watch
 from .meter import ReconstructionMeter as ReconstructionMeter
 
-ROWS = 256  # token distributions that are compared at a time
+ROWS = 4  # distributions of tokens that are compared at a time: what a CPU's nearest caches hold
 
 
 def l0(latents: Tensor | SparseFeatures) -> float:
@@ -192,10 +192,10 @@ def replaced_losses(
 
         def losses(ids: Tensor = ids, mask: Tensor = mask) -> dict[str, Tensor]:
             predicted = _Predicted(model, ids, mask, skip_first=0 if count_first else skip_first)
-            log_probs = predicted.log_probs(False)
-            found = {"tokens": predicted.counts, "base": predicted.cross_entropy(log_probs)}
+            base = predicted.distributions(False)
+            found = {"tokens": predicted.counts, "base": predicted.cross_entropy(base)}
             for place, one in enumerate(replaced):
-                some = one.losses(predicted, log_probs if kl else None)
+                some = one.losses(predicted, base if kl else None)
                 found |= {f"{place}.{name}": values for name, values in some.items()}
             return found
 
@@ -224,26 +224,79 @@ class _Predicted:
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, *, skip_first: int) -> None:
         seen = mask.cumsum(-1)
         counted = (mask[:, 1:] * mask[:, :-1]).bool() & (seen[:, :-1] > skip_first)
-        self.model, self.counted, self.row, self.goal = model, counted, counted.nonzero()[:, 0], ids[:, 1:][counted]
+        self.model, self.goal = model, ids[:, 1:][counted]
+        self.row, column = counted.nonzero(as_tuple=True)
+        self.runs = _runs((self.row * ids.shape[1] + column).tolist())
         self.inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (seen - 1).clamp(min=0)}
         self.counts = counted.sum(1).double().cpu()
 
-    def log_probs(self, steering: Any) -> Tensor:
-        """(n_tokens, vocabulary) float32."""
-        out = self.model(**self.inputs, steering=steering, use_cache=False)
-        return out.logits[:, :-1][self.counted].float().log_softmax(-1)
+    def distributions(self, steering: Any) -> _Distributions:
+        """Those of a forward pass."""
+        logits = self.model(**self.inputs, steering=steering, use_cache=False).logits
+        found = [
+            (some.gather(-1, goal[:, None])[:, 0], _log_sum_exp(some))
+            for some, goal in zip(self._rows(logits), self._in_runs(self.goal), strict=True)
+        ]
+        of_goal, whole = (
+            (torch.cat(parts) for parts in zip(*found, strict=True)) if found else (logits.new_zeros(0),) * 2
+        )
+        return _Distributions(logits, of_goal, whole)
 
-    def cross_entropy(self, log_probs: Tensor) -> Tensor:
+    def cross_entropy(self, found: _Distributions) -> Tensor:
         """Sum over each text's predictions, (batch,) float64."""
-        return self._by_text(-log_probs.gather(-1, self.goal[:, None])[:, 0])
+        return self._by_text(found.whole - found.of_goal)
 
-    def divergence(self, base: Tensor, other: Tensor) -> Tensor:
-        """KL(base || other), both log-probabilities; sum over each text's predictions, (batch,) float64."""
-        pairs = zip(base.split(ROWS), other.split(ROWS), strict=True)
-        return self._by_text(torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]))
+    def divergence(self, base: _Distributions, other: _Distributions) -> Tensor:
+        """KL(base || other), summed over each text's predictions, (batch,) float64.
+
+        With a, b the logits and A, B their logarithms of sums of exponentials it is `sum(exp(a - A) (a - b)) - A + B`,
+        for which no distribution is held whole.
+        """
+        gains = [
+            torch.linalg.vecdot((a - whole[:, None]).exp_(), a - b)
+            for a, b, whole in zip(
+                self._rows(base.logits), self._rows(other.logits), self._in_runs(base.whole), strict=True
+            )
+        ]
+        return self._by_text(torch.cat([*gains, base.whole[:0]]) - base.whole + other.whole)
+
+    def _rows(self, logits: Tensor) -> Iterator[Tensor]:
+        """The logits that count, a few neighbours (n, vocabulary) float32 at a time."""
+        flat = logits.flatten(0, 1)
+        for start, stop in self.runs:
+            yield flat[start:stop].float()
+
+    def _in_runs(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([stop - start for start, stop in self.runs])
 
     def _by_text(self, values: Tensor) -> Tensor:
         return torch.zeros(len(self.counts), dtype=torch.float64).index_add_(0, self.row.cpu(), values.double().cpu())
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising places as runs of at most `ROWS` neighbours: first and last + 1."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        if runs and place == runs[-1][1] and place - runs[-1][0] < ROWS:
+            runs[-1] = runs[-1][0], place + 1
+        else:
+            runs.append((place, place + 1))
+    return runs
+
+
+class _Distributions(NamedTuple):
+    """logits: (batch, seq, vocabulary), in the model's dtype. Of the n predictions that count, (n,) float32: of_goal,
+    the logit of what came; whole, the logarithm of the sum of exponentials."""
+
+    logits: Tensor
+    of_goal: Tensor
+    whole: Tensor
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """(n, vocabulary) -> (n,)."""
+    largest = logits.amax(-1, keepdim=True)
+    return (logits - largest).exp_().sum(-1).log_() + largest[:, 0]
 
 
 class _Replaced:
@@ -255,12 +308,12 @@ class _Replaced:
         values = [means[number] for number in saes]
         self.kinds = {"sae": None, "zero": [torch.zeros_like(mean) for mean in values], "mean": values}
 
-    def losses(self, predicted: _Predicted, base: Tensor | None) -> dict[str, Tensor]:
-        """`ce.` and, with the log-probabilities of the base, `kl.` and what stands at the sites -> (batch,)."""
+    def losses(self, predicted: _Predicted, base: _Distributions | None) -> dict[str, Tensor]:
+        """`ce.` and, with the base's distributions, `kl.` and what stands at the sites -> (batch,)."""
         made = {}
         for name, values in self.kinds.items():
             with _constants(self.model, self.saes, values) if values is not None else nullcontext():
-                found = predicted.log_probs(self.steering)
+                found = predicted.distributions(self.steering)
             made[f"ce.{name}"] = predicted.cross_entropy(found)
             if base is not None:
                 made[f"kl.{name}"] = predicted.divergence(base, found)

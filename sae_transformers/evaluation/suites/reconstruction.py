@@ -62,7 +62,7 @@ class ReconstructionSuite(Suite):
     Args:
         texts: two or more; those without a token to predict after the first ones are left out.
         reading: the first tokens of each text are neither reconstructed nor counted: the first is an outlier in norm
-            that SAEs are seldom made for. Twice (tokens_per_batch, vocabulary) float32 is held.
+            that SAEs are seldom made for. Twice (tokens_per_batch, vocabulary) logits are held.
         bootstrap: over texts.
 
     Raises:

@@ -142,7 +142,7 @@ def test_a_peak_at_the_first_token_gives_an_empty_span_in_the_original() -> None
     ):  # fmt: skip
         settings = SpanSettings(window=window, include_peak=include_peak, skip_first=0)
         text = " ".join(f"w{i}" for i in range(9))
-        start, end = text_tokens(word_tokenizer(), [text], settings)[0].span(position, settings)
+        [(start, end)] = text_tokens(word_tokenizer(), [text], settings)[0].spans([position], settings)
         assert text[start:end] == expected
 
 
