@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures
+from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures, Steering
 from sae_transformers.evaluation.reconstruction.metrics import (
     ReconstructionMeter,
     ce_loss_recovered,
@@ -10,6 +10,8 @@ from sae_transformers.evaluation.reconstruction.metrics import (
     l0,
     measure_reconstruction,
     normalized_mse,
+    replaced_losses,
+    site_means,
 )
 from tests.tiny import WIDTH, prompt, tiny_model, tiny_sae
 
@@ -150,3 +152,25 @@ def test_bad_input_is_refused_and_the_saes_stay() -> None:
     model = tiny_model(saes=[SparseAutoencoder(transcoder)])
     with pytest.raises(ValueError, match=r"layers.1.mlp.input and model.layers.1.mlp"):
         ce_loss_recovered(model, BATCHES)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_divergences_are_those_of_whole_distributions(side: str) -> None:
+    """Of texts of 3, 9 and 14 tokens, padded, to what one log-softmax of everything gives."""
+    model, ids, lengths = tiny_model(), prompt(3, 14), torch.tensor([3, 9, 14])[:, None]
+    place = torch.arange(14)
+    mask = (place >= 14 - lengths if side == "left" else place < lengths).long()
+    batches = [{"input_ids": ids, "attention_mask": mask}]
+    means = site_means(model, batches, [0])
+    [found] = replaced_losses(model, batches, [[0]], means, count_first=False, kl=True)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    steering = Steering(reconstruct=[0], positions=[(1, None)])
+    with torch.no_grad():
+        base, other = (model(**inputs, steering=s).logits[:, :-1].double().log_softmax(-1) for s in (False, steering))
+    counts = (mask[:, 1:] * mask[:, :-1] * (mask.cumsum(-1)[:, :-1] > 1)).double()
+    assert found.tokens.tolist() == counts.sum(1).tolist() == [1.0, 7.0, 12.0]
+    kl = ((base.exp() * (base - other)).sum(-1) * counts).sum(1)
+    ce = (-other.gather(-1, ids[:, 1:, None])[..., 0] * counts).sum(1)
+    assert kl.min() > 1e-3
+    torch.testing.assert_close(found.kl["sae"], kl, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.ce["sae"], ce, rtol=1e-5, atol=1e-5)
