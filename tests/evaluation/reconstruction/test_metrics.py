@@ -164,7 +164,7 @@ def test_divergences_are_those_of_whole_distributions(side: str) -> None:
     means = site_means(model, batches, [0])
     [found] = replaced_losses(model, batches, [[0]], means, count_first=False, kl=True)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-    steering = Steering(reconstruct=[0], positions=[(1, None)])
+    steering = Steering(reconstruct=(0,), positions=[(1, None)])
     with torch.no_grad():
         base, other = (model(**inputs, steering=s).logits[:, :-1].double().log_softmax(-1) for s in (False, steering))
     counts = (mask[:, 1:] * mask[:, :-1] * (mask.cumsum(-1)[:, :-1] > 1)).double()
