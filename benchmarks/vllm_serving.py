@@ -151,14 +151,22 @@ def ask(client: openai.OpenAI, number: int, tokens: int, steering: Steering | No
     return answer.choices[0].message.content or ""
 
 
+def alone(model, tokenizer, number: int, tokens: int, steering: Steering | None) -> str:
+    """What the model writes without a server."""
+    messages = [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    output = model.generate(**inputs, steering=steering or False, max_new_tokens=tokens, do_sample=False)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
 def servers(repository: str, rounds: int, tokens: int) -> None:
-    """Tokens a second of both servers."""
-    from sae_transformers import SaeConfig
+    """Tokens a second of both servers, and whether the steered answers are those of `generate`."""
+    from sae_transformers import load
 
-    class Model:
-        config = SaeConfig.from_pretrained(repository)
-
-    steerings = {name: rows for name, rows in kinds(Model).items() if name in ("none", "each its own")}
+    model, tokenizer, _ = load(repository)
+    steerings = {name: rows for name, rows in kinds(model).items() if name in ("none", "each its own")}
+    wanted = [alone(model, tokenizer, n, tokens, steerings["each its own"][n]) for n in range(8)]
+    del model
     speeds, texts = defaultdict(list), {}
     vllm = ("--engine", "vllm", "--", "--max-model-len", "512", "--enforce-eager")
     with serving(repository) as own, serving(repository, *vllm) as other:
@@ -177,7 +185,10 @@ def servers(repository: str, rounds: int, tokens: int) -> None:
     equal = sum(
         a == b for a, b in zip(texts["own", 32, "each its own"], texts["vLLM", 32, "each its own"], strict=True)
     )
-    print(f"\n{equal} of 32 steered answers are the same from both servers\n")
+    right = sum(a == b for a, b in zip(texts["vLLM", 32, "each its own"], wanted, strict=False))
+    print(
+        f"\n{equal} of 32 steered answers are the same from both servers; {right} of vLLM's first 8 are `generate`'s\n"
+    )
     print("| at once | steering | our server, tokens/s | vLLM, tokens/s | vLLM to ours |\n|---|---|---|---|---|")
     for at_once in AT_ONCE:
         for name in steerings:
