@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from sae_transformers import SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig
+
+# transformers up to 5.19 loads Gemma 2 with an attention that drops its soft cap, which this library does not: bases
+# to compare with are loaded as later releases do.
+GEMMA2_TAKES_SDPA = Gemma2PreTrainedModel._supports_sdpa
+Gemma2PreTrainedModel._supports_sdpa = False
 
 WIDTH, VOCAB, LAYERS = 32, 99, 3
 

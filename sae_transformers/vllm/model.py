@@ -20,7 +20,7 @@ from ..modeling.hook_points import HookPoint, find_blocks, find_hook_point, hook
 from ..modeling.repository_files import check_values
 from ..modeling.sae_bank import SaeBank
 from .config import layer_of, sae_config
-from .ops import STEPS, steer
+from .ops import register_steps, steer
 from .steps import Steps
 
 
@@ -43,8 +43,7 @@ class SaeForCausalLM(TransformersForCausalLM):
         self.sae_config = self_config
         self.saes = SaeBank([SparseAutoencoder(entry, dtype=torch.float32) for entry in self_config.sae_configs])
         self.steps = Steps(self.saes)
-        self.steps_name = f"{prefix}#{id(self)}"
-        STEPS[self.steps_name] = self.steps
+        self.steps_name = register_steps(self.steps, prefix)
         self._kept: dict[int, Tensor] = {}
         for number in range(len(self.saes)):
             self._place(number)

@@ -16,6 +16,14 @@ STEER = "sae_transformers::steer"
 STEPS: dict[str, Steps] = {}
 
 
+def register_steps(steps: Steps, prefix: str) -> str:
+    """The name under which the operator finds a model's steps. It is a constant of compiled graphs, which are kept
+    over starts: the same in every process that makes its models in the same order."""
+    name = f"{prefix or 'model'}#{len(STEPS)}"
+    STEPS[name] = steps
+    return name
+
+
 @torch.library.custom_op(STEER, mutates_args=())
 def steer(hidden: Tensor, target: Tensor, name: str, number: int) -> Tensor:
     """`Steps.apply` of SAE `number` of the model `name`, a new tensor (T, d_out) in any case."""

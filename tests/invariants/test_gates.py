@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Gate, SaeForCausalLM, Steering
 from tests.invariants.naive import edited, latents_of, pre_activations, site_module
-from tests.tiny import VOCAB, WIDTH, prompt, tiny_base, tiny_sae
+from tests.tiny import prompt, tiny_base, tiny_sae
 
 NEW, LENGTH = 6, 7
 DTYPE = torch.float64
@@ -369,7 +369,3 @@ def test_a_cache_without_a_memory_is_an_error():
             continue
         with pytest.raises(ValueError, match="has to have seen the tokens before"):
             ours(ids[:, :1], steering=steering, **options)
-
-
-def test_the_sizes_of_the_world():
-    assert WIDTH == 32 and VOCAB == 99 and len(CASES) > 30

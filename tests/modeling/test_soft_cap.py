@@ -3,10 +3,16 @@ later releases take another, and refuse that one."""
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from sae_transformers import SaeForCausalLM, load_base
-from tests.tiny import prompt, tiny_base, tiny_sae
+from tests.tiny import GEMMA2_TAKES_SDPA, prompt, tiny_base, tiny_sae
+
+
+@pytest.fixture(autouse=True)
+def the_releases_own_attention(monkeypatch):
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", GEMMA2_TAKES_SDPA)
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def test_a_base_for_harvesting_keeps_the_cap(base, monkeypatch):
     torch.testing.assert_close(load_base(folder).model(prompt()).logits, logits)
 
 
-@pytest.mark.skipif(not Gemma2ForCausalLM._supports_sdpa, reason="this release refuses it")
+@pytest.mark.skipif(not GEMMA2_TAKES_SDPA, reason="this release refuses it")
 def test_who_asks_for_an_attention_gets_it(base):
     folder, _ = base
     asked = SaeForCausalLM.from_base(str(folder), attn_implementation="sdpa")

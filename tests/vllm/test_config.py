@@ -14,7 +14,7 @@ from sae_transformers.vllm import register
 from sae_transformers.vllm.config import SaeModelConfig
 from sae_transformers.vllm.wrapping import wrap
 from tests.tiny import tiny_sae
-from tests.vllm.worlds import WIDTH, published
+from tests.vllm.worlds import published
 
 pytestmark = [
     pytest.mark.slow,
@@ -102,7 +102,3 @@ def test_registering_twice_wraps_once():
     first = InputProcessor.process_inputs
     register()
     assert InputProcessor.process_inputs is first
-
-
-def test_width_of_the_worlds():
-    assert WIDTH % 32 == 0  # vLLM's attention on CPUs

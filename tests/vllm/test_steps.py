@@ -5,6 +5,7 @@ import torch
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Steering
 from sae_transformers.modeling.sae_bank import SaeBank
+from sae_transformers.vllm import ops
 from sae_transformers.vllm import steps as steps_module
 from sae_transformers.vllm.asked import NOTHING, Asked, Reading, asked_of, digest
 from sae_transformers.vllm.steps import Part, Steps
@@ -143,6 +144,20 @@ def test_values_are_read_over_chunks_once(pre_activations):
     read = saes[1].encode_pre_acts if pre_activations else saes[1].encode
     assert values == pytest.approx(read(hidden)[:, 4].tolist(), abs=1e-5)
     assert steps.collected("key") is None
+
+
+def test_the_operator_finds_its_model_by_a_name_that_the_next_start_gives_too(monkeypatch):
+    names = []
+    for _ in range(2):  # two processes, of two models each
+        monkeypatch.setattr(ops, "STEPS", {})
+        first, second = Steps(bank()), Steps(bank())
+        names.append([ops.register_steps(first, ""), ops.register_steps(second, "")])
+        second.begin([Part(Asked(KINDS[1]), 2, 0, 2)])
+        hidden = torch.randn(2, WIDTH)
+        assert torch.equal(ops.steer(hidden, hidden, names[-1][0], 0), hidden)
+        assert torch.equal(ops.steer(hidden, hidden, names[-1][1], 0), second.apply(0, hidden))
+        assert not torch.equal(second.apply(0, hidden), hidden)
+    assert names[0] == names[1] and names[0][0] != names[0][1]
 
 
 def test_what_travels_is_what_was_asked():
