@@ -1,7 +1,7 @@
 """Models with SAEs on vLLM: the same repositories, the same steering in each request, in a running batch.
 
 vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). What it has no hook for is
-wrapped, and each wrapped name is looked up at start: a release that moved one says so, and nothing is left unsteered.
+wrapped, and each wrapped name is looked up at start: a release that moved one says so, and nothing goes on unsteered.
 """
 
 # vLLM has an environment of its own.
@@ -13,8 +13,8 @@ from __future__ import annotations
 def register() -> None:
     """Teach vLLM the architecture of our repositories. May be called any number of times.
 
-    Raises:
-        ImportError: this release of vLLM lacks a name that steering stands on.
+    Where this release of vLLM lacks a name that steering stands on, our models are refused when one is to be served,
+    and all others run as before.
     """
     from vllm.model_executor.models.registry import ModelRegistry
 
@@ -22,5 +22,8 @@ def register() -> None:
     from . import admission, cache_key, config, detection, http_field, runner_v1
 
     ModelRegistry.register_model(config.ARCHITECTURE, f"{__name__}.model:{config.ARCHITECTURE}")
-    for part in (config, admission, http_field, cache_key, runner_v1, detection):
-        part.install()
+    try:
+        for part in (config, admission, http_field, cache_key, runner_v1, detection):
+            part.install()
+    except ImportError as error:
+        config.refuse_all(error)

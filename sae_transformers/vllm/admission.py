@@ -5,7 +5,6 @@ text and none can end the engine for all; what passes carries its resolved steer
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,15 +24,22 @@ from .wrapping import found, wrap
 
 
 def install() -> None:
-    """Wrap the function through which every request comes in, online and offline."""
+    """Wrap what every request comes in through, online and offline, and its start: a bad default is told there."""
     found("vllm.exceptions", "VLLMValidationError")
+    wrap("vllm.v1.engine.input_processor", "InputProcessor.__init__", _init)
     wrap("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", _process_inputs)
+
+
+def _init(original: Any, processor: Any, *args: Any, **options: Any) -> None:
+    original(processor, *args, **options)
+    ours = ARCHITECTURE in (getattr(processor.model_config.hf_config, "architectures", None) or ())
+    processor.sae_admission = Admission.of(processor.model_config) if ours else None
 
 
 def _process_inputs(
     original: Any, processor: Any, request_id: str, prompt: Any, params: Any, *args: Any, **options: Any
 ):
-    admission = _admission_of(processor)
+    admission: Admission | None = processor.sae_admission
     if admission is not None and hasattr(params, "extra_args"):
         refused = found("vllm.exceptions", "VLLMValidationError")
         try:
@@ -43,17 +49,6 @@ def _process_inputs(
         params = params.clone()
         params.extra_args = resolved
     return original(processor, request_id, prompt, params, *args, **options)
-
-
-_ADMISSIONS: weakref.WeakKeyDictionary[Any, Admission | None] = weakref.WeakKeyDictionary()
-
-
-def _admission_of(processor: Any) -> Admission | None:
-    if processor not in _ADMISSIONS:
-        model_config = processor.model_config
-        ours = ARCHITECTURE in (getattr(model_config.hf_config, "architectures", None) or ())
-        _ADMISSIONS[processor] = Admission.of(model_config) if ours else None
-    return _ADMISSIONS[processor]
 
 
 class Admission:

@@ -54,6 +54,15 @@ def asked_of(extra_args: Mapping[str, Any] | None) -> Asked:
     return Asked(_steering(json.dumps(extra_args.get(STEERING) or False)), Reading(**reading) if reading else None)
 
 
+def asked_by(holder: Any) -> Asked:
+    """`asked_of` the sampling parameters of one of vLLM's requests, kept on it: it is looked up at every pass."""
+    asked = getattr(holder, "_sae_asked", None)
+    if asked is None:
+        params = holder.sampling_params
+        asked = holder._sae_asked = asked_of(None if params is None else params.extra_args)
+    return asked
+
+
 @lru_cache(maxsize=256)
 def _steering(text: str) -> Steering:
     return Steering.coerce(json.loads(text))

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .asked import Asked, asked_of, digest
+from .asked import Asked, asked_by, digest
 from .wrapping import found, wrap
 
 NAME = "generate_block_hash_extra_keys"
-_ASKED = "_sae_asked"
 
 
 def install() -> None:
@@ -25,17 +24,8 @@ def install() -> None:
 
 def _extra_keys(original: Any, request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
     keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
-    own = steering_key(_asked_of(request), request.num_prompt_tokens, start_token_idx, end_token_idx)
+    own = steering_key(asked_by(request), request.num_prompt_tokens, start_token_idx, end_token_idx)
     return ((*(keys or ()), own) if own is not None else keys), next_mm_idx
-
-
-def _asked_of(request: Any) -> Asked:
-    asked = getattr(request, _ASKED, None)
-    if asked is None:
-        params = request.sampling_params
-        asked = asked_of(None if params is None else params.extra_args)
-        setattr(request, _ASKED, asked)
-    return asked
 
 
 def steering_key(asked: Asked, prompt_length: int, start: int, stop: int) -> tuple[str, str] | None:

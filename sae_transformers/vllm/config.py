@@ -24,6 +24,17 @@ def install() -> None:
     configs[ARCHITECTURE] = SaeModelConfig
 
 
+def refuse_all(reason: ImportError) -> None:
+    """Refuse every model of our architecture, for a reason that is told when one is to be served."""
+
+    def refused(model_config: Any) -> None:
+        raise ImportError(str(reason)) from reason
+
+    hook = type("Refused", (SaeModelConfig,), {"verify_and_update_model_config": staticmethod(refused)})
+    configs: Any = found("vllm.model_executor.models.config", "MODELS_CONFIG_MAP")
+    configs[ARCHITECTURE] = hook
+
+
 class SaeModelConfig:
     """vLLM's config hook for our architecture."""
 

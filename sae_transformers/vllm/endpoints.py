@@ -59,7 +59,8 @@ async def _features(request: Request) -> JSONResponse:
 async def _detect(request: Request) -> JSONResponse:
     detector: VllmDetector = request.app.state.sae_detector
     try:
-        asked = read_detection(detector.reader, Body(read_json(await request.body())))
+        body = Body(read_json(await request.body()))
+        asked = await asyncio.to_thread(read_detection, detector.reader, body)  # it tokenizes: others go on meanwhile
         return JSONResponse(await detector.detect(asked))
     except RequestError as error:
         return JSONResponse(error.body(), error.status)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .asked import asked_of
+from .asked import asked_by
 from .steps import Part
 from .wrapping import wrap
 
 RUNNER = "vllm.v1.worker.gpu_model_runner"
-_ASKED = "_sae_asked"
 
 
 def install() -> None:
@@ -23,7 +22,7 @@ def _prepare_inputs(original: Any, runner: Any, scheduler_output: Any, num_sched
     if steps is not None:
         batch = runner.input_batch
         steps.begin(
-            Part(_asked(state), state.num_prompt_tokens, int(computed), int(scheduled))
+            Part(asked_by(state), state.num_prompt_tokens, int(computed), int(scheduled))
             for state, computed, scheduled in zip(
                 (runner.requests[name] for name in batch.req_ids),
                 batch.num_computed_tokens_cpu[: batch.num_reqs],
@@ -41,12 +40,3 @@ def _execute_model(original: Any, runner: Any, *args: Any, **options: Any) -> An
         steps = getattr(runner.get_model(), "steps", None)
         if steps is not None:
             steps.end()
-
-
-def _asked(state: Any) -> Any:
-    asked = getattr(state, _ASKED, None)
-    if asked is None:
-        params = state.sampling_params
-        asked = asked_of(None if params is None else params.extra_args)
-        setattr(state, _ASKED, asked)
-    return asked

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from .asked import Asked, asked_of
+from .asked import Asked, asked_by
 from .steps import Part, Steps
 
 
@@ -23,10 +23,9 @@ class SaeModelState(DefaultModelState):
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
-        params = new_req_data.sampling_params
         # Of a request that was preempted, `prefill_token_ids` holds generated tokens too.
         length = len(new_req_data.prompt_token_ids or ())
-        self.requests[new_req_data.req_id] = asked_of(None if params is None else params.extra_args), length
+        self.requests[new_req_data.req_id] = asked_by(new_req_data), length
 
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)

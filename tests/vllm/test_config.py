@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_transformers import SaeConfig, SaeForCausalLM
-from sae_transformers.vllm import register
-from sae_transformers.vllm.config import SaeModelConfig
+from sae_transformers.vllm import cache_key, register
+from sae_transformers.vllm.config import ARCHITECTURE, SaeModelConfig
 from sae_transformers.vllm.wrapping import wrap
 from tests.tiny import tiny_sae
 from tests.vllm.worlds import published
@@ -93,6 +93,23 @@ def test_a_release_that_moved_a_name_says_so():
         wrap("vllm.v1.request", "Request.gone", lambda original: None)
     with pytest.raises(ImportError, match=r"vllm\.v1\.gone"):
         wrap("vllm.v1.gone", "f", lambda original: None)
+
+
+def test_our_models_are_refused_on_such_a_release_and_no_others(tmp_path, monkeypatch):
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    def moved():
+        raise ImportError("Steering on vLLM stands on a name that is gone.")
+
+    published(tmp_path)
+    monkeypatch.setitem(MODELS_CONFIG_MAP, ARCHITECTURE, MODELS_CONFIG_MAP.get(ARCHITECTURE))
+    monkeypatch.setattr(cache_key, "install", moved)
+    register()
+    with pytest.raises((ImportError, ValueError), match="a name that is gone"):
+        vllm_config(tmp_path)
+    plain = EngineArgs(model=str(tmp_path / "base"), skip_tokenizer_init=True, dtype="float32")
+    assert plain.create_engine_config().model_config.architecture == "LlamaForCausalLM"
 
 
 def test_registering_twice_wraps_once():

@@ -109,6 +109,12 @@ def test_a_base_with_other_weights(tmp_path):
         run_engine(tmp_path, [Job([5, 6], False)])
 
 
+def test_a_default_that_vllm_cannot_do_is_told_at_start(tmp_path):
+    published(tmp_path, steering=Steering([FeatureEdit(feature=5, op="set", value=8.0, when="active")]))
+    with pytest.raises(RuntimeError, match="not supported on vLLM"):
+        run_engine(tmp_path, [])
+
+
 def test_bad_steering_ends_nothing(tmp_path):
     published(tmp_path)
     with pytest.raises(RuntimeError, match="Bad steering. `feature` must be a name or an integer"):
