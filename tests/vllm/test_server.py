@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sae_transformers import SaeForCausalLM
+from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from tests.serving.running import STEERINGS, offline, served_tokenizer, settles
 from tests.tiny import tiny_base, tiny_sae
 from tests.vllm.worlds import SIZES, WIDTH, environment
@@ -28,6 +28,11 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM has an environment of its own"),
     pytest.mark.filterwarnings("ignore"),
+]
+# No two alike, for as many requests as are under way together.
+DIFFERENT = [
+    Steering([FeatureEdit(sae=n % 2, feature=n, op=("set", "add", "direction")[n % 3], value=4.0 + n / 8)])
+    for n in range(32)
 ]
 TEXTS = [f"w{i} w{i + 7} w{i + 11} w{2 * i} w{3 * i}" for i in range(1, 9)]
 
@@ -95,7 +100,8 @@ def world(tmp_path_factory) -> Iterator[World]:
 @pytest.mark.parametrize("stream", [False, True])
 def test_many_requests_at_once(world, stream):
     client = openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0)
-    jobs = [(text, steering) for text in TEXTS for steering in STEERINGS]
+    jobs = [(TEXTS[n % len(TEXTS)], steering) for n, steering in enumerate(DIFFERENT)]
+    jobs += [(text, steering) for text in TEXTS for steering in STEERINGS]
 
     def ask(job) -> str:
         text, steering = job
