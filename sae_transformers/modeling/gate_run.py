@@ -44,17 +44,27 @@ class Node(NamedTuple):
     negate: bool
 
 
+class Columns(NamedTuple):
+    """What the conditions on one SAE read. conditions: (c,) their numbers. features: (c,) int64, their latents."""
+
+    conditions: tuple[int, ...]
+    features: Tensor
+    pre_activations: bool
+
+
 class GatePlan:
     """The gates of a batch's steering.
 
     nodes: the different gates; number 0 stands for no gate, so `nodes[i]` has number i + 1.
     conditions: the different conditions that they are made of.
+    columns: SAE number -> what is read of it, once `place` has put it on the SAEs' devices.
     """
 
     def __init__(self, configs: Sequence[SparseAutoencoderConfig]) -> None:
         self.configs = configs
         self.nodes: list[Node] = []
         self.conditions: list[Condition] = []
+        self.columns: dict[int, list[Columns]] = {}
 
     def number(self, gate: Gate | None, edited: int) -> int:
         """The number of a gate on an edit of SAE `edited`.
@@ -89,9 +99,18 @@ class GatePlan:
             self.conditions.append(condition)
         return Node(self.conditions.index(condition), (), False, gate.negate)
 
-    def read_at(self, number: int) -> list[int]:
-        """The conditions on latents of SAE `number`."""
-        return [place for place, condition in enumerate(self.conditions) if condition.sae == number]
+    def place(self, likes: Sequence[Tensor]) -> None:
+        """Make the columns, when all gates are known. likes: of each SAE a tensor on its device."""
+        for number, like in enumerate(likes):
+            for kind in (False, True):
+                found = [
+                    place
+                    for place, condition in enumerate(self.conditions)
+                    if condition.sae == number and condition.pre_activations == kind
+                ]
+                if found:
+                    latents = torch.tensor([self.conditions[place].feature for place in found], device=like.device)
+                    self.columns.setdefault(number, []).append(Columns(tuple(found), latents, kind))
 
     @property
     def remembers(self) -> bool:
@@ -171,9 +190,9 @@ class GateRun:
         self.values: dict[int, Tensor] = {}
         self._found: dict[int, Tensor] = {}
 
-    def read_at(self, number: int) -> list[int]:
-        """The conditions whose values SAE `number` has to give in this pass."""
-        return [] if self.decided is not None else self.plan.read_at(number)
+    def read_at(self, number: int) -> Sequence[Columns]:
+        """What SAE `number` has to give in this pass."""
+        return () if self.decided is not None else self.plan.columns.get(number, ())
 
     @property
     def decided(self) -> Tensor | None:

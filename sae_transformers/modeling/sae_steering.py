@@ -50,17 +50,11 @@ def serve(
 
 def _read_for_gates(sae: SaeMathematics, x: Tensor, gates: GateRun, number: int) -> None:
     """The values that conditions on this SAE compare, at all tokens of the pass."""
-    wanted = gates.read_at(number)
-    for pre_activations in (False, True):
-        places = [place for place in wanted if gates.plan.conditions[place].pre_activations == pre_activations]
-        if places:
-            features = torch.tensor([gates.plan.conditions[place].feature for place in places], device=x.device)
-            normalized = sae.normalize(x)
-            values = (
-                sae.pre_acts_of(normalized, features)[0] if pre_activations else sae.latents_of(normalized, features)
-            )
-            for column, place in enumerate(places):
-                gates.read(place, values[..., column])
+    for conditions, features, pre_activations in gates.read_at(number):
+        normalized = sae.normalize(x)
+        values = sae.pre_acts_of(normalized, features)[0] if pre_activations else sae.latents_of(normalized, features)
+        for column, condition in enumerate(conditions):
+            gates.read(condition, values[..., column])
 
 
 def _reported(

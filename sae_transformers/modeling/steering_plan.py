@@ -253,6 +253,7 @@ class SteeringPlan:
                 used.add(number)
         gates = GatePlan(configs)
         self.saes = {number: SaePlan(number, configs[number], plans, likes[number], gates) for number in sorted(used)}
+        gates.place(likes)
         self.gates = gates if gates.nodes else None
         self.fully_gated = not any(own.always for own in self.saes.values())
         self.intervals: Tensor | None = None
