@@ -15,6 +15,39 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert result.stdout.split() == ["False", "False"]
 
 
+HELP = """
+import contextlib, io, sys
+from sae_transformers.cli import VERBS, app
+
+def asked(*words):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+        app(words)
+    assert "Usage:" in shown.getvalue(), words
+    print(*words, *sorted(name for name in sys.modules if "." not in name or name.startswith("sae_transformers.")))
+
+asked("--help")
+for verb in " ".join(VERBS.values()).split():
+    asked(verb.replace("_", "-"), "--help")
+"""
+HEAVY = {
+    "torch", "transformers", "numpy", "scipy", "pandas", "datasets", "huggingface_hub", "httpx", "openai", "sklearn",
+    "matplotlib",
+}  # fmt: skip
+
+
+def test_asking_for_help_imports_nothing_that_works() -> None:
+    """And `--help` alone no verb's file."""
+    run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    first, *others = run.stdout.splitlines()
+    assert [name for name in first.split() if name.startswith("sae_transformers.")] == [
+        "sae_transformers.cli",
+        "sae_transformers.cli.errors",
+    ]
+    for line in (first, *others):
+        assert not HEAVY & set(line.split()), line.split("--help")[0]
+    assert "sae_transformers.cli.steer" in others[-1].split() and len(others) > 20
+
+
 @pytest.mark.parametrize("name", sae_transformers.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(sae_transformers, name) is not None

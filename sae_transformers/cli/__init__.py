@@ -2,18 +2,74 @@
 
 from __future__ import annotations
 
+import ast
+from functools import cached_property
 from importlib import import_module
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from .errors import remember_options
-from .verb import VerbCommand
 
+# In the order of --help. A verb's function is in the file of its name, or in this one.
+VERBS = {
+    "Begin": "quickstart attach convert check",
+    "Train": "concept_data harvest train",
+    "Read features": "detect features spans explain judge feature_table ask_features dashboard",
+    "Steer": "generate steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias",
+    "Classify": "classify",
+    "Evaluate, publish, serve": "evaluate card push space serve",
+}
+FILES = {"attach": "checkpoints", "convert": "checkpoints", "features": "detect", "explain": "annotate"}
+FILES |= {"judge": "annotate", "card": "publish", "push": "publish"}
+FLAGS = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}  # every setting is a flag
 # Markdown: in the other forms typer takes `[default: ...]` for markup and shows nothing.
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, rich_markup_mode="markdown"
-)
+LOOKS: Any = {"rich_markup_mode": "markdown", "add_completion": False, "pretty_exceptions_show_locals": False}
+
+
+class Verb(TyperCommand):
+    """A verb by its name and docstring, read from the text of its file: that is imported, and the options are made,
+    when the verb is called or its options are asked for."""
+
+    def __init__(self, name: str, panel: str) -> None:
+        self.function, self.file = name, FILES.get(name, name)
+        parsed = ast.parse(Path(__file__).with_name(f"{self.file}.py").read_text(encoding="utf-8"))
+        written = next(one for one in ast.walk(parsed) if isinstance(one, ast.FunctionDef) and one.name == name)
+        super().__init__(name.replace("_", "-"), help=ast.get_docstring(written), rich_help_panel=panel)
+        del self.params, self.callback
+
+    @cached_property
+    def made(self) -> Any:
+        """The command."""
+        from .verb import VerbCommand
+
+        alone = typer.Typer(**LOOKS)
+        function = getattr(import_module(f".{self.file}", __name__), self.function)
+        alone.command(cls=VerbCommand, context_settings=FLAGS.get(self.function))(function)
+        return typer.main.get_command(alone)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("params", "callback"):
+            raise AttributeError(name)
+        return getattr(self.made, name)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        return self.made.make_context(*args, **options)
+
+
+class Verbs(TyperGroup):
+    """All verbs."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for panel, names in VERBS.items():
+            for name in names.split():
+                self.add_command(Verb(name, panel))
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, **LOOKS)
 
 
 def _version(asked: bool) -> None:
@@ -31,22 +87,3 @@ def main(
 ) -> None:
     """Sparse autoencoders as working parts of Hugging Face models."""
     remember_options(context)
-
-
-# In the order of --help. A verb's function is in the file of its name, or in this one.
-VERBS = {
-    "Begin": "quickstart attach convert check",
-    "Train": "concept_data harvest train",
-    "Read features": "detect features spans explain judge feature_table ask_features dashboard",
-    "Steer": "generate steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias",
-    "Classify": "classify",
-    "Evaluate, publish, serve": "evaluate card push space serve",
-}
-FILES = {"attach": "checkpoints", "convert": "checkpoints", "features": "detect", "explain": "annotate"}
-FILES |= {"judge": "annotate", "card": "publish", "push": "publish"}
-FLAGS = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}  # every setting is a flag
-
-for panel, names in VERBS.items():
-    for name in names.split():
-        function = getattr(import_module(f".{FILES.get(name, name)}", __name__), name)
-        app.command(cls=VerbCommand, rich_help_panel=panel, context_settings=FLAGS.get(name))(function)

@@ -10,8 +10,6 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..workflows.settings.llm import visible, without_logins
-
 ARGUMENTS = {"saes": "--sae", "base_model": "--base"}  # of functions, which no option is named as
 # Of the verb that runs: how its options are written, with their Python names. The library's messages have the latter.
 _FLAGS: ContextVar[Mapping[str, str] | None] = ContextVar("flags", default=None)
@@ -30,6 +28,8 @@ def remember_options(context: typer.Context) -> None:
 
 def fail(error: str | BaseException, *, code: int) -> NoReturn:
     """End with one line on stderr."""
+    from ..workflows.settings.llm import visible, without_logins
+
     message = error if isinstance(error, str) else sentence(error)
     typer.secho(f"Error: {visible(without_logins(' '.join(message.split())))}", fg=typer.colors.RED, err=True)
     raise typer.Exit(code)

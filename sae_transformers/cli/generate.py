@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from ..workflows.settings.generate import GenerateOptions
+from ..workflows.settings.llm import visible
 from ..workflows.settings.texts import read_lines
-from .errors import sentence, visible
+from .errors import sentence
 from .options import HookPoint, Model, ModelDtype, Saes
 from .tables import open_console, progress_bar, show_rows
 from .verb import verb

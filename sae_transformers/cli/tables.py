@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .errors import fail, visible
+from ..workflows.settings.llm import visible
+from .errors import fail
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import re
 import shlex
-import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -17,8 +15,9 @@ import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
-from ..workflows.settings.llm import without_logins
+from ..workflows.settings.llm import ServiceRefused, without_logins
 from ..workflows.settings.texts import locked_file, locked_folder
+from ..workflows.settings_fields import argument_help, default_of, parts_of_tuple
 from .errors import fail
 
 # Old spellings of options that several verbs have; each is taken where its option is.
@@ -95,8 +94,6 @@ def verb(
             # their speed on a machine that does other work too; spinning ones fall to a fraction of it.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             _RUNNING.set((action.__name__, {name: (known[name], value) for name, value in values.items()}))
-            from ..workflows.settings.llm import ServiceRefused
-
             try:
                 if settings is not None:
                     chosen = {name: _parts(values.pop(name), field) for name, field in fields.items()}
@@ -150,22 +147,6 @@ def _shown(value: Any) -> list[str]:
     return [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 
-def argument_help(documented: type) -> dict[str, str]:
-    """Field -> what the `Args` of a docstring say of it, as one sentence that begins with a capital."""
-    text = inspect.getdoc(documented) or ""
-    lines = re.split(r"\n\s*Args:\n", text, maxsplit=1)[-1].splitlines()
-    found: dict[str, str] = {}
-    name = ""
-    for line in lines:
-        entry = re.match(r"    (\w+): (.*)", line)
-        if entry:
-            name = entry[1]
-            found[name] = entry[2]
-        elif name and line.strip():
-            found[name] += f" {line.strip()}"
-    return {name: (help[:1].upper() + help[1:]).replace("`", "") for name, help in found.items()}
-
-
 def _fields(
     settings: Any, leave_out: Collection[str], panel: str | None = None, names: Mapping[str, str | None] | None = None
 ) -> Iterator[_Field]:
@@ -179,22 +160,16 @@ def _fields(
         name = (names or {}).get(field.name, field.name)
         if name is None or name in leave_out:
             continue
-        default = _default(field) if isinstance(settings, type) else getattr(settings, field.name)
+        default = default_of(field) if isinstance(settings, type) else getattr(settings, field.name)
         if dataclasses.is_dataclass(default):
             within = {**(names or {}), **field.metadata.get("options", {})}
             yield from _fields(default, leave_out, getattr(default, "PANEL", panel), within)
             continue
-        kind, joined = hints[field.name], _tuple_of(hints[field.name])
+        kind, joined = hints[field.name], parts_of_tuple(hints[field.name])
         if joined is not None:
             kind = list[str] if isinstance(default, tuple) else list[str] | None
             default = [str(part) for part in default] if isinstance(default, tuple) else default
         yield _Field(name, kind, default, helps[field.name], panel, joined)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return inspect.Parameter.empty if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _filled(settings: Any, values: Mapping[str, Any], names: Mapping[str, str | None] | None = None) -> Any:
@@ -202,7 +177,7 @@ def _filled(settings: Any, values: Mapping[str, Any], names: Mapping[str, str | 
     documented = settings if isinstance(settings, type) else type(settings)
     taken = {}
     for field in dataclasses.fields(documented):
-        default = _default(field) if isinstance(settings, type) else getattr(settings, field.name)
+        default = default_of(field) if isinstance(settings, type) else getattr(settings, field.name)
         if dataclasses.is_dataclass(default):
             taken[field.name] = _filled(default, values, {**(names or {}), **field.metadata.get("options", {})})
         elif (name := (names or {}).get(field.name, field.name)) is not None and name in values:
@@ -225,13 +200,6 @@ def _parts(value: Any, field: _Field) -> Any:
         wanted = {int: "whole numbers", float: "numbers"}.get(field.joined, "texts")
         told = ",".join(value)
         raise ValueError(f"`{field.name}` must be {wanted}, comma-separated. Received: {told!r}.") from error
-
-
-def _tuple_of(kind: Any) -> Any:
-    for one in (kind, *(typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else ())):
-        if typing.get_origin(one) is tuple:
-            return typing.get_args(one)[0]
-    return None
 
 
 def _renamed(words: Sequence[str], renamed: Mapping[str, str]) -> list[str]:

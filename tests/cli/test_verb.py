@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from sae_transformers.cli.errors import remember_options
-from sae_transformers.cli.verb import VerbCommand, argument_help, verb
+from sae_transformers.cli.verb import VerbCommand, verb
+from sae_transformers.workflows.settings_fields import argument_help
 
 
 @dataclass(frozen=True)

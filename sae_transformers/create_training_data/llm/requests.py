@@ -18,7 +18,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...modeling.plain_files import check_plain
 from .usage import Account, Estimate
 
 REFUSAL, EMPTY, REJECTED, GAVE_UP, NOT_DONE = "refusal", "empty", "rejected", "gave up", "not done"
@@ -96,6 +95,8 @@ class AnswerCache:
         self._file: int | None = None
         self._closing: Callable[[], object] | None = None  # also when nobody calls `close`
         if self.path is not None and self.path.exists():
+            from ...modeling.plain_files import check_plain  # with torch, which the settings of verbs do without
+
             with check_plain(self.path).open("rb") as file:
                 for line in file:
                     self._read(line)
