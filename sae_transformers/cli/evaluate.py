@@ -65,7 +65,7 @@ def with_registered_suites() -> Callable[..., None]:
         loaded, tokenizer, _ = load(
             model, sae or None, hook_point=hook_point, base=base, model_dtype=model_dtype, revision=revision
         )
-        steer_by_default(loaded, default, features, settings.reading.max_length)
+        steer_by_default(loaded, default and default.with_tokenizer(tokenizer), features, settings.reading.max_length)
         console = open_console()
         run = EvaluateSettings(again, model, revision, recorded_command(QUIET))
         path = out / "results.json"

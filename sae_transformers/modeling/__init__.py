@@ -14,13 +14,14 @@ from transformers import (
 
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import LossWeights, SparseAutoencoderConfig
+from .feature_edits import FeatureEdit, FeatureReweighting
 from .gates import Gate
 from .modeling_sae import SaeModel
 from .modeling_sae_causal_lm import SaeForCausalLM
 from .modeling_sae_sequence_classification import SaeForSequenceClassification
 from .outputs import Detection, SparseAutoencoderOutput, SparseFeatures, TopFeatures
 from .sparse_autoencoder import SparseAutoencoder
-from .steering import FeatureEdit, FeatureReweighting, Steering
+from .steering import Steering
 from .steering_plan import SteeringPlan
 
 __all__ = [

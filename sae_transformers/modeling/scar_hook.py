@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .steering import FeatureEdit, Steering
+from .feature_edits import FeatureEdit
+from .steering import Steering
 
 
 class ScarHook:

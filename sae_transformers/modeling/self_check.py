@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .steering import FeatureEdit, Steering
+from .feature_edits import FeatureEdit
+from .steering import Steering
 
 POSITIONS: tuple[Any, ...] = ("all", "prompt", "generated", "last_prompt", [(1, 3), (-2, None)])
 LENGTH, NEW = 6, 4

@@ -49,8 +49,9 @@ def steered_tokens(
     memory = None if generation is None or bound is None else generation.memory_of(rows)
     if memory is not None and plan.fully_gated and past is not None and memory.all_shut(past):
         return SteeredTokens()
-    if plan.count == 1 and plan.intervals is None and options.steering_mask is None and plan.gates is None:
-        return SteeredTokens(plan)  # every token of every row alike
+    placed = plan.count > 1 or plan.intervals is not None or options.steering_mask is not None
+    if not placed and plan.gates is None:  # every token of every row alike, but for some by their ids
+        return SteeredTokens(plan, mask=_not_excluded(plan, inputs, None))
     if past is None:
         raise ValueError(
             "Steering at positions needs to know how many tokens the cache holds, and this base's recurrent state "
@@ -62,15 +63,34 @@ def steered_tokens(
         rows = steering_rows_for(
             source, inputs.get("attention_mask"), past, prompt_length, rows=table, count=plan.count
         )
-    mask = None
+    mask = _not_excluded(plan, inputs, rows)
     if plan.intervals is not None or options.steering_mask is not None:
         columns = past + torch.arange(source.shape[1], device=source.device)
-        mask = plan.position_mask(columns, rows)
+        mask = _both(mask, plan.position_mask(columns, rows))
         if options.steering_mask is not None:
-            allowed = _mask_at(options.steering_mask.to(source.device), columns)
-            mask = allowed if mask is None else mask & allowed
+            mask = _both(mask, _mask_at(options.steering_mask.to(source.device), columns))
     gates = None if plan.gates is None else GateRun(plan.gates, rows, past, memory)
     return SteeredTokens(plan, rows[:, 0] if plan.count > 1 else None, mask, gates)
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def _not_excluded(plan: SteeringPlan, inputs: Mapping[str, Any], rows: Tensor | None) -> Tensor | None:
+    """(batch, seq) bool of tokens that may be steered by what they are; None for all."""
+    if plan.excluded is None:
+        return None
+    tokens = inputs.get("input_ids")
+    if tokens is None:
+        raise ValueError(
+            "Steering with `exclude_tokens` goes by token ids. Expected `input_ids`. Received: `inputs_embeds`, which "
+            "do not say what the tokens are; a `steering_mask` does for them."
+        )
+    table = torch.zeros_like(tokens[:, 0]) if rows is None or plan.count == 1 else rows[:, 0]
+    return ~plan.excluded.among(tokens, table)
 
 
 def _past_of(inputs: Mapping[str, Any], source: Tensor, cache: str) -> Any:

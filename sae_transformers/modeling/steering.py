@@ -11,25 +11,14 @@ cannot reconstruct stays; without it the hidden state is replaced by `decode(z')
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
+from .excluded_tokens import checked_tokens, named_token_ids
+from .feature_edits import FeatureEdit, FeatureReweighting, edit_from, from_mapping
 from .gates import Gate, gate_from
 
-OPS = {
-    "add": "z + v",
-    "scale": "v * z",
-    "set": "v (clamp)",
-    "ablate": "0",
-    "at_least": "max(z, v)",
-    "at_most": "min(z, v)",
-    "shrink": "max(z - v, 0)",
-    "direction": "no latent is read: h + v * W_dec[i]",
-    "scale_magnitude": "v * |pre-activation|, what SCAR's code does for JumpReLU",
-}
-UNITS = ("absolute", "max", "norm")
 # [start, stop) pairs: negative ones and END from the end of the prompt, None for open.
 END = "end"
 POSITIONS = {
@@ -39,127 +28,6 @@ POSITIONS = {
     "last_prompt": ((-1, END),),
 }
 FAR = 2**31  # further than any position
-
-
-def _finite(name: str, value: Any) -> float:
-    try:
-        finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        finite = False
-    if not finite:
-        raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}.")
-    return float(value)
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    """Scores as floats; texts are refused, though `float` would read digits out of them."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"`scores` must be a list of numbers. Received: scores={values!r}.")
-    numbers = []
-    for place, value in enumerate(values):
-        try:
-            number = None if isinstance(value, (str, bytes, bytearray)) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        if number is None:
-            raise ValueError(f"`scores` must be a list of numbers. Received: scores[{place}]={value!r}.")
-        numbers.append(number)
-    return tuple(numbers)
-
-
-def _from_mapping(cls: type, values: Mapping[str, Any]) -> Any:
-    known = [f.name for f in fields(cls)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"Unknown fields {unknown} of {cls.__name__}. Known: {', '.join(known)}.")
-    return cls(**values)
-
-
-@dataclass(frozen=True)
-class FeatureEdit:
-    """Change one latent.
-
-    Args:
-        sae: number of the SAE in the model.
-        feature: index of the latent, or the name of a concept of that SAE.
-        op: `add` z + v, `scale` v * z, `set` v, `ablate` 0, `at_least` max(z, v), `at_most` min(z, v), `shrink`
-            max(z - v, 0), `direction` (h + v * W_dec[i], nothing is encoded), or `scale_magnitude` (legacy, `OPS`).
-        value: v; not given for `ablate`.
-        unit: of `value`: `absolute` activation; `max`, multiples of the latent's typical maximum (`feature_max`);
-            `norm`, multiples of the hidden state's norm (the value whose write into the stream has that norm).
-            `scale` takes no unit.
-        when: a `Gate` or its dict: the edit acts where it is open. `active`: where the latent itself is above 0.
-    """
-
-    sae: int = 0
-    feature: int | str | None = None
-    op: str = "scale"
-    value: float | None = None
-    unit: str = "absolute"
-    when: Gate | Mapping[str, Any] | str | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
-            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
-        if not isinstance(self.feature, (int, str)) or isinstance(self.feature, bool):
-            raise ValueError(
-                f"`feature` must be the index of a latent or its name. Received: feature={self.feature!r}."
-            )
-        if isinstance(self.feature, int) and self.feature < 0:
-            raise ValueError(f"`feature` must not be negative. Received: feature={self.feature!r}.")
-        if self.when is not None:
-            own = {"feature": self.feature, "sae": self.sae}
-            object.__setattr__(self, "when", gate_from(own if self.when == "active" else self.when))
-        if self.op not in tuple(OPS):
-            raise ValueError(f"`op` must be one of {', '.join(map(repr, OPS))}. Received: op={self.op!r}.")
-        if self.unit not in UNITS:
-            raise ValueError(f"`unit` must be one of {', '.join(map(repr, UNITS))}. Received: unit={self.unit!r}.")
-        if self.op == "ablate":
-            if self.value is not None:
-                raise ValueError(f"`ablate` takes no value; use 'set' for one. Received: value={self.value!r}.")
-        else:
-            object.__setattr__(self, "value", _finite("value", self.value))
-        if self.op in ("scale", "scale_magnitude", "ablate") and self.unit != "absolute":
-            raise ValueError(f"`{self.op}` is relative already and takes no unit. Received: unit={self.unit!r}.")
-
-
-@dataclass(frozen=True)
-class FeatureReweighting:
-    """Re-weight the whole code of one SAE by a score per latent, then select again (topic alignment).
-
-    `weight`: z' = act(p * s). `swap`: the support of act(p * s) with the original pre-activations p as values.
-    "Enabling precise topic alignment in large language models via sparse autoencoders"
-    (https://huggingface.co/papers/2506.12576).
-
-    Args:
-        sae: number of the SAE in the model.
-        scores: s, one finite non-negative number per latent.
-        mode: `swap` or `weight`.
-        legacy: for `weight`, denormalise with mean(s) and mean(s)**2 in place of the token's own statistics, as the
-            original code does.
-    """
-
-    sae: int = 0
-    scores: Sequence[float] = ()
-    mode: str = "swap"
-    legacy: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
-            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
-        if self.mode not in ("swap", "weight"):
-            raise ValueError(f"`mode` must be 'swap' or 'weight'. Received: mode={self.mode!r}.")
-        if self.legacy and self.mode != "weight":
-            raise ValueError(f"`legacy` concerns mode 'weight' only. Received: mode={self.mode!r}.")
-        scores = _numbers(self.scores)
-        bad = [i for i, s in enumerate(scores) if not math.isfinite(s) or s < 0]
-        if bad or not scores:
-            shown = f"scores[{bad[0]}]={scores[bad[0]]!r}" if bad else "none"
-            raise ValueError(
-                f"`scores` must hold one finite, non-negative number per latent; replace NaN (a latent that never "
-                f"fired) by 0. "
-                f"Received: {shown}."
-            )
-        object.__setattr__(self, "scores", scores)
 
 
 @dataclass(frozen=True)
@@ -177,6 +45,8 @@ class Steering:
         balance: spread the opposite of the total change evenly over the latents that were not edited, so that the sum
             of the code is kept (SCAR's `mod_balance`).
         when: a `Gate` or its dict: all of it acts where that is open, an edit with a gate of its own where both are.
+        exclude_tokens: ids of tokens at which nothing is changed, in the prompt and among generated ones; or
+            `special`, `bos`, `chat` (the template's markers), which `with_tokenizer` turns into ids.
     """
 
     edits: Sequence[FeatureEdit | FeatureReweighting] = ()
@@ -185,6 +55,7 @@ class Steering:
     reconstruct: tuple[int, ...] = ()
     balance: bool = False
     when: Gate | Mapping[str, Any] | None = None
+    exclude_tokens: Sequence[int | str] = ()
 
     def __post_init__(self) -> None:
         edits = self.edits
@@ -196,10 +67,11 @@ class Steering:
         for name in ("keep_error", "balance"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` must be True or False. Received: {name}={getattr(self, name)!r}.")
-        edits = tuple(_edit_from(e) for e in edits)
+        edits = tuple(edit_from(e) for e in edits)
         object.__setattr__(self, "edits", edits)
         object.__setattr__(self, "positions", _checked_positions(self.positions))
         object.__setattr__(self, "reconstruct", tuple(self.reconstruct))
+        object.__setattr__(self, "exclude_tokens", checked_tokens(self.exclude_tokens))
         object.__setattr__(self, "when", None if self.when is None else gate_from(self.when))
         if any(edit.when is not None for edit in self.feature_edits) and (self.balance or self.reweightings):
             raise ValueError(
@@ -217,8 +89,7 @@ class Steering:
         self._keep_hash()
 
     def _keep_hash(self) -> None:
-        values = (self.edits, self.positions, self.keep_error, self.reconstruct, self.balance, self.when)
-        object.__setattr__(self, "_hash", hash(values))
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self))))
 
     def __hash__(self) -> int:  # kept: there may be thousands of edits, and each token looks its plan up
         return self._hash  # pyright: ignore[reportAttributeAccessIssue]
@@ -281,14 +152,17 @@ class Steering:
         positions = self.positions if isinstance(self.positions, str) else [list(p) for p in self.positions]
         own = {"keep_error": self.keep_error, "balance": self.balance, "when": self.when}
         shown = {"edits": edits, "positions": positions, "reconstruct": list(self.reconstruct)}
-        return _with_gate({f.name: {**own, **shown}[f.name] for f in fields(self)})
+        if self.exclude_tokens:
+            shown["exclude_tokens"] = list(self.exclude_tokens)
+        told = {**own, **shown}
+        return _with_gate({f.name: told[f.name] for f in fields(self) if f.name in told})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Steering:
         """What `to_dict` gave. Raises TypeError where it is no mapping, ValueError for fields that do not exist."""
         if not isinstance(values, Mapping):
             raise TypeError(f"Steering as JSON must be an object. Received: {values!r}.")
-        return _from_mapping(cls, values)
+        return from_mapping(cls, values)
 
     def to_json(self) -> str:
         """`to_dict` as text; `from_json` gives an equal object back."""
@@ -302,6 +176,20 @@ class Steering:
         except json.JSONDecodeError as error:
             raise ValueError(f"Steering as text must be JSON: {error}. Received: {text!r}.") from error
         return cls.from_dict(values)
+
+    def with_tokenizer(self, tokenizer: Any) -> Steering:
+        """The same with ids in place of the names in `exclude_tokens`: what a model takes. Itself where there are
+        none.
+
+        Raises:
+            ValueError: the tokenizer has no such token.
+        """
+        names = [name for name in self.exclude_tokens if isinstance(name, str)]
+        if not names:
+            return self
+        ids = [token for token in self.exclude_tokens if not isinstance(token, str)]
+        ids.extend(token for name in names for token in named_token_ids(name, tokenizer))
+        return replace(self, exclude_tokens=tuple(ids))
 
     @classmethod
     def coerce(cls, value: Any) -> Steering:
@@ -340,14 +228,6 @@ def _with_gate(values: dict[str, Any]) -> dict[str, Any]:
     """`when` as plain values, and left out where there is none: files from before gates are as they were."""
     gate = values.pop("when", None)
     return values if gate is None else {**values, "when": gate.to_dict()}
-
-
-def _edit_from(edit: Any) -> FeatureEdit | FeatureReweighting:
-    if isinstance(edit, Mapping):
-        return _from_mapping(FeatureReweighting if "scores" in edit else FeatureEdit, edit)
-    if hasattr(edit, "scores") or hasattr(edit, "op"):
-        return edit
-    raise TypeError(f"`edits` must hold FeatureEdit or FeatureReweighting objects or their dicts. Received: {edit!r}.")
 
 
 def _checked_positions(positions: Any) -> str | tuple[tuple[int | None, int | None], ...]:

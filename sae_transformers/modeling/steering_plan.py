@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
+from .excluded_tokens import ExcludedTokens
+from .feature_edits import FeatureEdit
 from .gate_run import GatePlan
-from .steering import END, FAR, FeatureEdit, Steering
+from .steering import END, FAR, Steering
 from .steering_tables import Stage, ValueTable, is_open
 
 
@@ -223,6 +225,15 @@ def _check_magnitude(edits: Sequence[Edits], config: SparseAutoencoderConfig) ->
                 )
 
 
+def _token_ids(steering: Steering) -> list[int]:
+    if names := [name for name in steering.exclude_tokens if isinstance(name, str)]:
+        raise ValueError(
+            f"A model knows tokens by their ids. Expected `steering.with_tokenizer(tokenizer)`, which gives them. "
+            f"Received: exclude_tokens={names!r}."
+        )
+    return [token for token in steering.exclude_tokens if not isinstance(token, str)] if steering else []
+
+
 class SteeringPlan:
     """A batch's steering, compiled for one model. Build it with `model.prepare_steering`.
 
@@ -233,6 +244,7 @@ class SteeringPlan:
     intervals: (R, P, 2) int64 offsets of the steered [start, stop) columns, and `from_prompt` (R, P, 2) bool: counted
         from the end of the prompt instead of the first real token; both None where all positions of all rows are
         steered.
+    excluded: tokens that are not steered; None where there are none.
     """
 
     is_plan = True
@@ -261,6 +273,8 @@ class SteeringPlan:
         self.ends_with_prompt = False
         if any(s.positions != "all" or not s for s in plans):
             self._compile_positions(plans, likes[0].device)
+        tokens = [_token_ids(s) for s in plans]
+        self.excluded = ExcludedTokens(tokens, likes[0].device) if any(tokens) else None
 
     def fits(self, likes: Iterable[Tensor]) -> bool:
         """Whether the SAEs it is about still have the dtype and the device it was compiled for."""

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .steering import UNITS, FeatureEdit
+from .feature_edits import UNITS, FeatureEdit
 
 
 class ValueTable:

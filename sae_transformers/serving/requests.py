@@ -54,7 +54,8 @@ class Reader(PromptReader):
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self.published = published_sampling(model.generation_config, max_tokens)
         saved = getattr(model.generation_config, "sae_steering", None)
-        self.default_steering = model.steering if saved is None else Steering.coerce(saved)
+        default = model.steering if saved is None else Steering.coerce(saved)
+        self.default_steering = default.with_tokenizer(tokenizer)
         if self.default_steering.is_gated:
             self.check_steering(self.default_steering)
 
@@ -111,7 +112,7 @@ class Reader(PromptReader):
         """None: the published default. False: none."""
         if value is None:
             return self.default_steering
-        return read_steering(value, [sae.d_sae for sae in self.saes], self.check_steering)
+        return read_steering(value, [sae.d_sae for sae in self.saes], self.check_steering, self.tokenizer)
 
     def check_steering(self, steering: Steering) -> None:
         """Raises ValueError for steering that this model does not have, or that a running batch cannot do: its rows

@@ -13,17 +13,21 @@ from .errors import RequestError
 # Of a request's steering; its tables are held for every answer of the batch.
 MAX_EDITS, MAX_EDITS_OF_A_FEATURE, MAX_RANGES = 32_768, 16, 64
 MAX_CONDITIONS = 64  # of all gates
+MAX_EXCLUDED = 4096  # tokens that steering leaves alone
 MAX_NAMED, LONGEST_NAME = 256, 256  # edits by name, each of which is looked up among all; characters of a name
 LONGEST_REASON = 1000  # characters of what is told of a refused steering
 
 
-def read_steering(value: Any, widths: Sequence[int], check: Callable[[Steering], object]) -> Steering:
+def read_steering(
+    value: Any, widths: Sequence[int], check: Callable[[Steering], object], tokenizer: Any = None
+) -> Steering:
     """The steering of a request that brings one.
 
     Args:
         value: as the request gives it. False: none.
         widths: latents of each of the model's SAEs.
         check: raises what is wrong with it for the model that is served.
+        tokenizer: that knows the tokens which `exclude_tokens` names; without it names are refused by `check`.
 
     Raises:
         RequestError: too much of it, no steering, or none of this model.
@@ -33,6 +37,7 @@ def read_steering(value: Any, widths: Sequence[int], check: Callable[[Steering],
     try:
         check_size(value, widths)
         steering = Steering.coerce(value)
+        steering = steering if tokenizer is None else steering.with_tokenizer(tokenizer)
         check(steering)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         told = f"Bad steering. {str(error)[:LONGEST_REASON]}"  # which may repeat what was sent
@@ -67,6 +72,7 @@ def check_size(value: Any, widths: Sequence[int]) -> None:
         (max(scores, default=0), max(widths, default=0), "scores"),
         (_length(given.get("reconstruct")), len(widths), "SAEs to reconstruct"),
         (_length(given.get("positions")), MAX_RANGES, "ranges of positions"),
+        (_length(given.get("exclude_tokens")), MAX_EXCLUDED, "excluded tokens"),
         (_gates([given.get("when"), *(edit.get("when") for edit in edits)]), MAX_CONDITIONS, "gates"),
     ):
         if count > limit:

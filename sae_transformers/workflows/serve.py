@@ -55,7 +55,7 @@ def serve(
     from ..serving.listening import key_from, listener
 
     if steering is not None:
-        model.steering = steering
+        model.steering = steering.with_tokenizer(tokenizer)
         defaults: Any = model.generation_config
         defaults.sae_steering = None
     names = [os.fspath(name)] if isinstance(name, (str, os.PathLike)) else list(name)

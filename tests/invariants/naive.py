@@ -233,6 +233,7 @@ class Hooks:
         self.rows = rows if isinstance(rows, list) else [rows]
         self.prompts = prompts if isinstance(prompts, list) else [prompts]
         self.shape: tuple[int, int] = (0, 0)
+        self.tokens: list[list[int]] | None = None
         self.read: dict[int, Tensor] = {}
         self.seen: dict[int, Tensor] = {}  # what the last pass showed before any edit
 
@@ -244,6 +245,7 @@ class Hooks:
         source = kwargs.get("input_ids", args[0] if args else None)
         source = kwargs["inputs_embeds"] if source is None else source
         self.shape = tuple(source.shape[:2])
+        self.tokens = source.tolist() if source.ndim == 2 else None
 
     def changed(self, number: int, hidden: Tensor) -> Tensor:
         batch, length = self.shape
@@ -258,6 +260,8 @@ class Hooks:
                 continue
             first, end = self.of_row(self.prompts, b)
             chosen = torch.tensor(steered_columns(steering.positions, first, end, length))
+            if steering.exclude_tokens and self.tokens is not None:
+                chosen &= torch.tensor([token not in steering.exclude_tokens for token in self.tokens[b]])
             if self.mask is not None:
                 mask = self.of_row(list(self.mask), b)
                 chosen &= torch.tensor([c < len(mask) and bool(mask[c]) for c in range(length)])

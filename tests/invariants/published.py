@@ -21,6 +21,10 @@ from tests.tiny import VOCAB, prompt, tiny_sae
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 STEERING = Steering([FeatureEdit(0, "good", "set", 9.0), FeatureEdit(1, 5, "add", 4.0)])
+# What else the declaration can say, by what is new in it.
+MORE = {
+    "excluded": Steering([FeatureEdit(0, "good", "set", 9.0)], exclude_tokens=["bos", *range(3, VOCAB, 2)]),
+}
 DEFAULT = Steering([FeatureEdit(0, 11, "add", -7.0)], positions="generated")
 
 
@@ -62,6 +66,10 @@ def language_model_answers(model: SaeForCausalLM, ids: torch.Tensor) -> dict[str
         "logits": model(ids, steering=False).logits,
         "tokens_none": model.generate(ids, **greedy, steering=False),
         "tokens_steered": model.generate(ids, **greedy, steering=STEERING),
+        **{
+            f"tokens_{name}": model.generate(ids, **greedy, steering=one.with_tokenizer(tokenizer()))
+            for name, one in MORE.items()
+        },
         "tokens_default": model.generate(ids, **greedy),
         "features": model(ids, output_features=True).sae_features[0].to_dense(),
         "detected": model.detect(ids, feature="good", pre_activations=True, skip_first=0).per_text,
@@ -102,7 +110,12 @@ def load_repositories(
     """What `scripts/load_repositories.py` found in the repositories: facts and tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"ids": prompt()}, folder / "inputs.safetensors")
-    job = {"inputs": str(folder / "inputs.safetensors"), "steering": STEERING.to_dict(), "repositories": repositories}
+    job = {
+        "inputs": str(folder / "inputs.safetensors"),
+        "steering": STEERING.to_dict(),
+        "repositories": repositories,
+        "more": {name: one.to_dict() for name, one in MORE.items()},
+    }
     (folder / "job.json").write_text(json.dumps(job))
     run_script("load_repositories.py", folder / "job.json", folder, folder=folder, env=env)
     return json.loads((folder / "facts.json").read_text()), load_file(folder / "tensors.safetensors")

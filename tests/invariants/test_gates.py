@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Gate, SaeForCausalLM, Steering
 from tests.invariants.naive import edited, latents_of, pre_activations, site_module
-from tests.tiny import prompt, tiny_base, tiny_sae
+from tests.tiny import VOCAB, prompt, tiny_base, tiny_sae
 
 NEW, LENGTH = 6, 7
 DTYPE = torch.float64
@@ -59,8 +59,8 @@ def holds(gate: Any, values: dict[tuple, Tensor], token: int, end: int) -> bool:
 class Naive:
     """A bare base with hooks that steer a text of one row."""
 
-    def __init__(self, saes: Sequence[Any], steering: Steering, end: int) -> None:
-        self.saes, self.steering, self.end = saes, steering, end
+    def __init__(self, saes: Sequence[Any], steering: Steering, end: int, ids: Tensor) -> None:
+        self.saes, self.steering, self.end, self.ids = saes, steering, end, ids.tolist()
         self.values: dict[tuple, Tensor] = {}
         self.opened = 0
 
@@ -75,6 +75,7 @@ class Naive:
         rows = []
         for token in range(len(state)):
             inside = any(a <= token < b for a, b in self.steering.ranges(self.end))
+            inside = inside and self.ids[token] not in self.steering.exclude_tokens
             rows.append(self.steered(number, state, token) if inside else state[token])
         return torch.stack(rows)[None]
 
@@ -106,7 +107,7 @@ class Naive:
 @torch.no_grad()
 def naive_logits(base: Any, saes: Sequence[Any], ids: Tensor, steering: Steering, end: int) -> tuple[Tensor, int]:
     """(T, vocab), and how many edits acted."""
-    work = Naive(saes, steering, end)
+    work = Naive(saes, steering, end, ids)
     with ExitStack() as stack:
         for number, layer in enumerate(PLACES):
 
@@ -185,6 +186,7 @@ def cases() -> dict[str, Steering]:
     found["a gate of its own SAE"] = Steering([FeatureEdit(feature=3, op="scale", value=4.0, when="active")])
     found["two SAEs"] = Steering([*gated(OPS["set"], GATES["token"]), FeatureEdit(feature=6, op="set", value=2.0)])
     found["positions too"] = Steering(OPS["direction"], positions="generated", when=GATES["token"])
+    found["excluded tokens too"] = Steering(OPS["set"], exclude_tokens=range(0, VOCAB, 2), when=GATES["token"])
     return found
 
 

@@ -81,6 +81,13 @@ def test_steering_in_generate_by_objects_of_the_loaded_code_and_by_json(loaded: 
     assert not torch.equal(steered, loaded.expected[f"{scope}.tokens_none"])
 
 
+@pytest.mark.parametrize("name", published.MORE)
+def test_all_that_steering_can_say(loaded: Loaded, scope: str, name: str) -> None:
+    steered = loaded.expected[f"{scope}.tokens_{name}"]
+    assert torch.equal(loaded.tensors[f"{scope}.tokens_{name}"], steered)
+    assert not torch.equal(steered, loaded.expected[f"{scope}.tokens_none"])
+
+
 def test_the_generation_configs_steering_survives_and_applies(loaded: Loaded, scope: str) -> None:
     assert loaded.facts[scope]["generation_config"] == published.DEFAULT.to_dict()
     assert not torch.equal(loaded.expected[f"{scope}.tokens_default"], loaded.expected[f"{scope}.tokens_none"])

@@ -13,7 +13,7 @@ import torch
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Steering
 from sae_transformers.modeling import sae_steering
-from sae_transformers.modeling.steering import OPS
+from sae_transformers.modeling.feature_edits import OPS
 from tests.tiny import prompt, tiny_model
 
 FULL = Steering(

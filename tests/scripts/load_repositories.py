@@ -53,6 +53,10 @@ def look_at_language_model(repository: str, job: dict, ids, out: Path, facts: di
     }  # fmt: skip
     for name, steering in given.items():
         tensors[f"tokens_{name}"] = model.generate(ids, max_new_tokens=6, do_sample=False, steering=steering)
+    tokenizer = AutoTokenizer.from_pretrained(repository, **options)
+    for name, values in job.get("more", {}).items():
+        steering = code.Steering.from_json(json.dumps(values)).with_tokenizer(tokenizer)
+        tensors[f"tokens_{name}"] = model.generate(ids, max_new_tokens=6, do_sample=False, steering=steering)
     tensors["tokens_default"] = model.generate(ids, max_new_tokens=6, do_sample=False)
     tensors["features"] = model(ids, output_features=True).sae_features[0].to_dense()
     tensors["detected"] = model.detect(ids, feature="good", pre_activations=True, skip_first=0).per_text
@@ -61,7 +65,6 @@ def look_at_language_model(repository: str, job: dict, ids, out: Path, facts: di
         classifier = AutoModelForSequenceClassification.from_pretrained(repository, **options, num_labels=3)
     facts["new_head"] = list(classifier(ids).logits.shape)
     facts["from_config"] = list(AutoModelForCausalLM.from_config(config, **TRUSTED)(ids).logits.shape)
-    tokenizer = AutoTokenizer.from_pretrained(repository, **options)
     text = tokenizer.decode(ids[0])
     hub = {k: v for k, v in job.get("options", {}).items() if k == "revision"}
     pipe = pipeline("text-generation", model=repository, **TRUSTED, **hub)

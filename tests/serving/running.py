@@ -27,6 +27,7 @@ STEERINGS = [
     Steering([FeatureEdit(feature=3, op="add", value=6.0)]),
     Steering([FeatureEdit(feature="sea", op="set", value=9.0)], positions="generated"),
     Steering([FeatureEdit(feature=11, op="direction", value=4.0)], positions="prompt"),
+    Steering([FeatureEdit(feature=3, op="add", value=6.0)], exclude_tokens=[6, *range(20, 94, 2)]),
     Steering([FeatureEdit(feature=7, op="scale", value=3.0)], positions=[(1, 3), (-2, None)]),
     Steering([FeatureEdit(feature=5, op="set", value=3.0)], keep_error=False),
 ]

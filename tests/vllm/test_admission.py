@@ -46,6 +46,10 @@ def test_the_default_is_of_requests_that_bring_none():
         ),
         ({"edits": [{"feature": f, "op": "set", "value": 1.0} for f in range(64)], "balance": True}, "balance"),
         ({"edits": [{"feature": 3, "op": "set", "value": 1.0, "when": "active"}]}, "not supported on vLLM"),
+        (
+            {"edits": [{"feature": 3, "op": "ablate"}], "exclude_tokens": [1]},
+            "`exclude_tokens` is not supported on vLLM",
+        ),
         ({"editz": []}, "Unknown fields"),
         ("{bro", "must be JSON"),
         (5, "must be an object"),

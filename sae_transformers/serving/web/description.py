@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...modeling.steering import OPS, POSITIONS, UNITS
+from ...modeling.excluded_tokens import LARGEST_ID, NAMED_TOKENS, has_named_token
+from ...modeling.feature_edits import OPS, UNITS
+from ...modeling.steering import POSITIONS
 from ..detecting import MAX_TEXTS, POOLINGS
 from ..requests import MAX_ANSWERS, MAX_STOP_TEXTS, ROLES, WITHOUT_EFFECT, Reader
-from ..steering_field import LONGEST_NAME, MAX_CONDITIONS, MAX_EDITS, MAX_RANGES
+from ..steering_field import LONGEST_NAME, MAX_CONDITIONS, MAX_EDITS, MAX_EXCLUDED, MAX_RANGES
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
@@ -130,6 +132,9 @@ class Description:
             "additionalProperties": False,
         }  # fmt: skip
         edit["properties"]["when"] = {"anyOf": [{"const": "active"}, self._gate()]}
+        known = [name for name in NAMED_TOKENS if has_named_token(name, self.reader.tokenizer)]
+        tokens: Schema = {"anyOf": [_whole(0, LARGEST_ID), *([{"enum": known}] if known else [])]}
+        excluded: Schema = {"type": "array", "items": tokens, "maxItems": MAX_EXCLUDED}
         edits: Schema = {"type": "array", "items": {"anyOf": [edit, reweighting]}, "maxItems": MAX_EDITS}
         bound: Schema = {"type": ["integer", "null"]}
         ranges: Schema = {"type": "array", "items": bound, "minItems": 2, "maxItems": 2}
@@ -139,7 +144,7 @@ class Description:
             "type": "object",
             "properties": {
                 "edits": edits, "positions": {"anyOf": positions}, "keep_error": TRUTH, "reconstruct": several,
-                "balance": TRUTH, "when": self._gate(),
+                "balance": TRUTH, "when": self._gate(), "exclude_tokens": excluded,
             },
             "additionalProperties": False,
         }  # fmt: skip

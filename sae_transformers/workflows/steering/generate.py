@@ -95,7 +95,7 @@ def generate(
     """
     settings = settings or GenerateSettings()
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    named = _named(model, steerings)
+    named = {label: one.with_tokenizer(tokenizer) for label, one in _named(model, steerings).items()}
     for steering in named.values():
         model.prepare_steering(steering)  # what the model does not have is told before anything is written
     columns: dict[str, Steering | None] = {UNSTEERED: None} if settings.unsteered or not named else {}
