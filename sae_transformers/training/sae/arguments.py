@@ -12,6 +12,7 @@ RECONSTRUCTION_LOSSES = ("normalized_mse", "mse")
 WEIGHT_INITS = ("tied_unit_norm", "kaiming", "linear", "keep")
 BIAS_INITS = ("mean", "geometric_median", "zeros", "keep")
 CONCEPT_INITS = ("diffmean", "none")
+BF16_SCORES = ("auto", "on", "off")
 DECODER_NORMS = ("unit", "none")
 
 
@@ -41,6 +42,11 @@ class SaeLossArguments:
     dead_after_tokens: int = _told(10_000_000, "A latent that was active on none of so many tokens is dead.")
     k_start: int = _told(0, "Annealing: k falls linearly from here to the SAE's own. 0: off.")
     k_anneal_steps: int = _told(0, "Steps that this takes.")
+    bf16_scores: str = _told(
+        "auto",
+        "Top-k latents from a product in bfloat16, with a proof that they are those of float32. auto: where that "
+        "product, measured at the start, is fast enough to pay. on, off.",
+    )
     matryoshka_prefixes: list[int] | None = _told(
         None, "Matryoshka: the first so many latents must reconstruct too, for each number; the last is d_sae."
     )
@@ -71,6 +77,7 @@ class SaeLossArguments:
     def check(self) -> None:
         """Raise a ValueError for the first setting that makes no sense."""
         _check_choice("reconstruction_loss", self.reconstruction_loss, RECONSTRUCTION_LOSSES)
+        _check_choice("bf16_scores", self.bf16_scores, BF16_SCORES)
         for f in fields(SaeLossArguments):
             if isinstance(value := getattr(self, f.name), (int, float)):
                 _check_amount(f.name, value)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...modeling import SparseAutoencoder
 from ...modeling.activations import after_top_k, jump_relu
 from ...modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
+from .certified import CertifiedTopK, fits
 from .latent_selection import Among, Chooser, above, batch_top_k, choose, selected_by, top_k_of
 from .sparse_ops import Selection, selected_pre_acts
 
@@ -30,7 +31,13 @@ class Code:
 
 
 def encode(
-    sae: SparseAutoencoder, x: Tensor, k: int, training: bool, bandwidth: float, among: Among | None = None
+    sae: SparseAutoencoder,
+    x: Tensor,
+    k: int,
+    training: bool,
+    bandwidth: float,
+    among: Among | None = None,
+    certified: CertifiedTopK | None = None,
 ) -> Code:
     """Latents of normalised hidden states (n_tokens, d_in).
 
@@ -39,8 +46,19 @@ def encode(
         training: BatchTopK picks from the batch in training, and by its threshold otherwise.
         bandwidth: of a JumpReLU threshold's gradient.
         among: sees the same pre-activations; `encode_seen` then gives its latents.
+        certified: chooses for float32 top-k SAEs, where no `among` needs all pre-activations.
     """
     kind = sae.config.activation
+    if (
+        certified is not None
+        and kind == "topk"
+        and among is None
+        and _in_float32(sae, x)
+        and fits(k, sae.config.d_sae)
+    ):
+        selection, values = certified.choose(_input(sae, x).detach(), sae.W_enc.detach(), sae.b_enc.detach(), k)
+        pre_acts = _differentiable(sae, x, selection, values)
+        return Code(selection, pre_acts, after_top_k(pre_acts, kind))
     if kind in TOPK_ACTIVATIONS:
         selection, pre_acts = _chosen(sae, x, selected_by(kind, k), among)
         return Code(selection, pre_acts, after_top_k(pre_acts, kind))
@@ -102,6 +120,10 @@ def bias_of(sae: SparseAutoencoder) -> Tensor:
 
 def _input(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     return x - sae.b_dec if sae.config.apply_b_dec_to_input else x
+
+
+def _in_float32(sae: SparseAutoencoder, x: Tensor) -> bool:
+    return {sae.dtype, x.dtype} == {torch.float32} and not torch.is_autocast_enabled(x.device.type)
 
 
 def _chosen(sae: SparseAutoencoder, x: Tensor, chooser: Chooser, among: Among | None) -> tuple[Selection, Tensor]:

@@ -16,7 +16,7 @@ from .sparse_ops import Selection
 
 # Pre-activations at a time: on a CPU what its product reads the encoder once for, on a GPU what keeps it busy.
 BLOCK_ELEMENTS = {"cpu": 2**23, "cuda": 2**28}
-WIDE = 2048  # numbers of a row from which a first look at groups of them pays
+WIDE = 1024  # numbers of a row from which a first look at groups of them pays
 
 # Of pre-activations (block, d_sae): the chosen latents (nnz,), their values (nnz,), how many each token has (block,).
 Chosen = tuple[Tensor, Tensor, Tensor]
@@ -102,7 +102,7 @@ def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return rows.topk(k, dim=-1, sorted=False)
     n_groups = rows.shape[1] // size
     grouped = rows[:, : n_groups * size]
-    groups = grouped.unflatten(1, (size, n_groups)).amax(1).topk(k, sorted=False).indices
+    groups = largest(grouped.unflatten(1, (size, n_groups)).amax(1), k)[1]
     starts = torch.arange(0, n_groups * size, n_groups)
     places = (groups.unsqueeze(1) + starts[:, None]).flatten(1)
     if n_groups * size < rows.shape[1]:

@@ -21,7 +21,7 @@ class Meters:
     @torch.no_grad()
     def add(self, objective: Any) -> None:
         """Add the step that `objective` has just done."""
-        for sums, step in zip(self.sums, objective.last_steps, strict=True):
+        for part, sums, step in zip(self.parts, self.sums, objective.last_steps, strict=True):
             new = {
                 "tokens": torch.tensor(float(len(step.target)), dtype=torch.float64, device=step.target.device),
                 "active": (step.code.latents != 0).sum().double(),
@@ -30,6 +30,9 @@ class Meters:
                 "sum": _in_parts(step.target, lambda target: target.sum(0)),
                 **{f"term {name}": term.detach().double().sum() for name, term in step.terms.items()},
             }
+            if part.certified is not None and part.training:
+                new["uncertified"] = new["tokens"].new_tensor(float(part.certified.n_uncertified))
+                part.certified.n_uncertified = 0
             for name, value in new.items():
                 sums[name] = sums[name] + value if name in sums else value
 
@@ -50,6 +53,8 @@ class Meters:
                 "dead_share": (part.tokens_since_fired >= part.args.dead_after_tokens).float().mean(),
                 **terms,
             }
+            if "uncertified" in sums:
+                found["certified_share"] = 1 - sums["uncertified"] / n
             prefix = f"{part.sae.config.read_at}-{number}/" if len(self.parts) > 1 else ""
             metrics.update({prefix + name: round(float(value), 6) for name, value in found.items()})
         self.sums = [{} for _ in self.parts]

@@ -18,6 +18,7 @@ from ...modeling import SparseAutoencoder
 from ...modeling.configuration_sparse_autoencoder import TOPK_ACTIVATIONS
 from ...modeling.sae_losses import concept_losses, normalized_mse
 from .arguments import SaeLossArguments
+from .certified import CertifiedTopK, fits, pays
 from .encoding import Code, bias_of, encode, encode_among, encode_seen, top_k_among
 from .latent_selection import Among
 from .sparse_ops import Selection, sparse_decode
@@ -42,6 +43,7 @@ class SaeInTraining(nn.Module):
     tokens_since_fired: (d_sae,) int64, tokens seen since each latent was last active, over all processes.
     dead: (d_sae,) bool, what fine-tuning takes for dead.
     norm_limit: (), tokens of a larger norm are left out; so are those of zeros or with NaN.
+    certified: chooses top-k latents from scores in bfloat16; None where the float32 product does.
     """
 
     memory = ("tokens_since_fired", "dead", "norm_limit")
@@ -57,6 +59,7 @@ class SaeInTraining(nn.Module):
             )
         _check_fit(sae.config, args)
         self.sae, self.args, self.step = sae, args, 0
+        self.certified: CertifiedTopK | None = None
         size = sae.config.d_sae
         self.register_buffer("tokens_since_fired", torch.zeros(size, dtype=torch.long, device=sae.device))
         self.register_buffer("dead", torch.zeros(size, dtype=torch.bool, device=sae.device))
@@ -66,6 +69,19 @@ class SaeInTraining(nn.Module):
     def k(self) -> int:
         """The k of this step; 0 for activations without one."""
         return self.args.k_at(self.step, self.sae.config.k or 0)
+
+    def decide_scores(self, before: bool | None = None) -> None:
+        """Decide whether scores in bfloat16 choose the latents.
+
+        Args:
+            before: what the part of the run before a checkpoint did: with `auto` it stays so, and the numbers with it.
+        """
+        config, wanted = self.sae.config, self.args.bf16_scores
+        takes_them = config.activation == "topk" and self.sae.dtype == torch.float32
+        takes_them = takes_them and fits(config.k or config.d_sae, config.d_sae)
+        if wanted == "auto" and takes_them:
+            wanted = before if before is not None else pays(self.sae.device, config.d_in, config.d_sae)
+        self.certified = CertifiedTopK() if takes_them and wanted in (True, "on") else None
 
     def usual(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Which hidden states (n_tokens, d_in), with what to reconstruct (n_tokens, d_out), are finite, not zero and
@@ -86,7 +102,8 @@ class SaeInTraining(nn.Module):
         sae, args = self.sae, self.args
         normalized = sae.normalize(hidden)
         dead = self._latents_for_aux()
-        code = encode(sae, normalized.x, self.k, self.training, args.jumprelu_bandwidth, dead)
+        certified = self.certified if self.training else None
+        code = encode(sae, normalized.x, self.k, self.training, args.jumprelu_bandwidth, dead, certified)
         parts = self._decoded_prefixes(code)  # (n_tokens, n_prefixes, d_out)
         outputs = [self._output(part, normalized, hidden) for part in parts.unbind(1)]
         reconstruction = sum((self._distance(target, output) for output in outputs), target.new_zeros(len(target)))
@@ -252,6 +269,12 @@ class SaeObjective(nn.Module):
             # Over all tokens of the batch, those left out too: batches of several processes or steps weigh alike.
             loss = loss + sum(term.sum() for term in step.terms.values()) / n_tokens
         return {"loss": loss}
+
+    @property
+    def scores_in_bfloat16(self) -> dict[str, str] | None:
+        """A mark, "0.bf16_scores", for each SAE whose latents are chosen from such scores; None where none is."""
+        parts: Any = self.saes
+        return {f"{n}.bf16_scores": "on" for n, part in enumerate(parts) if part.certified is not None} or None
 
     def labels_of(self, config: Any, labels: Tensor | None) -> Tensor | None:
         """The columns of labels (n_tokens, n_labels) that an SAE's concepts name; None where there are none."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -215,6 +216,7 @@ class SaeTrainer(Trainer):
                 point_concepts_at_diffmean(part.sae, read[usual], labels.to(device)[usual])
             if self.args.decoder_norm == "unit":
                 scale_decoder_to_unit_norm(part.sae)
+            part.decide_scores()
 
     def _sample(self) -> dict[str, Tensor]:
         """The first `init_tokens` tokens of the first epoch, the same on every process; a stream is where it was."""
@@ -306,7 +308,7 @@ class SaeTrainer(Trainer):
             part.sae.save_pretrained(folder / name)
             state.update({f"{number}.{key}": getattr(part, key).cpu() for key in part.memory})
         with written_tensors(folder / TRAINING_STATE):
-            save_file(state, folder / TRAINING_STATE)
+            save_file(state, folder / TRAINING_STATE, metadata=self.model.scores_in_bfloat16)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -314,6 +316,8 @@ class SaeTrainer(Trainer):
         if not (folder / TRAINING_STATE).is_file():
             raise ValueError(f"{folder} is no checkpoint of an SaeTrainer: it has no {TRAINING_STATE}.")
         state = load_file(folder / TRAINING_STATE)
+        with safe_open(folder / TRAINING_STATE, "pt") as file:
+            in_bfloat16 = file.metadata() or {}
         if (stored_saes := len(state) // len(SaeInTraining.memory)) != len(self.saes):
             raise ValueError(f"{folder} holds {stored_saes} SAEs. Received: {len(self.saes)} to train.")
         for number, (name, part) in enumerate(zip(self.folders(), self.model.saes, strict=True)):
@@ -328,6 +332,7 @@ class SaeTrainer(Trainer):
             part.sae.config.input_scale = stored.config.input_scale
             for key in part.memory:
                 getattr(part, key).copy_(state[f"{number}.{key}"])
+            part.decide_scores(before=f"{number}.bf16_scores" in in_bfloat16)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
