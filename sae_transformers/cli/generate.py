@@ -41,7 +41,7 @@ def generate(
     steerings, options = typed_steerings(settings.steering, model) or None, settings.settings
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     for steering in (steerings or {}).values():
-        loaded.prepare_steering(steering)  # what is wrong with it is no fault of a line that is typed
+        loaded.prepare_steering(steering.with_tokenizer(tokenizer))  # what is wrong is no fault of a typed line
     console, rows = open_console(), []
     if steerings is None and not loaded.steering:
         console.print("Nothing is steered: the model has no steering of its own; see --feature, --scale, --steering.")

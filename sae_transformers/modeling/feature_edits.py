@@ -14,12 +14,14 @@ OPS = {
     "scale": "v * z",
     "set": "v (clamp)",
     "ablate": "0",
+    "erase": "0, and W_dec[i] taken out of the error that is kept",
     "at_least": "max(z, v)",
     "at_most": "min(z, v)",
     "shrink": "max(z - v, 0)",
     "direction": "no latent is read: h + v * W_dec[i]",
     "scale_magnitude": "v * |pre-activation|, what SCAR's code does for JumpReLU",
 }
+WITHOUT_VALUE = ("ablate", "erase")
 UNITS = ("absolute", "max", "norm")
 
 
@@ -64,8 +66,9 @@ class FeatureEdit:
         sae: number of the SAE in the model.
         feature: index of the latent, or the name of a concept of that SAE.
         op: `add` z + v, `scale` v * z, `set` v, `ablate` 0, `at_least` max(z, v), `at_most` min(z, v), `shrink`
-            max(z - v, 0), `direction` (h + v * W_dec[i], nothing is encoded), or `scale_magnitude` (legacy, `OPS`).
-        value: v; not given for `ablate`.
+            max(z - v, 0), `erase` 0 and the decoder rows of all erased latents taken out of what the SAE does not
+            reconstruct, `direction` h + v * W_dec[i] (nothing is encoded), or `scale_magnitude` (legacy, `OPS`).
+        value: v; not given for `ablate` and `erase`.
         unit: of `value`: `absolute` activation; `max`, multiples of the latent's typical maximum (`feature_max`);
             `norm`, multiples of the hidden state's norm (the value whose write into the stream has that norm).
             `scale` takes no unit.
@@ -95,12 +98,12 @@ class FeatureEdit:
             raise ValueError(f"`op` must be one of {', '.join(map(repr, OPS))}. Received: op={self.op!r}.")
         if self.unit not in UNITS:
             raise ValueError(f"`unit` must be one of {', '.join(map(repr, UNITS))}. Received: unit={self.unit!r}.")
-        if self.op == "ablate":
+        if self.op in WITHOUT_VALUE:
             if self.value is not None:
-                raise ValueError(f"`ablate` takes no value; use 'set' for one. Received: value={self.value!r}.")
+                raise ValueError(f"`{self.op}` takes no value; use 'set' for one. Received: value={self.value!r}.")
         else:
             object.__setattr__(self, "value", finite_number("value", self.value))
-        if self.op in ("scale", "scale_magnitude", "ablate") and self.unit != "absolute":
+        if self.op in ("scale", "scale_magnitude", *WITHOUT_VALUE) and self.unit != "absolute":
             raise ValueError(f"`{self.op}` is relative already and takes no unit. Received: unit={self.unit!r}.")
 
 

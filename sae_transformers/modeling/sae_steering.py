@@ -38,7 +38,7 @@ def serve(
         if request.gates is not None and plan.gates is not None:
             gates = request.gates.open(x.shape[1], plan.gate_numbers)
             opened = plan.lets_through(gates, request.rows)
-        delta, replacement = _steer_columns(sae, x, plan, request, gates)
+        delta, replacement = _steer_columns(sae, x, plan, request, gates, target)
         if plan.replace == "mixed":
             rows = plan.replace_rows[request.rows]
     if request.losses:
@@ -67,17 +67,23 @@ def _reported(
 
 
 def _steer_columns(
-    sae: SaeMathematics, x: Tensor, plan: SaePlan, request: CallRequest, opened: Tensor | None
+    sae: SaeMathematics,
+    x: Tensor,
+    plan: SaePlan,
+    request: CallRequest,
+    opened: Tensor | None,
+    target: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """`steer` where tokens are steered; what it gives elsewhere is not used, so it is not computed either."""
     columns = request.steered_columns()
     if columns is None:
-        return steer(sae, x, plan, request.rows, opened)
+        return steer(sae, x, plan, request.rows, opened, target)
     if not len(columns):
         return None, None
     columns = columns.to(x.device)
     opened = None if opened is None else opened[:, columns]
-    delta, replacement = steer(sae, x[:, columns], plan, request.rows, opened)
+    goal = None if target is None else target[:, columns]
+    delta, replacement = steer(sae, x[:, columns], plan, request.rows, opened, goal)
     return _spread(delta, columns, x), _spread(replacement, columns, x)
 
 
@@ -91,19 +97,30 @@ def _spread(part: Tensor | None, columns: Tensor, x: Tensor) -> Tensor | None:
 
 
 def steer(
-    sae: SaeMathematics, x: Tensor, plan: SaePlan, rows: Tensor | None, opened: Tensor | None = None
+    sae: SaeMathematics,
+    x: Tensor,
+    plan: SaePlan,
+    rows: Tensor | None,
+    opened: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The change (batch, seq or 1, d_out) and the replacement, each None where there is none.
 
     Args:
         opened: (batch, seq, G + 1) bool, which gates are open; None where there are none.
+        target: (batch, seq, d_out), what is changed; `x` by default.
     """
     rows = rows if plan.count > 1 else None
     norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
-    needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects
+    erases = plan.erasures is not None and plan.replace != "all"  # with `replace` there is no error to erase from
+    needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects or erases
     needs_scale = needs_all or len(plan.read) or len(plan.blind)
     normalized = sae.normalize(x) if needs_scale else Normalized(x, None, None)
     code = sae.code_of(normalized) if needs_all else None
+    erased = None
+    if code is not None and erases:
+        error = (x if target is None else target.to(sae.dtype)) - sae.decode_code(code, normalized, x)
+        erased = _erased(sae, error, plan, rows, opened)
     replacement, parts = None, []  # parts are in the SAE's normalised units
     if code is not None and plan.reweight is not None:
         code, normalized, swapped = _reweighted(sae, code, normalized, plan, plan.reweight, rows)
@@ -122,12 +139,25 @@ def steer(
     if len(plan.direct):  # in the units of the hidden state
         added = _directions(sae, plan, rows, norms, opened)
         delta = added if delta is None else delta + added
+    if erased is not None and delta is not None:
+        delta = delta - erased
     return delta, replacement
+
+
+def _erased(sae: SaeMathematics, error: Tensor, plan: SaePlan, rows: Tensor | None, opened: Tensor | None) -> Tensor:
+    """What `erase` takes out of the error, (batch, seq, d_out): nothing in rows that lose all of it."""
+    if plan.erasures is None:
+        raise RuntimeError("Nothing is erased here.")
+    found = plan.erasures.component(error, sae.W_dec[plan.erasures.features], rows, opened)
+    if plan.replace == "mixed" and rows is not None:
+        found = torch.where(plan.replace_rows[rows][:, None, None], 0.0, found)
+    return found
 
 
 def steered(sae: SaeMathematics, hidden: Tensor, plan: SaePlan, rows: Tensor | None, target: Tensor) -> Tensor:
     """`target` (T, d_out), steered where `hidden` (T, d_in) is read, each token by its row of the plan (T,)."""
-    delta, replacement = steer(sae, hidden.to(sae.dtype).unsqueeze(1), plan, rows)  # each token a row of one column
+    # Each token is a row of one column.
+    delta, replacement = steer(sae, hidden.to(sae.dtype).unsqueeze(1), plan, rows, None, target.unsqueeze(1))
     replaced = plan.replace_rows[rows] if plan.replace == "mixed" and rows is not None else None
     return SiteResult(delta, replacement, replaced, None, None).applied(target.unsqueeze(1)).squeeze(1)
 

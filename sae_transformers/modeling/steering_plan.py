@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
+from .erasing import Erasures
 from .excluded_tokens import ExcludedTokens
 from .feature_edits import FeatureEdit
 from .gate_run import GatePlan
@@ -69,6 +70,7 @@ class SaePlan:
     edited: (R, m), 1 where the row edits the latent and 0 where only another row does.
     reweight: (R, d_sae) scores, or None; `reweight_rows` (R,) bool, or None where all rows are re-weighted.
     replace: `none`, `all` or `mixed` rows lose what the SAE does not reconstruct; `replace_rows` (R,) bool.
+    erasures: what is erased, or None.
     gates: (R, n) numbers of the gates that something of the row has here, -1 for none; one open is enough for the
         token to change at all. None where no row is gated.
     """
@@ -109,6 +111,8 @@ class SaePlan:
         )
         self._compile_gates(number, edits, plans, gates, like.device)
         self._fill_tables(edits, places, where)
+        erased = [[(placed.feature, placed.gate) for placed in row if placed.edit.op == "erase"] for row in edits]
+        self.erasures = Erasures(erased, like.device) if any(erased) else None
         if self.balance and bool((self.edited.sum(-1) == config.d_sae).any()):
             raise ValueError(
                 f"`balance` spreads a change over latents that are not edited. Received: edits of all {config.d_sae}."

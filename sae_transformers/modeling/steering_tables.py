@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .feature_edits import UNITS, FeatureEdit
+from .feature_edits import UNITS, WITHOUT_VALUE, FeatureEdit
 
 
 class ValueTable:
@@ -69,7 +69,7 @@ class Stage:
         op, value = edit.op, 0.0 if edit.value is None else edit.value
         if op == "scale":
             self.factor[row, column] = value
-        elif op in ("set", "ablate"):
+        elif op in ("set", *WITHOUT_VALUE):
             self.factor[row, column] = 0.0
             self.shift.put(row, column, value, edit.unit)
         elif op == "add":

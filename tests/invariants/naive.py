@@ -180,6 +180,7 @@ def edited(sae: Any, number: int, read: Tensor, written: Tensor, steering: Any) 
             "scale": v * z,
             "set": v,
             "ablate": v * 0,
+            "erase": v * 0,
             "at_least": torch.maximum(z, v),
             "at_most": torch.minimum(z, v),
             "shrink": (z - v).clamp(min=0),
@@ -191,8 +192,27 @@ def edited(sae: Any, number: int, read: Tensor, written: Tensor, steering: Any) 
         others = [j for j in range(sae.config.d_sae) if j not in touched]
         after = after.clone()
         after[:, others] -= (after - weighted).sum(-1, keepdim=True) / len(others)
+    error = without(error, w_dec[erased_latents(sae, edits)])
     new_state = decoded(sae, after, scale, mean, x) + added
     return new_state if replaced else new_state + error
+
+
+def erased_latents(sae: Any, edits: list) -> list[int]:
+    erased = [e.feature for e in edits if getattr(e, "op", "") == "erase"]
+    return sorted({sae.config.concepts[f] if isinstance(f, str) else f for f in erased})
+
+
+def without(error: Tensor, directions: Tensor) -> Tensor:
+    """Errors (T, d) less their parts along the span of directions, one after the other made orthogonal."""
+    basis: list[Tensor] = []
+    for direction in directions:
+        for one in basis:
+            direction = direction - (direction @ one) * one
+        if direction.norm() > 1e-6 * directions.norm(dim=-1).max():
+            basis.append(direction / direction.norm())
+    for one in basis:
+        error = error - (error @ one)[:, None] * one
+    return error
 
 
 def steered_columns(positions: Any, first: int, end: int, total: int) -> list[bool]:

@@ -23,6 +23,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 STEERING = Steering([FeatureEdit(0, "good", "set", 9.0), FeatureEdit(1, 5, "add", 4.0)])
 # What else the declaration can say, by what is new in it.
 MORE = {
+    "erased": Steering([FeatureEdit(0, feature, "erase") for feature in range(16)]),
     "excluded": Steering([FeatureEdit(0, "good", "set", 9.0)], exclude_tokens=["bos", *range(3, VOCAB, 2)]),
 }
 DEFAULT = Steering([FeatureEdit(0, 11, "add", -7.0)], positions="generated")

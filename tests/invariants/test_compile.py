@@ -65,7 +65,7 @@ def op_equals_eager(op: str, site: str) -> None:
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max(), op
 
 
-@pytest.mark.parametrize("op", ["add-max", "different-ops"])
+@pytest.mark.parametrize("op", ["add-max", "different-ops", "erase", "excluded"])
 def test_op(op):
     op_equals_eager(op, "resid_post")
 

@@ -156,6 +156,7 @@ OPS = {
     "direction": [FeatureEdit(sae=1, feature=4, op="direction", value=6.0)],
     "scale": [FeatureEdit(sae=1, feature=f, op="scale", value=-3.0) for f in range(24)],
     "ablate": [FeatureEdit(sae=1, feature=f, op="ablate") for f in range(32)],
+    "erase": [FeatureEdit(sae=1, feature=f, op="erase") for f in range(1, 28)],
     "clamps": [FeatureEdit(sae=1, feature=1, op="at_least", value=3.0),
                FeatureEdit(sae=1, feature=2, op="shrink", value=1.0)],
     "magnitude": [FeatureEdit(sae=1, feature=f, op="scale_magnitude", value=2.0) for f in (1, 2)],
@@ -178,6 +179,10 @@ def cases() -> dict[str, Steering]:
     found["different gates on one latent"] = Steering(
         [*gated(OPS["add"], GATES["token"]), *gated(OPS["add"], GATES["active"]), *OPS["add"]]
     )
+    found["erased apart"] = Steering(
+        [*gated(OPS["erase"][:2], GATES["token"]), *gated(OPS["erase"][1:4], GATES["not"]), *OPS["erase"][5:6]]
+    )
+    found["erased together"] = Steering(gated(OPS["erase"], GATES["token"]))
     found["several stages"] = Steering([*gated(OPS["scale"], GATES["token"]), *gated(OPS["set"], GATES["active"])])
     found["without the error"] = Steering(gated(OPS["scale"], GATES["token"]), keep_error=False)
     found["reconstruct"] = Steering(reconstruct=(1,), when=GATES["token"])

@@ -59,6 +59,14 @@ OPS = {
     "set-max": Steering(edits("set", 0.8, "max")),
     "set-norm": Steering(edits("set", 0.1, "norm")),
     "ablate": Steering(edits("ablate")),
+    "erase": Steering(edits("erase")),
+    "erase-one": Steering([FeatureEdit(feature=7, op="erase")]),
+    "erase-then-more": Steering(
+        [*edits("erase"), FeatureEdit(feature=7, op="add", value=2.0), FeatureEdit(feature=5, op="set", value=1.0)]
+    ),
+    "erase-reweighted": Steering([FeatureReweighting(scores=scores(), mode="weight"), *edits("erase")]),
+    "erase-replaced": Steering(edits("erase"), keep_error=False),
+    "erase-balance": Steering(edits("erase"), balance=True),
     "at_least": Steering(edits("at_least", 0.9)),
     "at_least-norm": Steering(edits("at_least", 0.1, "norm")),
     "at_most": Steering(edits("at_most", 0.4)),
@@ -594,6 +602,7 @@ ROWS = {
         None,
         OPS["balance-replaced"],
     ],
+    "erased-and-not": [OPS["erase"], OPS["erase-one"], None, OPS["erase-replaced"]],
     "magnitude-and-not": [OPS["scale_magnitude"], OPS["several-on-one"], None, OPS["shrink-max"]],
     "positions": [at("set", p) for p in ("all", "last_prompt", [(0, 2), (-2, None)], [(-3, -1)])],
 }
@@ -763,7 +772,8 @@ SHAPES = {
     "across-layers": {**UPSTREAM, "hook": "transformer.h.0.input", "hook_out": "transformer.h.2.output"},
 }  # fmt: skip
 REFUSED_BY_GATED = ("scale_magnitude", "swap", "weight", "weight-replaced", "weight-legacy", "legacy-then-norm",
-                    "swap-then-edits")  # fmt: skip
+                    "swap-then-edits",
+                    "erase-reweighted")  # fmt: skip
 
 
 def every_op(settings: dict) -> None:

@@ -56,7 +56,7 @@ def test_what_counts_as_steering():
 
 def test_every_op_is_explained():
     assert list(OPS) == [
-        "add", "scale", "set", "ablate", "at_least", "at_most", "shrink", "direction", "scale_magnitude",
+        "add", "scale", "set", "ablate", "erase", "at_least", "at_most", "shrink", "direction", "scale_magnitude",
     ]  # fmt: skip
 
 

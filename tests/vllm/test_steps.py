@@ -19,6 +19,7 @@ KINDS = [
     Steering([FeatureEdit(feature=2, op="scale", value=-3.0)], positions=[(1, 5), (-2, None)]),
     Steering([FeatureEdit(feature=6, op="ablate")], positions="last_prompt", keep_error=False),
     Steering([FeatureEdit(feature=7, op="set", value=1.0, unit="max")], positions="generated"),
+    Steering([FeatureEdit(feature=f, op="erase") for f in (6, 7, 8)]),
     Steering([FeatureEdit(feature=5, op="set", value=8.0)], balance=True),
     Steering([FeatureReweighting(sae=1, scores=[0.5, 2.0] * 32, mode="weight")]),
     Steering(reconstruct=(1,)),

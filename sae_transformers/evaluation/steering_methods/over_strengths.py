@@ -53,12 +53,13 @@ def scaled_steering(steering: Steering, factor: float) -> Steering:
     `scale 0`; with factor 0 these change nothing.
 
     Raises:
-        ValueError: the steering has no edit, or re-weights a whole code, which has no strength.
+        ValueError: the steering has no edit, or re-weights a whole code or erases, which has no strength.
     """
-    if not steering.edits or steering.reweightings:
+    erased = sum(edit.op == "erase" for edit in steering.feature_edits)
+    if not steering.edits or steering.reweightings or erased:
         raise ValueError(
             f"Expected a steering of single latents to scale. Received: {len(steering.feature_edits)} edits of "
-            f"latents, {len(steering.reweightings)} re-weightings."
+            f"latents, {erased} of which erase, {len(steering.reweightings)} re-weightings."
         )
     edits = []
     for edit in steering.feature_edits:

@@ -25,6 +25,7 @@ from ...evaluation.scorers.registry import Scorer, checked_scores
 from ...evaluation.settings import FluencyBudget, GenerationSettings
 from ...latents.progress import Count, Progress
 from ...modeling import FeatureEdit, Steering
+from ...modeling.feature_edits import WITHOUT_VALUE
 from .settings import STRENGTHS
 
 Ladder = Sequence[Steering]  # from weak to strong
@@ -88,28 +89,28 @@ def ladders_of(
 
     Args:
         features: (number of the SAE, latent) pairs.
-        ops: of `direction`, `set`, `at_least` (in `unit`), `scale` (factors) and `ablate` (one rung).
+        ops: of `direction`, `set`, `at_least` (in `unit`), `scale` (factors), `ablate` and `erase` (one rung).
         strengths: op -> its values from weak to strong, in place of `STRENGTHS`.
         lower: move away from the latent: values become negative, for `scale` after a 0.
-        unit: of all but `scale` and `ablate`.
+        unit: of all but `scale`, `ablate` and `erase`.
         positions, keep_error: of `Steering`.
 
     Raises:
         ValueError: no feature or op, an op without strengths.
     """
     chosen = {**STRENGTHS, **(strengths or {})}
-    if not features or not ops or any(op != "ablate" and not chosen.get(op) for op in ops):
+    if not features or not ops or any(op not in WITHOUT_VALUE and not chosen.get(op) for op in ops):
         raise ValueError(
-            f"Expected features and ops of {', '.join(STRENGTHS)}, ablate, or others with `strengths`. "
+            f"Expected features and ops of {', '.join((*STRENGTHS, *WITHOUT_VALUE))}, or others with `strengths`. "
             f"Received: {len(features)} features, ops={tuple(ops)!r}."
         )
     ladders = []
     for op in ops:
         values: list[float | None] = [None]
-        if op != "ablate":
+        if op not in WITHOUT_VALUE:
             values = [-value if lower else value for value in chosen[op]]
             values = [0.0, *values] if lower and op == "scale" else values
-        of_op = "absolute" if op in ("scale", "ablate") else unit
+        of_op = "absolute" if op in ("scale", *WITHOUT_VALUE) else unit
         ladders += [
             [
                 Steering([FeatureEdit(sae, feature, op, value, of_op)], positions=positions, keep_error=keep_error)

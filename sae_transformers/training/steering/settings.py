@@ -62,7 +62,7 @@ class StrengthSettings:
     """What is done with a feature, and how strongly.
 
     Args:
-        ops: operations that are tried: `direction`, `set`, `at_least`, `scale`, `ablate`.
+        ops: operations that are tried: `direction`, `set`, `at_least`, `scale`, `ablate`, `erase`.
         strengths: strengths from weak to strong, for all operations; by default 0.03 to 0.6 lengths of the hidden
             state, and factors of 2 to 32 for `scale`.
         lower: less of the concept in place of more.
@@ -75,7 +75,7 @@ class StrengthSettings:
     lower: bool = False
 
     def __post_init__(self) -> None:
-        known = (*STRENGTHS, "ablate")
+        known = (*STRENGTHS, "ablate", "erase")
         if not self.ops or (self.strengths is None and not set(self.ops) <= set(known)):
             raise ValueError(
                 f"`ops` must be of {', '.join(known)}, or others with `strengths`. Received: ops={self.ops!r}."

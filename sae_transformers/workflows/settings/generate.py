@@ -46,6 +46,7 @@ class TypedSteering:
         set: set latents to a value, as 9=4 or rivers=1x.
         add: add to latents, as 9=4.
         ablate: latents or names to set to 0.
+        erase: as `ablate`, and their directions are taken out of what the SAE does not reconstruct.
         positions: steered tokens: all, prompt, generated, last_prompt, or ranges such as 1: or 0:-1. By default all;
             with nothing but `feature` all but the first, whose hidden state is an outlier.
         drop_error: replace hidden states by what the SAE reconstructs, as SCAR does.
@@ -60,6 +61,7 @@ class TypedSteering:
     set: tuple[str, ...] = ()
     add: tuple[str, ...] = ()
     ablate: tuple[str, ...] = ()
+    erase: tuple[str, ...] = ()
     positions: str | None = None
     drop_error: bool = False
 
@@ -67,7 +69,8 @@ class TypedSteering:
     def edits(self) -> dict[str, tuple[str, ...]]:
         """Op of `FeatureEdit` -> its edits."""
         return {
-            "direction": self.feature, "scale": self.scale, "set": self.set, "add": self.add, "ablate": self.ablate
+            "direction": self.feature, "scale": self.scale, "set": self.set, "add": self.add, "ablate": self.ablate,
+            "erase": self.erase,
         }  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...modeling import FeatureEdit, Steering
+from ...modeling.feature_edits import WITHOUT_VALUE
 from ..loading import read_steering
 from ..settings.generate import TypedSteering, parse_feature
 
@@ -62,10 +63,10 @@ def multiplied(steering: Steering, factors: Sequence[float], label: str = "steer
     """A steering with the values of its edits times each factor, under `label x factor`.
 
     Raises:
-        ValueError: an edit that is no amount: a re-weighting, `ablate`, `scale`.
+        ValueError: an edit that is no amount: a re-weighting, `ablate`, `erase`, `scale`.
     """
     fixed = ["re-weighting"] if steering.reweightings else []
-    fixed += [edit.op for edit in steering.feature_edits if edit.op in ("ablate", "scale", "scale_magnitude")]
+    fixed += [edit.op for edit in steering.feature_edits if edit.op in (*WITHOUT_VALUE, "scale", "scale_magnitude")]
     if fixed:
         raise ValueError(
             f"Strengths multiply what edits add or set. Received: a steering with {', '.join(dict.fromkeys(fixed))}."
@@ -93,9 +94,9 @@ def parse_positions(text: str) -> str | list[tuple[int | None, int | None]]:
 
 
 def _typed_edit(op: str, text: str) -> _TypedEdit:
-    if op == "ablate":
+    if op in WITHOUT_VALUE:
         sae, feature = parse_feature(text.strip())
-        return _TypedEdit([f"ablate {text.strip()}"], [FeatureEdit(sae, feature, op)])
+        return _TypedEdit([f"{op} {text.strip()}"], [FeatureEdit(sae, feature, op)])
     name, equals, values = (part.strip() for part in text.rpartition("="))
     if not equals or not name:
         raise ValueError(f"An edit must be FEATURE=VALUE, such as 0=-100 or rivers=3x. Received: {op} {text!r}.")

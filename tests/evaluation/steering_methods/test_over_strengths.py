@@ -58,10 +58,12 @@ def test_levels_are_multiplied() -> None:
 
 
 def test_what_cannot_be_scaled() -> None:
-    with pytest.raises(ValueError, match="0 edits of latents, 0 re-weightings"):
+    with pytest.raises(ValueError, match="0 edits of latents, 0 of which erase, 0 re-weightings"):
         scaled_steering(Steering(), 2.0)
     with pytest.raises(ValueError, match="1 re-weightings"):
         scaled_steering(Steering([FeatureReweighting(0, [1.0] * 4)]), 2.0)
+    with pytest.raises(ValueError, match="1 of which erase"):
+        scaled_steering(Steering([FeatureEdit(feature=1, op="erase")]), 2.0)
 
 
 def test_instructions_stand_before_the_prompts() -> None:

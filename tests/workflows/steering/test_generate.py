@@ -133,6 +133,7 @@ def edit(feature: int | str, op: str, value: float | None = None, unit: str = "a
             },
         ),
         ({"ablate": ("1:joy",)}, {"ablate 1:joy": Steering([edit("joy", "ablate", sae=1)])}),
+        ({"erase": ("9", "joy")}, {"erase 9, erase joy": Steering([edit(9, "erase"), edit("joy", "erase")])}),
         (
             {"add": ("5=1e2",), "positions": "0:-1, 7:"},
             {"add 5=1e2": Steering([edit(5, "add", 100.0)], [(0, -1), (7, None)])},
