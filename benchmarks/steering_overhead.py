@@ -4,7 +4,7 @@
 
 Every round runs all cases once, in turn, so that a busy neighbour hits all alike. Printed are the ratio of the minima
 over rounds, and the median over rounds of the ratio within a round. On a CPU the process's own CPU time is taken, on a
-GPU the wall clock.
+GPU the wall clock. `--compile` compiles all of them, the base too, whole graphs; tokens then come from a static cache.
 The SAE is random: costs do not depend on its weights, except that a JumpReLU threshold sets how many latents are
 active.
 """
@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig
 
 from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
 from sae_transformers.modeling.base_arguments import cache_of
@@ -102,6 +102,13 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int, device: str, la
     return times
 
 
+def static_and_compiled(device: str) -> dict:
+    """Options of `generate` for a compiled forward pass."""
+    config = CompileConfig(fullgraph=True, mode="reduce-overhead" if device == "cuda" else "default")
+    config._compile_all_devices = True  # on a CPU, too
+    return {"cache_implementation": "static", "compile_config": config}
+
+
 def decode_steps(model, ids: torch.Tensor, steps: int, options: dict) -> None:
     """Greedy tokens one by one; `output_features` is not an option of `generate`, so that case decodes by hand."""
     if "output_features" not in options:
@@ -131,6 +138,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--activations", nargs="+", default=["jumprelu", "topk"])
     parser.add_argument("--layer", type=int, default=14)
+    parser.add_argument("--cases", nargs="+", default=list(cases(64)), help="of all that a run without it prints")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--prefill", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=16)
@@ -155,10 +164,12 @@ def main() -> None:
             load_base(args.model, args.device), saes=[make_sae(width, args.d_sae, activation, args.layer, args.k)]
         )
         _calibrate(model, ids, args.k)
-        chosen = {name: {**c, **_prepared(model, c)} for name, c in cases(args.d_sae).items()}
+        chosen = {n: {**c, **_prepared(model, c)} for n, c in cases(args.d_sae).items() if n in args.cases}
         runs = [("base", base, {}), *((name, model, options) for name, options in chosen.items())]
-        prefill = {n: partial(m, ids, use_cache=True, logits_to_keep=1, **o) for n, m, o in runs}
-        decode = {n: partial(decode_steps, m, short, args.tokens, o) for n, m, o in runs}
+        static = static_and_compiled(args.device) if args.compile else {}
+        calls = {m: torch.compile(m, fullgraph=True) if args.compile else m for m in (base, model)}
+        prefill = {n: partial(calls[m], ids, use_cache=True, logits_to_keep=1, **o) for n, m, o in runs}
+        decode = {n: partial(decode_steps, m, short, args.tokens, {**o, **static}) for n, m, o in runs}
         first = measure(prefill, args.rounds, args.device, f"{activation}: prefill {args.prefill}")
         second = measure(decode, args.rounds, args.device, f"{activation}: {args.tokens} tokens")
         console.print(_table(activation, first, second, args.tokens))

@@ -348,7 +348,9 @@ def run() -> None:
     add("--env", type=Path, default="~/.cache/sae_transformers/benchmark-peers")
     args = parser.parse_args()
     console = Console(width=max(118, Console().width))
-    peers = [make_environment(args.env.expanduser(), console.print), Path(__file__).with_name("training_peers.py")]
+    peers: list[Any] = []
+    if "gradients" in args.parts or "harvest" in args.parts or set(PEERS) & set(args.others):
+        peers = [make_environment(args.env.expanduser(), console.print), Path(__file__).with_name("training_peers.py")]
     settings = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
     settings |= {"states": args.states, "texts": None, "activation": "topk"}
     console.print(f"torch {torch.__version__}, transformers {transformers.__version__}, {', '.join(VERSIONS)}")
