@@ -6,9 +6,9 @@
 
 CPU time of the process on one thread (on a GPU the clock), in turn, to the bare float32 product into memory that is
 there; minima and medians. The latents of every token are then compared with those of the float32 product. Two float32
-products differ where two pre-activations lie closer than their rounding, so each difference is looked at in float64: it
-is a mismatch when the latent that was left out is larger by more than what rounding allows. States of which there are
-too few are used again with 5 % of noise. Without `--states` states and encoder are random.
+products differ where two pre-activations lie closer than their rounding, so each difference is looked at in float64: a
+mismatch is a latent left out that is larger than one chosen by more than what rounding allows. States of which there
+are too few are used again with 5 % of noise. Without `--states` states and encoder are random.
 """
 
 from __future__ import annotations
