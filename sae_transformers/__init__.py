@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         SteeringPlan,
         TopFeatures,
     )
+    from .modeling.chat_roles import chat_tokens
     from .modeling.conversion.attach import attach
     from .serving.limits import ServeLimits
     from .training.heads.choice import choose_on_validation
@@ -225,6 +226,7 @@ __all__ = [
     "auroc",
     "card",
     "ce_loss_recovered",
+    "chat_tokens",
     "choose_on_validation",
     "classification_metrics",
     "classify",
@@ -310,6 +312,7 @@ HOMES = {
     ".latents.sparse_codes": "encode_texts",
     ".latents.texts": "open_text",
     ".latents.vector_saes": "direction_sae",
+    ".modeling.chat_roles": "chat_tokens",
     ".modeling.conversion.attach": "attach",
     ".serving.limits": "ServeLimits",
     ".training.heads.choice": "choose_on_validation",
