@@ -30,7 +30,7 @@ from ..harvest.blocks import weights_digest
 from ..harvest.store import Store, rank_and_world
 from .files import WRITERS, Spans, read_table
 from .settings import MAX_LENGTH, SpanSettings
-from .tokens import text_tokens
+from .tokens import TextTokens, span_bounds, text_tokens
 from .top_examples import EMPTY, SpanHeap, add_hidden
 
 MAXIMA = "feature_max.safetensors"
@@ -95,6 +95,8 @@ class SpanCollector:
             raise ValueError(f"{self.world} processes meet in a folder. Received: out=None.")
         self.out, self.work = (None, None) if out is None else (Store(out), Store(f"{str(out).rstrip('/')}/work"))
         self.heap, self.done = self._new_heap(), torch.empty(0, 3, dtype=torch.int64)
+        # The block that was read last: its number, texts and tokens.
+        self._last: tuple[int, list[str], list[TextTokens]] = -1, [], []
         # None once it is not known: a part of an earlier release does not say it.
         self.maxima: Tensor | None = torch.zeros(self.sae.config.d_sae, device=self.sae.device)
 
@@ -140,6 +142,7 @@ class SpanCollector:
         """Put block `number` into the heap; how many texts and tokens of it count. `report` is called with the number
         of texts done."""
         tokens = text_tokens(self.tokenizer, texts, self.settings)
+        self._last = number, list(texts), tokens
         keep = [one.counted for one in tokens]
         counts = torch.tensor([len(places) for places in keep])
         n_texts, n_tokens, done = int((counts > 0).sum()), int(counts.sum()), 0
@@ -291,29 +294,38 @@ class SpanCollector:
 
     def _cut(self, text: Tensor, position: Tensor) -> tuple[Tensor, Tensor, list[str]]:
         """The characters of each entry's span and the span, from the winning texts alone; no model needed."""
-        bounds, spans = [(0, 0)] * len(text), [""] * len(text)
         order = text.argsort(stable=True)
         wanted, counts = torch.unique_consecutive(text[order], return_counts=True)
-        members = dict(zip(wanted.tolist(), order.split(counts.tolist()), strict=True))
-        positions = position.tolist()
+        after = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])  # entries before each wanted text
         size = self.settings.rows_per_block
-        blocks = torch.unique(wanted // size).tolist()
-        n_cut = 0
-        for number, rows in self.source.blocks(size, blocks):
-            chosen = [i for i in range(len(rows.texts)) if number * size + i in members]
-            found = text_tokens(self.tokenizer, [rows.texts[i] for i in chosen], self.settings)
-            for i, tokens in zip(chosen, found, strict=True):
-                entries = members[number * size + i].tolist()
-                peaks = [positions[entry] for entry in entries]
-                if max(peaks) >= len(tokens.start):
-                    raise ValueError(f"The text has changed since. Received: row {number * size + i}.")
-                for entry, (begin, stop) in zip(entries, tokens.spans(peaks, self.settings), strict=True):
-                    bounds[entry], spans[entry] = (begin, stop), rows.texts[i][begin:stop]
-                n_cut += len(entries)
-        if n_cut < len(text):
-            raise ValueError(f"The text has changed since. Received: {len(text) - n_cut} spans of rows that are gone.")
-        start, end = torch.tensor(bounds, dtype=torch.int64).reshape(-1, 2).unbind(1)
-        return start.contiguous(), end.contiguous(), spans
+        start, end = torch.zeros_like(text), torch.zeros_like(text)
+        cut: list[str] = []  # in the order of `order`
+        for number, rows in self.source.blocks(size, torch.unique(wanted // size).tolist()):
+            ends = torch.tensor([number * size, number * size + len(rows.texts)])
+            low, high = torch.searchsorted(wanted, ends).tolist()
+            if low == high:
+                continue
+            places = (wanted[low:high] - number * size).tolist()
+            chosen = [rows.texts[i] for i in places]
+            entries = order[after[low] : after[high]]
+            of_text, peak = torch.arange(high - low).repeat_interleave(counts[low:high]), position[entries].long()
+            last, known, tokens = self._last
+            if last == number and known == list(rows.texts):
+                tokens = [tokens[i] for i in places]
+            else:
+                tokens = text_tokens(self.tokenizer, chosen, self.settings)
+            beyond = peak >= torch.tensor([len(one.start) for one in tokens])[of_text]
+            if bool(beyond.any()):
+                raise ValueError(f"The text has changed since. Received: row {int(text[entries][beyond][0])}.")
+            begin, stop = span_bounds(tokens, of_text, peak, self.settings)
+            start[entries], end[entries] = begin, stop
+            spans = zip(of_text.tolist(), begin.tolist(), stop.tolist(), strict=True)
+            cut += [chosen[i][a:b] for i, a, b in spans]
+        if len(cut) < len(text):
+            raise ValueError(
+                f"The text has changed since. Received: {len(text) - len(cut)} spans of rows that are gone."
+            )
+        return start, end, [cut[i] for i in order.argsort().tolist()]
 
 
 def write_spans(spans: Spans, out: Store, index: Mapping[str, Any] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -27,15 +28,24 @@ class TextTokens(NamedTuple):
     end: Tensor
     counted: Tensor
 
-    def spans(self, positions: Sequence[int], settings: SpanSettings) -> list[tuple[int, int]]:
-        """First and last character + 1 of the spans whose maxima are at the text's tokens `positions`."""
-        start, end = self.start.tolist(), self.end.tolist()
-        found: list[tuple[int, int]] = []
-        for position in positions:
-            stop = position + 1 if settings.include_peak else position
-            begin = max(0, stop - settings.window)
-            found.append((start[begin], end[stop - 1]) if begin < stop else (start[position], start[position]))
-        return found
+
+def span_bounds(
+    tokens: Sequence[TextTokens], of_text: Tensor, peak: Tensor, settings: SpanSettings
+) -> tuple[Tensor, Tensor]:
+    """First and last character + 1 of spans, (n,) int64 each.
+
+    Args:
+        of_text: (n,) int64, each one's place in `tokens`.
+        peak: (n,) int64, the text's own token at which each one's maximum is.
+    """
+    start, end = (torch.cat([getattr(one, name) for one in tokens]) for name in ("start", "end"))
+    lengths = torch.tensor([len(one.start) for one in tokens])
+    before = (lengths.cumsum(0) - lengths)[of_text]  # tokens of earlier texts
+    stop = peak + 1 if settings.include_peak else peak
+    begin = (stop - settings.window).clamp(min=0)
+    filled = begin < stop
+    first = start[before + torch.where(filled, begin, peak)]
+    return first, torch.where(filled, end[before + (stop - 1).clamp(min=0)], first)
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str], settings: SpanSettings) -> list[TextTokens]:
@@ -71,16 +81,26 @@ def text_tokens(tokenizer: Any, texts: Sequence[str], settings: SpanSettings) ->
     )
     space_before = len(before) - len(before.rstrip())
     space_after = len(after) - len(after.lstrip())
-    for i, ids, characters in zip(filled, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        size = len(texts[i])
-        start, end = (torch.tensor(characters, dtype=torch.long).view(-1, 2) - len(before)).unbind(1)
-        inside = (end > 0) & (start < size) & (start >= -space_before) & (end <= size + space_after)
-        places = inside.nonzero()[:, 0]
-        first, stop = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
-        counted = torch.arange(first, stop)[-(settings.last_tokens or stop + 1) :]
-        counted = counted[counted >= settings.skip_first]
-        own = slice(first, stop)
-        found[i] = TextTokens(
-            torch.tensor(ids, dtype=torch.long), first, start[own].clamp(0, size), end[own].clamp(0, size), counted
-        )
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    rows = torch.arange(len(filled)).repeat_interleave(torch.tensor(lengths))  # of each token its text
+    places = torch.cat([torch.arange(length) for length in lengths])
+    ids = torch.tensor(list(chain.from_iterable(encoded["input_ids"])), dtype=torch.long)
+    pairs = chain.from_iterable(chain.from_iterable(encoded["offset_mapping"]))
+    start, end = (torch.tensor(list(pairs), dtype=torch.long).view(-1, 2) - len(before)).unbind(1)
+    size = torch.tensor([len(texts[i]) for i in filled])[rows]
+    inside = (end > 0) & (start < size) & (start >= -space_before) & (end <= size + space_after)
+    first, stop = torch.full((len(filled),), max(lengths)), torch.zeros(len(filled), dtype=torch.long)
+    first.scatter_reduce_(0, rows[inside], places[inside], "amin")
+    stop.scatter_reduce_(0, rows[inside], places[inside] + 1, "amax")
+    first = torch.minimum(first, stop)  # both 0 where nothing is inside
+    own = (places >= first[rows]) & (places < stop[rows])
+    counted = own & (places >= settings.skip_first)
+    if settings.last_tokens:
+        counted &= places >= stop[rows] - settings.last_tokens
+    sizes = (stop - first).tolist()
+    start, end = (torch.minimum(part[own].clamp(min=0), size[own]).split(sizes) for part in (start, end))
+    among = places[counted].split(torch.bincount(rows[counted], minlength=len(filled)).tolist())
+    parts = zip(filled, ids.split(lengths), first.tolist(), start, end, among, strict=True)
+    for i, *of_text in parts:
+        found[i] = TextTokens(*of_text)
     return found

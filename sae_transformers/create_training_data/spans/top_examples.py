@@ -146,15 +146,22 @@ def add_hidden(
             heap.add(indices.flatten(), *where, _checked(values.flatten().float()))
             _raise_maxima(maxima, values, indices)
             continue
-        latents = sae.encode(rows) if own else sae.encode_pre_acts(rows)
+        if own or maxima is None or sae.config.activation == "relu":
+            latents = sae.encode(rows) if own else sae.encode_pre_acts(rows)
+            largest = latents if own or maxima is None else latents.relu()
+        else:
+            latents, code = sae(rows, task=_pre_acts_and_code)  # one product for both
+            largest = code.latents
         _add_dense(heap, latents.float() if latents.dtype == torch.float64 else latents, of_text, at)
-        if maxima is not None and (own or sae.config.activation == "relu"):
-            _raise_maxima(maxima, latents if own else latents.relu())
-        elif maxima is not None and selects:
-            indices, values, _ = sae.encode_sparse(rows)
-            _raise_maxima(maxima, values, indices)
-        elif maxima is not None:
-            _raise_maxima(maxima, sae.encode(rows))
+        if isinstance(largest, Tensor):
+            _raise_maxima(maxima, largest)
+        else:
+            _raise_maxima(maxima, largest.values, largest.indices)
+
+
+def _pre_acts_and_code(sae: Any, rows: Tensor) -> tuple[Tensor, Any]:
+    pre_acts, magnitudes = sae.pre_acts_of(sae.normalize(rows.to(sae.dtype)))
+    return pre_acts, sae.code_from(pre_acts, magnitudes)
 
 
 def _raise_maxima(maxima: Tensor | None, values: Tensor, indices: Tensor | None = None) -> None:
@@ -171,7 +178,11 @@ def _add_dense(heap: SpanHeap, latents: Tensor, text: Tensor, position: Tensor) 
     """The maximum of each text and latent (n_tokens, d_sae), and its position where it may get in."""
     numbers, counts = torch.unique_consecutive(text, return_counts=True)
     best = _checked(torch.stack([piece.amax(0) for piece in latents.split(counts.tolist())]).float())
-    segment, latent = (best >= heap.score[:, -1]).nonzero(as_tuple=True)  # (n,), of (n_texts, d_sae)
+    candidates = best >= heap.score[:, -1]
+    top_n = heap.score.shape[1]
+    if int(candidates.sum()) > 2 * best.shape[1] * top_n:  # at the beginning: of these texts too only the best get in
+        candidates &= best >= best.T.contiguous().topk(top_n).values[:, -1]
+    segment, latent = candidates.nonzero(as_tuple=True)  # (n,), of (n_texts, d_sae)
     ends = counts.cumsum(0).to(segment.device)
     starts, numbers = ends - counts.to(segment.device), numbers.to(segment.device)
     score = best[segment, latent]
@@ -183,7 +194,8 @@ def _add_dense(heap: SpanHeap, latents: Tensor, text: Tensor, position: Tensor) 
     for of, column in zip(segment.split(pairs), latent.split(pairs), strict=True):
         # Shorter texts repeat their last token, behind the first maximum, which `argmax` takes.
         rows = torch.minimum(starts[of, None] + offsets, ends[of, None] - 1)  # (pairs, longest)
-        found = latents[rows, column[:, None]].argmax(-1)
+        entries = rows.mul_(latents.shape[1]).add_(column[:, None])  # of the flat array, which is read twice as fast
+        found = latents.flatten().index_select(0, entries.flatten()).view_as(entries).argmax(-1)
         where.append(position.to(of.device)[starts[of] + found])
     if where:
         heap.add(latent, numbers[segment], torch.cat(where), score)

@@ -12,7 +12,7 @@ from sae_transformers.create_training_data.annotation.tables import escape, read
 from sae_transformers.create_training_data.spans.collect import SpanCollector, Spans
 from sae_transformers.create_training_data.spans.files import TextSpan, read_spans, write_features, write_lines
 from sae_transformers.create_training_data.spans.settings import SpanSettings
-from sae_transformers.create_training_data.spans.tokens import text_tokens
+from sae_transformers.create_training_data.spans.tokens import span_bounds, text_tokens
 from sae_transformers.create_training_data.spans.top_examples import SpanHeap, add_hidden
 from sae_transformers.latents.texts import TextSource, rows_of_list
 from tests.create_training_data.words import word_texts, word_tokenizer
@@ -142,8 +142,9 @@ def test_a_peak_at_the_first_token_gives_an_empty_span_in_the_original() -> None
     ):  # fmt: skip
         settings = SpanSettings(window=window, include_peak=include_peak, skip_first=0)
         text = " ".join(f"w{i}" for i in range(9))
-        [(start, end)] = text_tokens(word_tokenizer(), [text], settings)[0].spans([position], settings)
-        assert text[start:end] == expected
+        tokens = text_tokens(word_tokenizer(), ["w1 w2", text], settings)
+        start, end = span_bounds(tokens, torch.tensor([1]), torch.tensor([position]), settings)
+        assert text[int(start) : int(end)] == expected
 
 
 def test_a_span_is_a_slice_of_the_text(base: Any) -> None:
