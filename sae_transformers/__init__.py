@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .training.sae.end_to_end import EndToEndTrainer
     from .training.sae.trainer import SaeTrainer
     from .training.steering.feature_search import search_features
+    from .training.steering.gate_fitting import fit_gate
     from .training.steering.settings import SearchSettings, StrengthSettings
     from .workflows.classify import classify, load_classifier_base, read_labelled
     from .workflows.concept_data import concept_data
@@ -246,6 +247,7 @@ __all__ = [
     "explain",
     "feature_table",
     "fit_diffmean",
+    "fit_gate",
     "fit_linear_probe",
     "generate",
     "get_scorer",
@@ -327,6 +329,7 @@ HOMES = {
     ".training.sae.end_to_end": "EndToEndTrainer",
     ".training.sae.trainer": "SaeTrainer",
     ".training.steering.feature_search": "search_features",
+    ".training.steering.gate_fitting": "fit_gate",
     ".training.steering.settings": "SearchSettings StrengthSettings",
     ".workflows.classify": "classify load_classifier_base read_labelled",
     ".workflows.concept_data": "concept_data",
