@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         SparseFeatures,
         Steering,
         SteeringPlan,
+        Strength,
         TopFeatures,
     )
     from .modeling.chat_roles import chat_tokens
@@ -210,6 +211,7 @@ __all__ = [
     "SteeringPlan",
     "SteeringSuite",
     "SteeringSuiteSettings",
+    "Strength",
     "StrengthSettings",
     "TensorTokens",
     "TextSettings",

@@ -23,6 +23,7 @@ from .outputs import Detection, SparseAutoencoderOutput, SparseFeatures, TopFeat
 from .sparse_autoencoder import SparseAutoencoder
 from .steering import Steering
 from .steering_plan import SteeringPlan
+from .strength import Strength
 
 __all__ = [
     "Detection",
@@ -40,6 +41,7 @@ __all__ = [
     "SparseFeatures",
     "Steering",
     "SteeringPlan",
+    "Strength",
     "TopFeatures",
 ]
 

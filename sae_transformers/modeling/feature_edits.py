@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .gates import Gate, gate_from
+from .strength import Strength, strength_from
 
 OPS = {
     "add": "z + v",
@@ -73,6 +74,8 @@ class FeatureEdit:
             `norm`, multiples of the hidden state's norm (the value whose write into the stream has that norm).
             `scale` takes no unit.
         when: a `Gate` or its dict: the edit acts where it is open. `active`: where the latent itself is above 0.
+        strength: a `Strength` or its dict: how far the edit goes at each token. `adaptive`: by the latent itself, from
+            0 to its typical maximum.
     """
 
     sae: int = 0
@@ -81,6 +84,7 @@ class FeatureEdit:
     value: float | None = None
     unit: str = "absolute"
     when: Gate | Mapping[str, Any] | str | None = None
+    strength: Strength | Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
@@ -94,6 +98,12 @@ class FeatureEdit:
         if self.when is not None:
             own = {"feature": self.feature, "sae": self.sae}
             object.__setattr__(self, "when", gate_from(own if self.when == "active" else self.when))
+        if self.strength is not None:
+            object.__setattr__(self, "strength", strength_from(self.strength, self.sae, self.feature))
+            if self.op in ("erase", "scale_magnitude"):
+                raise ValueError(
+                    f"`{self.op}` is done or not and takes no strength; use `when`. Received: a strength."
+                )
         if self.op not in tuple(OPS):
             raise ValueError(f"`op` must be one of {', '.join(map(repr, OPS))}. Received: op={self.op!r}.")
         if self.unit not in UNITS:

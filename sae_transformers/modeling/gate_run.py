@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .configuration_sparse_autoencoder import SITES, SparseAutoencoderConfig
 from .gates import Gate
+from .strength import Strength
 
 # Sites of a block in the order in which they run.
 ORDER = ("resid_pre", "attn_heads", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid_post")
@@ -44,6 +45,20 @@ class Node(NamedTuple):
     negate: bool
 
 
+class Factor(NamedTuple):
+    """A `Strength`, its detector by the number of the condition that reads it."""
+
+    condition: int | None
+    strength: Strength
+
+
+class Entry(NamedTuple):
+    """What an edit depends on: a gate, the number of a factor, or both."""
+
+    gate: Node | None
+    factor: int | None
+
+
 class Columns(NamedTuple):
     """What the conditions on one SAE read. conditions: (c,) their numbers. features: (c,) int64, their latents."""
 
@@ -55,29 +70,42 @@ class Columns(NamedTuple):
 class GatePlan:
     """The gates of a batch's steering.
 
-    nodes: the different gates; number 0 stands for no gate, so `nodes[i]` has number i + 1.
-    conditions: the different conditions that they are made of.
+    entries: the different gates and strengths; number 0 stands for none, so `entries[i]` has number i + 1.
+    conditions: the different conditions that gates are made of, and what strengths read.
+    factors: the different strengths.
     columns: SAE number -> what is read of it, once `place` has put it on the SAEs' devices.
     """
 
     def __init__(self, configs: Sequence[SparseAutoencoderConfig]) -> None:
         self.configs = configs
-        self.nodes: list[Node] = []
+        self.entries: list[Entry] = []
+        self.factors: list[Factor] = []
         self.conditions: list[Condition] = []
         self.columns: dict[int, list[Columns]] = {}
 
-    def number(self, gate: Gate | None, edited: int) -> int:
-        """The number of a gate on an edit of SAE `edited`.
+    def number(self, gate: Gate | None, edited: int, strength: Any = None) -> int:
+        """The number of a gate and a strength on an edit of SAE `edited`.
 
         Raises:
             ValueError: a condition on what the model does not have, or on what runs after the edit.
         """
-        if gate is None:
+        if gate is None and strength is None:
             return 0
-        node = self._node(gate, edited)
-        if node not in self.nodes:
-            self.nodes.append(node)
-        return self.nodes.index(node) + 1
+        node = None if gate is None else self._node(gate, edited)
+        entry = Entry(node, None if strength is None else self._factor(strength, edited))
+        if entry not in self.entries:
+            self.entries.append(entry)
+        return self.entries.index(entry) + 1
+
+    def _factor(self, strength: Strength, edited: int) -> int:
+        condition = None
+        if strength.feature is not None:
+            reading = Gate(strength.feature, strength.sae, pre_activations=strength.pre_activations)
+            condition = self._node(reading, edited).condition
+        factor = Factor(condition, strength)
+        if factor not in self.factors:
+            self.factors.append(factor)
+        return self.factors.index(factor)
 
     def _node(self, gate: Gate, edited: int) -> Node:
         if gate.feature is None:
@@ -120,7 +148,12 @@ class GatePlan:
     @property
     def prompt_decides(self) -> bool:
         """Whether nothing that is generated changes what is open."""
-        return all(condition.over in ("prompt", "last") for condition in self.conditions)
+        return not self.factors and all(condition.over in ("prompt", "last") for condition in self.conditions)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether what is generated is counted."""
+        return any(one.strength.first is not None or one.strength.decay is not None for one in self.factors)
 
 
 def runs_before(configs: Sequence[SparseAutoencoderConfig], one: int, other: int) -> bool | None:
@@ -188,6 +221,7 @@ class GateRun:
         self.plan, self.rows, self.memory = plan, rows, memory
         self.past = past.clone() if isinstance(past, Tensor) else past  # a static cache counts on in that very tensor
         self.values: dict[int, Tensor] = {}
+        self.maxima: dict[int, Tensor] = {}
         self._found: dict[int, Tensor] = {}
 
     def read_at(self, number: int) -> Sequence[Columns]:
@@ -199,22 +233,57 @@ class GateRun:
         """(B, G + 1) bool where the prompt has decided; None where it has not, or does not."""
         return None if self.memory is None else self.memory.decided(self.past)
 
-    def read(self, condition: int, values: Tensor) -> None:
-        """Take in a condition's values at the tokens of the pass, (B, T)."""
+    def read(self, condition: int, values: Tensor, maximum: Tensor | None) -> None:
+        """Take in a condition's values at the tokens of the pass, (B, T), and its latent's typical maximum, ()."""
         self.values[condition] = values.detach()
+        if maximum is not None:
+            self.maxima[condition] = maximum.detach()
 
-    def open(self, length: int, needed: Sequence[int]) -> Tensor:
-        """(B, T, G + 1) bool, the first of them always open; only those of the numbers `needed` mean anything.
+    def open(self, like: Tensor, needed: Sequence[int]) -> Tensor:
+        """(B, T, G + 1) bool, the first of them always open; only those of the numbers `needed` mean anything. Where
+        there are strengths their factors, and 1 and 0 of gates, in the dtype of `like` (B, T, d_in).
 
         Raises:
             RuntimeError: one of these reads an SAE that has not run yet.
         """
         if self.decided is not None:
-            return self.decided.unsqueeze(1).expand(-1, length, -1)
-        gates = {number: self._node(self.plan.nodes[number - 1]) for number in needed}
+            return self.decided.unsqueeze(1).expand(-1, like.shape[1], -1)
+        gates = {number: self._entry(self.plan.entries[number - 1], like) for number in needed}
         some = next(iter(gates.values()))
         shut = torch.zeros_like(some)
-        return torch.stack([torch.ones_like(some), *(gates.get(n + 1, shut) for n in range(len(self.plan.nodes)))], -1)
+        others = (gates.get(n + 1, shut) for n in range(len(self.plan.entries)))
+        return torch.stack([torch.ones_like(some), *others], -1)
+
+    def _entry(self, entry: Entry, like: Tensor) -> Tensor:
+        """(B, T), bool where the plan has no strengths."""
+        opened = None if entry.gate is None else self._node(entry.gate)
+        if not self.plan.factors and opened is not None:
+            return opened
+        if entry.factor is None:
+            factor = like.new_ones(like.shape[:2])
+        else:
+            factor = self._share(self.plan.factors[entry.factor], like)
+        return factor if opened is None else torch.where(opened, factor, 0.0)
+
+    def _share(self, factor: Factor, like: Tensor) -> Tensor:
+        """A strength's factors at the tokens of the pass, (B, T), see `Strength`."""
+        one, found = factor.strength, like.new_ones(like.shape[:2])
+        if factor.condition is not None and one.high is not None:
+            values = self._now(factor.condition)
+            if one.unit == "max":
+                values = values / self.maxima[factor.condition]
+            inside = ((values - one.low) / (one.high - one.low)).clamp(0.0, 1.0)
+            found = (one.least + (one.most - one.least) * inside).to(like)
+        if one.first is None and one.decay is None:
+            return found
+        columns = self.past + torch.arange(like.shape[1], device=like.device)
+        written = (columns - (self.rows[:, 2:3].to(like.device) - 1)).clamp(min=0)  # (B, T), g
+        if one.first is not None:
+            found = torch.where(written < one.first, found, 0.0)
+        if one.decay is not None and one.over is not None:
+            part = written.to(like.dtype) / one.over
+            found = found * ((1 - part).clamp(min=0) if one.decay == "linear" else torch.exp2(-part))
+        return found
 
     def remember(self) -> None:
         """After a pass over the last of the prompt: what it has decided, where it decides all."""
@@ -224,7 +293,7 @@ class GateRun:
         if len(self.values) < len(self.plan.conditions):
             return
         if end <= int(self.past) + next(iter(self.values.values())).shape[1]:
-            last = [self._node(node)[:, -1] for node in self.plan.nodes]
+            last = [self._node(entry.gate)[:, -1] for entry in self.plan.entries if entry.gate is not None]
             self.memory.decide(torch.stack([torch.ones_like(last[0]), *last], -1), end)
 
     def _node(self, node: Node) -> Tensor:
@@ -237,14 +306,18 @@ class GateRun:
             found = self._found[node.condition]
         return ~found if node.negate else found
 
-    def _condition(self, number: int) -> Tensor:
+    def _now(self, number: int) -> Tensor:
+        """What a condition reads at the tokens of the pass, (B, T)."""
         condition = self.plan.conditions[number]
         if number not in self.values:
             raise RuntimeError(
                 f"A gate reads SAE {condition.sae}, which had not run when an edit asked for it. Expected an SAE that "
                 f"runs before the edit. Received: {condition!r}."
             )
-        now = self.values[number]
+        return self.values[number]
+
+    def _condition(self, number: int) -> Tensor:
+        condition, now = self.plan.conditions[number], self._now(number)
         if not condition.remembers:
             return now > condition.above
         whole = self._with_past(number, now)  # (B, P + T)

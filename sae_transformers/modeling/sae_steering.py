@@ -14,7 +14,7 @@ from .outputs import SparseFeatures
 from .sae_code import Code, Normalized
 from .sae_mathematics import SaeMathematics
 from .steering_plan import SaePlan
-from .steering_tables import is_open
+from .steering_tables import is_open, share_of
 
 
 def serve(
@@ -36,7 +36,7 @@ def serve(
     if plan is not None:
         gates = None
         if request.gates is not None and plan.gates is not None:
-            gates = request.gates.open(x.shape[1], plan.gate_numbers)
+            gates = request.gates.open(x, plan.gate_numbers)
             opened = plan.lets_through(gates, request.rows)
         delta, replacement = _steer_columns(sae, x, plan, request, gates, target)
         if plan.replace == "mixed":
@@ -53,8 +53,9 @@ def _read_for_gates(sae: SaeMathematics, x: Tensor, gates: GateRun, number: int)
     for conditions, features, pre_activations in gates.read_at(number):
         normalized = sae.normalize(x)
         values = sae.pre_acts_of(normalized, features)[0] if pre_activations else sae.latents_of(normalized, features)
+        maxima = sae.feature_max[features] if gates.plan.factors else None
         for column, condition in enumerate(conditions):
-            gates.read(condition, values[..., column])
+            gates.read(condition, values[..., column], None if maxima is None else maxima[column])
 
 
 def _reported(
@@ -167,8 +168,11 @@ def _maxima(sae: SaeMathematics, plan: SaePlan, latents: Tensor) -> Tensor | Non
 
 
 def _let_through(values: Tensor, opened: Tensor | None, gates: Tensor) -> Tensor:
-    """Values (batch or 1, T or 1, m) of entries whose gates (1, m) are open, and 0."""
-    return values if opened is None else torch.where(is_open(opened, gates, None), values, 0.0)
+    """Values (batch or 1, T or 1, m) of entries whose gates (1, m) are open, as far as they go, and 0."""
+    if opened is None:
+        return values
+    share = share_of(opened, gates, None)
+    return torch.where(share, values, 0.0) if share.dtype == torch.bool else share * values
 
 
 def _directions(

@@ -57,12 +57,15 @@ def steered_tokens(
             "Steering at positions needs to know how many tokens the cache holds, and this base's recurrent state "
             "does not say. Expected an `attention_mask` over all tokens, earlier ones included. Received: none."
         )
+    prompt_length = None
     if rows is None:
         own = generation if bound is not None else None  # the unconditional branch of guidance
         table, prompt_length = (None, None) if own is None else own.of_unconditional(source)
         rows = steering_rows_for(
             source, inputs.get("attention_mask"), past, prompt_length, rows=table, count=plan.count
         )
+    if plan.gates is not None and plan.gates.is_scheduled and options.steering_rows is None and prompt_length is None:
+        _check_is_prompt(past)
     mask = _not_excluded(plan, inputs, rows)
     if plan.intervals is not None or options.steering_mask is not None:
         columns = past + torch.arange(source.shape[1], device=source.device)
@@ -71,6 +74,14 @@ def steered_tokens(
             mask = _both(mask, _mask_at(options.steering_mask.to(source.device), columns))
     gates = None if plan.gates is None else GateRun(plan.gates, rows, past, memory)
     return SteeredTokens(plan, rows[:, 0] if plan.count > 1 else None, mask, gates)
+
+
+def _check_is_prompt(past: Any) -> None:
+    if (isinstance(past, Tensor) and torch.compiler.is_compiling()) or past:
+        raise ValueError(
+            f"A strength over generated tokens has to know where the prompt ended. Expected a call of `generate`, or "
+            f"the whole text in one pass. Received: a pass over {past} cached tokens."
+        )
 
 
 def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:

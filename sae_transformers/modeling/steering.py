@@ -18,6 +18,7 @@ from typing import Any, cast
 from .excluded_tokens import checked_tokens, named_token_ids
 from .feature_edits import FeatureEdit, FeatureReweighting, edit_from, from_mapping
 from .gates import Gate, gate_from
+from .strength import Strength
 
 # [start, stop) pairs: negative ones and END from the end of the prompt, None for open.
 END = "end"
@@ -73,10 +74,11 @@ class Steering:
         object.__setattr__(self, "reconstruct", tuple(self.reconstruct))
         object.__setattr__(self, "exclude_tokens", checked_tokens(self.exclude_tokens))
         object.__setattr__(self, "when", None if self.when is None else gate_from(self.when))
-        if any(edit.when is not None for edit in self.feature_edits) and (self.balance or self.reweightings):
+        own = [name for name in ("when", "strength") if any(getattr(e, name) is not None for e in self.feature_edits)]
+        if own and (self.balance or self.reweightings):
             raise ValueError(
-                "Edits with a gate of their own do not go with `balance` or a re-weighting, which are about a whole "
-                "code. Expected `when` of the Steering. Received: `when` of an edit."
+                f"Edits with a gate or a strength of their own do not go with `balance` or a re-weighting, which are "
+                f"about a whole code. Expected `when` of the Steering. Received: `{own[0]}` of an edit."
             )
         for number in self.reconstruct:
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -220,14 +222,22 @@ class Steering:
         return self.when is not None or any(edit.when is not None for edit in self.feature_edits)
 
     @property
+    def strengths(self) -> list[Strength]:
+        """The strengths of edits that follow the token."""
+        return [cast("Strength", edit.strength) for edit in self.feature_edits if edit.strength is not None]
+
+    @property
     def is_steering(self) -> bool:
         return True
 
 
 def _with_gate(values: dict[str, Any]) -> dict[str, Any]:
-    """`when` as plain values, and left out where there is none: files from before gates are as they were."""
-    gate = values.pop("when", None)
-    return values if gate is None else {**values, "when": gate.to_dict()}
+    """`when` and `strength` as plain values, and left out where there are none: files from before are as they were."""
+    for name in ("when", "strength"):
+        value = values.pop(name, None)
+        if value is not None:
+            values[name] = value.to_dict()
+    return values
 
 
 def _checked_positions(positions: Any) -> str | tuple[tuple[int | None, int | None], ...]:

@@ -89,7 +89,7 @@ class SaePlan:
         self.made_for = (like.dtype, like.device)
         edits = [
             [
-                Placed(config.resolve_feature(e.feature), e, gates.number(s.gate_of(e), number))
+                Placed(config.resolve_feature(e.feature), e, gates.number(s.gate_of(e), number, e.strength))
                 for e in s.feature_edits
                 if e.sae == number
             ]
@@ -270,7 +270,7 @@ class SteeringPlan:
         gates = GatePlan(configs)
         self.saes = {number: SaePlan(number, configs[number], plans, likes[number], gates) for number in sorted(used)}
         gates.place(likes)
-        self.gates = gates if gates.nodes else None
+        self.gates = gates if gates.entries else None
         self.fully_gated = not any(own.always for own in self.saes.values())
         self.intervals: Tensor | None = None
         self.from_prompt: Tensor | None = None

@@ -82,7 +82,7 @@ class SteeringMixin:
                 self._plans.move_to_end(key)
         else:
             plan = SteeringPlan(rows, self.config.sae_configs, likes or [torch.empty(0)])
-            maxima = {number: self._maxima_of(number) for number in plan.saes}
+            maxima = {number: self._maxima_of(number) for number in range(len(likes))}
             check_maxima(rows, self.config.sae_configs, {n: m for n, m in maxima.items() if m is not None})
             self._plans[key] = plan
             while len(self._plans) > PLANS_KEPT:
@@ -173,12 +173,13 @@ def check_maxima(
     Args:
         maxima: (d_sae,) of each SAE whose maxima are at hand.
     """
-    for edit in (e for s in rows for e in s.feature_edits if e.unit == "max" and e.sae in maxima):
-        feature = configs[edit.sae].resolve_feature(edit.feature)
-        if not float(maxima[edit.sae][feature]) > 0:
+    every = [one for steering in rows for one in (*steering.feature_edits, *steering.strengths)]
+    for one in (one for one in every if one.unit == "max" and one.sae in maxima):
+        feature = configs[one.sae].resolve_feature(one.feature)
+        if not float(maxima[one.sae][feature]) > 0:
             raise ValueError(
-                f"`unit='max'` needs the latent's typical maximum, which SAE {edit.sae} does not hold for "
+                f"`unit='max'` needs the latent's typical maximum, which SAE {one.sae} does not hold for "
                 f"feature {feature}: it was never active where that was measured, or nothing was. Call "
-                f"`model.saes[{edit.sae}].measure_feature_max(hidden)`, or give an absolute value. Received: "
-                f"{edit!r}."
+                f"`model.saes[{one.sae}].measure_feature_max(hidden)`, or give an absolute value. Received: "
+                f"{one!r}."
             )

@@ -96,14 +96,24 @@ class Stage:
         moved = torch.minimum(
             torch.maximum(moved, self.low.at(rows, maxima, norms)), self.high.at(rows, maxima, norms)
         )
-        return moved if opened is None else torch.where(is_open(opened, self.gate, rows), moved, latents)
+        if opened is None:
+            return moved
+        if opened.dtype == torch.bool:
+            return torch.where(is_open(opened, self.gate, rows), moved, latents)
+        return torch.lerp(latents, moved, share_of(opened, self.gate, rows))  # exact at 0 and at 1
 
 
 def is_open(opened: Tensor, gates: Tensor, rows: Tensor | None) -> Tensor:
-    """(batch, T, m) bool: whether each entry's gate is open.
+    """(batch, T, m) bool: whether each entry's gate is open, and its strength not 0. As `share_of`."""
+    found = share_of(opened, gates, rows)
+    return found if found.dtype == torch.bool else found != 0
+
+
+def share_of(opened: Tensor, gates: Tensor, rows: Tensor | None) -> Tensor:
+    """(batch, T, m): how far each entry's edit goes.
 
     Args:
-        opened: (batch, T, G + 1) bool, by number of the gate.
+        opened: (batch, T, G + 1) bool, by number of the gate; of strengths their factors.
         gates: (R, m) number of the gate of each entry.
         rows: (batch,) row of the tables, or None for the only one.
     """

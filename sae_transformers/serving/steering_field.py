@@ -74,6 +74,7 @@ def check_size(value: Any, widths: Sequence[int]) -> None:
         (_length(given.get("positions")), MAX_RANGES, "ranges of positions"),
         (_length(given.get("exclude_tokens")), MAX_EXCLUDED, "excluded tokens"),
         (_gates([given.get("when"), *(edit.get("when") for edit in edits)]), MAX_CONDITIONS, "gates"),
+        (sum(edit.get("strength") is not None for edit in edits), MAX_CONDITIONS, "strengths"),
     ):
         if count > limit:
             raise ValueError(f"At most {limit} {what} are served. Received: {count}.")

@@ -81,6 +81,8 @@ class Admission:
             raise ValueError("This model has no SAE to steer.")
         if steering.is_gated:
             raise ValueError("Gates (`when`) are not supported on vLLM: use `sae-transformers serve` without it.")
+        if steering.strengths:
+            raise ValueError("`strength` is not supported on vLLM: use `sae-transformers serve` without it.")
         if steering.exclude_tokens:
             raise ValueError("`exclude_tokens` is not supported on vLLM: use `sae-transformers serve` without it.")
         SteeringPlan([steering], self.configs, [torch.empty(0)] * max(1, len(self.configs)))

@@ -139,8 +139,11 @@ def reconstruction_of(sae: Any, x: Tensor) -> Tensor:
 # -- edits ---------------------------------------------------------------------------------------------------------
 
 
-def edited(sae: Any, number: int, read: Tensor, written: Tensor, steering: Any) -> Tensor:
-    """What steering makes of one row's hidden states: `read` (T, d_in) is encoded, `written` (T, d_out) is changed."""
+def edited(
+    sae: Any, number: int, read: Tensor, written: Tensor, steering: Any, factors: list[float] | None = None
+) -> Tensor:
+    """What steering makes of one row's hidden states: `read` (T, d_in) is encoded, `written` (T, d_out) is changed.
+    factors: of each edit, how far it goes."""
     edits = [e for e in steering.edits if e.sae == number]
     replaced = number in steering.reconstruct or (not steering.keep_error and bool(edits))
     if not edits and not replaced:
@@ -161,7 +164,7 @@ def edited(sae: Any, number: int, read: Tensor, written: Tensor, steering: Any) 
             if edit.legacy:
                 scale, mean = scale * 0 + scores.mean() ** 2, mean * 0 + scores.mean()
     weighted, touched, added = after.clone(), set(), torch.zeros_like(old_state)
-    for edit in edits:
+    for edit, factor in zip(edits, factors or [1.0] * len(edits), strict=True):
         if hasattr(edit, "scores"):
             continue
         i = sae.config.concepts[edit.feature] if isinstance(edit.feature, str) else edit.feature
@@ -172,7 +175,7 @@ def edited(sae: Any, number: int, read: Tensor, written: Tensor, steering: Any) 
         elif edit.unit == "norm":
             v = v * x.norm(dim=-1) / w_dec[i].norm() / (1.0 if edit.op == "direction" else scale[:, 0])
         if edit.op == "direction":
-            added = added + v[:, None] * w_dec[i]
+            added = added + factor * v[:, None] * w_dec[i]
             continue
         z = after[:, i]
         new = {
@@ -186,6 +189,7 @@ def edited(sae: Any, number: int, read: Tensor, written: Tensor, steering: Any) 
             "shrink": (z - v).clamp(min=0),
             "scale_magnitude": v * pre[:, i].abs(),
         }[edit.op]
+        new = z + factor * (new - z)
         after = torch.cat([after[:, :i], new[:, None], after[:, i + 1 :]], dim=1)
         touched.add(i)
     if steering.balance and touched:

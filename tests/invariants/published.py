@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SaeForSequenceClassification, Steering
+from sae_transformers import FeatureEdit, SaeForCausalLM, SaeForSequenceClassification, Steering, Strength
 from tests.tiny import VOCAB, prompt, tiny_sae
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -24,6 +24,12 @@ STEERING = Steering([FeatureEdit(0, "good", "set", 9.0), FeatureEdit(1, 5, "add"
 # What else the declaration can say, by what is new in it.
 MORE = {
     "erased": Steering([FeatureEdit(0, feature, "erase") for feature in range(16)]),
+    "strength": Steering(
+        [
+            FeatureEdit(0, "good", "set", 9.0, strength=Strength(feature=7, high=1.0, least=0.5, first=4)),
+            FeatureEdit(1, 5, "add", 4.0, strength="adaptive"),
+        ],
+    ),
     "excluded": Steering([FeatureEdit(0, "good", "set", 9.0)], exclude_tokens=["bos", *range(3, VOCAB, 2)]),
 }
 DEFAULT = Steering([FeatureEdit(0, 11, "add", -7.0)], positions="generated")

@@ -66,12 +66,13 @@ class Naive:
 
     def __call__(self, number: int, hidden: Tensor) -> Tensor:
         sae, state = self.saes[number], hidden[0]
-        for gate in self.gates():
-            for one in gate.conditions:
-                if one.sae == number:
-                    read = pre_activations if one.pre_activations else latents_of
-                    feature = sae.config.resolve_feature(one.feature)
-                    self.values[one.sae, one.feature, one.pre_activations] = read(sae, state)[:, feature]
+        strengths: list[Any] = [edit.strength for edit in self.steering.feature_edits if edit.strength is not None]
+        read_by = [one for gate in self.gates() for one in gate.conditions]
+        for one in (*read_by, *(strength for strength in strengths if strength.feature is not None)):
+            if one.sae == number:
+                read = pre_activations if one.pre_activations else latents_of
+                feature = sae.config.resolve_feature(one.feature)
+                self.values[one.sae, one.feature, one.pre_activations] = read(sae, state)[:, feature]
         rows = []
         for token in range(len(state)):
             inside = any(a <= token < b for a, b in self.steering.ranges(self.end))
@@ -101,7 +102,31 @@ class Naive:
         now = Steering(active, keep_error=self.steering.keep_error, reconstruct=reconstruct,
                        balance=self.steering.balance)  # fmt: skip
         one = state[token : token + 1]
-        return edited(self.saes[number], number, one, one, now)[0]
+        factors = [self.factor(edit, token) for edit in active]
+        if any(factors) or reconstruct:
+            return edited(self.saes[number], number, one, one, now, factors)[0]
+        return state[token]
+
+    def factor(self, edit: Any, token: int) -> float:
+        """How far an edit goes at a token, by the definition of `Strength`."""
+        strength = getattr(edit, "strength", None)
+        if strength is None:
+            return 1.0
+        found, written = 1.0, max(0, token - (self.end - 1))
+        if strength.feature is not None:
+            value = float(self.values[strength.sae, strength.feature, strength.pre_activations][token])
+            sae = self.saes[strength.sae]
+            if strength.unit == "max":
+                value /= float(sae.feature_max[sae.config.resolve_feature(strength.feature)])
+            part = (value - strength.low) / (strength.high - strength.low)
+            found = strength.least + (strength.most - strength.least) * min(max(part, 0.0), 1.0)
+        if strength.first is not None and written >= strength.first:
+            return 0.0
+        if strength.decay == "linear":
+            found *= max(0.0, 1 - written / strength.over)
+        elif strength.decay == "exponential":
+            found *= 2 ** (-written / strength.over)
+        return found
 
 
 @torch.no_grad()

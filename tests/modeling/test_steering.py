@@ -148,8 +148,8 @@ def test_bad_steering_is_refused(values, message):
 def test_unknown_fields_are_refused():
     with pytest.raises(ValueError, match=r"Unknown fields \['position'\] of Steering"):
         Steering.from_dict({"position": "all"})
-    with pytest.raises(ValueError, match=r"Unknown fields \['strength'\] of FeatureEdit"):
-        Steering.from_dict({"edits": [{"feature": 1, "strength": 2.0}]})
+    with pytest.raises(ValueError, match=r"Unknown fields \['amount'\] of FeatureEdit"):
+        Steering.from_dict({"edits": [{"feature": 1, "amount": 2.0}]})
     with pytest.raises(TypeError, match="Received: 7"):
         Steering([7])
     with pytest.raises(TypeError, match=r"Received: \[1\]"):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import openai
 import torch
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
+from sae_transformers import FeatureEdit, SaeForCausalLM, Steering, Strength
 from sae_transformers.serving.app import build_app
 from sae_transformers.serving.listening import bind, listener
 from tests.create_training_data.words import word_tokenizer
@@ -28,6 +28,12 @@ STEERINGS = [
     Steering([FeatureEdit(feature="sea", op="set", value=9.0)], positions="generated"),
     Steering([FeatureEdit(feature=11, op="direction", value=4.0)], positions="prompt"),
     Steering([FeatureEdit(feature=3, op="add", value=6.0)], exclude_tokens=[6, *range(20, 94, 2)]),
+    Steering(
+        [
+            FeatureEdit(feature=3, op="add", value=9.0, strength=Strength(feature=7, high=1.0, least=0.5, first=5)),
+            FeatureEdit(feature=4, op="erase"),
+        ]
+    ),
     Steering([FeatureEdit(feature=7, op="scale", value=3.0)], positions=[(1, 3), (-2, None)]),
     Steering([FeatureEdit(feature=5, op="set", value=3.0)], keep_error=False),
 ]

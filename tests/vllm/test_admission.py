@@ -50,6 +50,7 @@ def test_the_default_is_of_requests_that_bring_none():
             {"edits": [{"feature": 3, "op": "ablate"}], "exclude_tokens": [1]},
             "`exclude_tokens` is not supported on vLLM",
         ),
+        ({"edits": [{"feature": 3, "op": "ablate", "strength": {"first": 2}}]}, "`strength` is not supported on vLLM"),
         ({"editz": []}, "Unknown fields"),
         ("{bro", "must be JSON"),
         (5, "must be an object"),

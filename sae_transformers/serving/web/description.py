@@ -7,6 +7,7 @@ from typing import Any
 from ...modeling.excluded_tokens import LARGEST_ID, NAMED_TOKENS, has_named_token
 from ...modeling.feature_edits import OPS, UNITS
 from ...modeling.steering import POSITIONS
+from ...modeling.strength import DECAYS, STRENGTH_UNITS
 from ..detecting import MAX_TEXTS, POOLINGS
 from ..requests import MAX_ANSWERS, MAX_STOP_TEXTS, ROLES, WITHOUT_EFFECT, Reader
 from ..steering_field import LONGEST_NAME, MAX_CONDITIONS, MAX_EDITS, MAX_EXCLUDED, MAX_RANGES
@@ -132,6 +133,7 @@ class Description:
             "additionalProperties": False,
         }  # fmt: skip
         edit["properties"]["when"] = {"anyOf": [{"const": "active"}, self._gate()]}
+        edit["properties"]["strength"] = {"anyOf": [{"const": "adaptive"}, self._strength()]}
         known = [name for name in NAMED_TOKENS if has_named_token(name, self.reader.tokenizer)]
         tokens: Schema = {"anyOf": [_whole(0, LARGEST_ID), *([{"enum": known}] if known else [])]}
         excluded: Schema = {"type": "array", "items": tokens, "maxItems": MAX_EXCLUDED}
@@ -168,6 +170,15 @@ class Description:
             for name in ("every", "some")
         ]  # fmt: skip
         return {"anyOf": [one, *combined]}
+
+    def _strength(self) -> Schema:
+        number: Schema = {"type": "number"}
+        values = {
+            "feature": self._feature(), "sae": self._sae(), "unit": {"enum": list(STRENGTH_UNITS)},
+            "pre_activations": TRUTH, "first": _whole(1), "decay": {"enum": list(DECAYS)},
+            "over": {**number, "exclusiveMinimum": 0}, **dict.fromkeys(("low", "high", "least", "most"), number),
+        }  # fmt: skip
+        return {"type": "object", "properties": values, "additionalProperties": False}
 
     def _saes(self) -> list[Any]:
         return self.reader.model.config.sae_configs
