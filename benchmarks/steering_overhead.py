@@ -23,7 +23,15 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig
 
-from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
+from sae_transformers import (
+    FeatureEdit,
+    Gate,
+    SaeForCausalLM,
+    SparseAutoencoder,
+    SparseAutoencoderConfig,
+    Steering,
+    Strength,
+)
 from sae_transformers.modeling.base_arguments import cache_of
 
 GOALS = {
@@ -75,6 +83,16 @@ def cases(d_sae: int) -> dict[str, dict]:
         "gate on the prompt, shut": edits(1, "direction", 1e-3, when=Gate(feature=1, above=1e9, over="prompt")),
         "gate on the prompt, open": edits(1, "direction", 1e-3, when=Gate(feature=1, above=-1e9, over="prompt")),
         "gate per token": edits(1, "direction", 1e-3, when=Gate(feature=1, above=0.0)),
+        "direction, 17 tokens excluded": edits(1, "direction", 1e-3, exclude_tokens=range(17)),
+        "direction, strength per token": {
+            "steering": Steering([FeatureEdit(0, 0, "direction", 1e-3, strength=Strength(feature=1, high=1.0))])
+        },
+        "direction, decaying": {
+            "steering": Steering(
+                [FeatureEdit(0, 0, "direction", 1e-3, strength=Strength(decay="exponential", over=20))]
+            )
+        },
+        "erase 1": {"steering": Steering([FeatureEdit(0, 0, "erase")])},
     }
 
 
