@@ -23,7 +23,7 @@ from .feature_reading import detect, top_features
 from .hook_points import find_hook_point, hook_tensor
 from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes
 from .repository import RepositoryMixin
-from .sae_bank import SaeBank
+from .sae_bank import SaeBank, new_saes
 from .sae_losses import loss_names, split_labels
 from .sparse_autoencoder import SparseAutoencoder
 from .steered_tokens import steered_tokens
@@ -71,9 +71,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         make_output_classes(inner)
         self.base_arguments = BaseArguments(getattr(self.lm, getattr(self.lm, "body_name", ""), self.lm))
         config._attn_implementation_internal = inner.config._attn_implementation
-        # In single precision at least, whatever dtype the base is loaded in.
-        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.saes = SaeBank([SparseAutoencoder(c, dtype=dtype) for c in config.sae_configs] if saes is None else saes)
+        self.saes = SaeBank(new_saes(config.sae_configs) if saes is None else saes)
         check_built(self)
         given = ([] if lm is None else [lm]) + ([] if saes is None else [self.saes])
         for part in (p for module in given for p in module.modules()):
@@ -124,8 +122,9 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         if not isinstance(module, SparseAutoencoder):
             return super()._init_weights(module)
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        loaded = {name: t.clone() for name, t in tensors if getattr(t, "_is_hf_initialized", False)}
+        loaded = {name: t for name, t in tensors if getattr(t, "_is_hf_initialized", False)}
         if len(loaded) < len(tensors):
+            loaded = {name: t.clone() for name, t in loaded.items()}
             module.reset_parameters()
             for name, value in loaded.items():
                 getattr(module, name).copy_(value)

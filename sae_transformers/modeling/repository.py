@@ -24,7 +24,7 @@ from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
 from .output_files import locked_folder, write_whole
-from .plain_files import named_errors, plain_errors, written_tensors
+from .plain_files import let_go_of_mapped, named_errors, plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
     check_base,
@@ -40,7 +40,7 @@ from .repository_files import (
     weight_files,
     whole_path,
 )
-from .sae_bank import SaeBank
+from .sae_bank import SaeBank, new_saes
 from .sae_losses import check_applicable
 from .scar_hook import ScarHook
 from .sparse_autoencoder import SparseAutoencoder
@@ -235,7 +235,9 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                 f"`force=True` to take this one all the same."
             )
         config.text_config = base.config
-        model = cls(config, lm=cls._wrap_base(base))
+        with torch.device("meta"):  # no memory of their own: what is stored takes their place
+            saes = new_saes(config.sae_configs)
+        model = cls(config, lm=cls._wrap_base(base), saes=saes)
         missing = model._load_adapter(weights, name)
         adopt(model, base)
         model.name_or_path = name
@@ -301,7 +303,10 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             warnings.warn(
                 f"{name} has no trained head ({', '.join(heads)}): it is new and needs training.", stacklevel=4
             )
-        self.load_state_dict({k: weights[k] for k in expected & set(weights)}, strict=False)
+        stored = {key: weights[key].to(own[key].dtype) for key in expected & set(weights)}
+        of_saes = {key.removeprefix("saes."): stored.pop(key) for key in list(stored) if key.startswith("saes.")}
+        self.load_state_dict(stored, strict=False)
+        self.saes.load_state_dict(of_saes, assign=True)
         return heads
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -344,6 +349,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         previous, type(self)._auto_class = type(self)._auto_class, self.auto_model.__name__
         try:
             with written_tensors(save_directory):
+                let_go_of_mapped(save_directory)
                 super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             type(self)._auto_class = previous

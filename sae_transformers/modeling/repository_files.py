@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from .card_texts import base_line, code, hub_id, markdown, quoted
 from .plain_files import check_plain, opened_tensors, read_json
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "subfolder")
+MAPPED_FROM_BYTES = 2**26
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 CARD = """---
@@ -187,18 +190,39 @@ def check_generation_config(name: str, hub: dict[str, Any]) -> None:
 
 def read_adapter(name: str, hub: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a checkpoint whose names start with `prefix`, which is cut off; from one safetensors file or
-    several."""
+    several. Large ones are mapped; small ones are read into memory of their own, whose alignment makes products repeat
+    bit for bit."""
     weights: dict[str, Tensor] = {}
     for file in weight_files(name, hub):
         with opened_tensors(file) as tensors:
             names = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
-            weights.update({key[len(prefix) :]: tensors.get_tensor(key) for key in names})
+            found = {key[len(prefix) :]: tensors.get_tensor(key) for key in names}
+        small = {key: t for key, t in found.items() if t.numel() * t.element_size() < MAPPED_FROM_BYTES}
+        weights |= found | read_again(file, small, prefix)
     return weights
+
+
+def read_again(path: str, mapped: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The same tensors in memory of their own, not by way of the file's mapping, whose pages would count too."""
+    own: dict[str, Tensor] = {}
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for key, tensor in mapped.items():
+            start, end = header[prefix + key]["data_offsets"]
+            file.seek(8 + length + start)
+            values = torch.empty(end - start, dtype=torch.uint8)
+            if file.readinto(values.numpy().data) != end - start:
+                raise ValueError(f"{path} is cut short. Download or save it again.")
+            own[key] = values.view(tensor.dtype).view(tensor.shape)
+    return own
 
 
 def check_values(key: str, tensor: Tensor, name: str) -> None:
     # Types of one byte have no arithmetic to check them with.
     readable = tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel() > 0
+    if tensor.ndim == 2 and not tensor.is_contiguous():  # a transpose, which would be copied
+        tensor = tensor.T
     # The extremes are NaN where anything is, and take no memory, as a mask would.
     if not readable or not bool(torch.stack(torch.aminmax(tensor)).isfinite().all()):
         raise ValueError(

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .call_record import CallRequest, SiteResult
+from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .sae_steering import serve
 from .sparse_autoencoder import SparseAutoencoder
+
+
+def new_saes(entries: Sequence[SparseAutoencoderConfig]) -> list[SparseAutoencoder]:
+    """Random SAEs: in single precision at least, whatever dtype the base is loaded in."""
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    return [SparseAutoencoder(entry, dtype=dtype) for entry in entries]
 
 
 class SaeBank(nn.Module):

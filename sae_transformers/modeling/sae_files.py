@@ -22,14 +22,14 @@ from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .output_files import locked_folder, whole_file, write_whole
 from .plain_files import read_json, written_tensors
-from .repository_files import HUB_OPTIONS, check_values, read_adapter
+from .repository_files import HUB_OPTIONS, MAPPED_FROM_BYTES, check_values, read_adapter
 from .uploading import UPLOAD_OPTIONS, upload
 
 FORMAT = "sae_transformers sparse autoencoder"
 PLACE = ("layer", "site", "hook", "hook_out")
 # What some formats leave out.
 GIVEN = ("k", "input_scale")
-MAPPED_FROM_BYTES = 2**26
+ALIGNMENT = 64  # bytes, of all memory that torch takes
 CONVERSION = "sae_transformers.modeling.conversion"
 CARD = """---
 library_name: sae-transformers
@@ -228,8 +228,9 @@ def _read_foreign(name: str, hub: dict[str, Any], given: dict[str, Any]) -> tupl
 
 def _own(tensor: Tensor) -> Tensor:
     """Large tensors stay mapped; small ones get memory of their own, whose alignment makes products repeat bit for
-    bit."""
-    return tensor if tensor.numel() * tensor.element_size() >= MAPPED_FROM_BYTES else tensor.clone()
+    bit, unless they have it."""
+    is_large = tensor.numel() * tensor.element_size() >= MAPPED_FROM_BYTES
+    return tensor if is_large or tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 @torch.no_grad()
