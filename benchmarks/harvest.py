@@ -28,7 +28,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sae_transformers.create_training_data.harvest.store import HarvestSettings, harvest_to_store
 from sae_transformers.create_training_data.packages import cache_folder
-from sae_transformers.latents.hidden_states import HiddenStateReader, _batches, _padded, kept_positions
+from sae_transformers.latents.batches import length_batches
+from sae_transformers.latents.hidden_states import HiddenStateReader, _padded, kept_positions
 from sae_transformers.latents.texts import rows_of_list
 
 GOAL = 1.02
@@ -100,15 +101,15 @@ def main() -> None:
     n_tokens = int(lengths.sum())
 
     bare = cut_off(model, args.layer)
-    grouped = _batches([len(s) for s in sequences], args.tokens_at_once)
+    grouped = length_batches([len(s) for s in sequences], args.tokens_at_once)
     batches = [_padded([sequences[i] for i in members]) for members in grouped]
-    on_device = [(ids.to(args.device), None if mask is None else mask.to(args.device)) for ids, mask in batches]
+    on_device = [{name: value.to(args.device) for name, value in batch.items()} for batch in batches]
     reader = HiddenStateReader(model, [place])
 
     @torch.no_grad()
     def forward() -> None:
-        for ids, mask in on_device:
-            bare(input_ids=ids, attention_mask=mask, use_cache=False)
+        for batch in on_device:
+            bare(**batch, use_cache=False)
 
     def read() -> None:
         reader.read(sequences, keep, dtype=dtype, tokens_at_once=args.tokens_at_once)[place].cpu()

@@ -392,9 +392,8 @@ def __getattr__(name: str) -> Any:
     # Lazily, so that `sae-transformers --help` and `__version__` do not wait for torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(ELSEWHERE.get(name, ".modeling"), __name__), name)
-    globals()[name] = value  # the next look-up does not come here
-    return value
+    globals()[name] = getattr(import_module(ELSEWHERE.get(name, ".modeling"), __name__), name)
+    return globals()[name]  # the next look-up does not come here
 
 
 def __dir__() -> list[str]:

@@ -97,11 +97,23 @@ def test_python_imports_what_exists(page: Path) -> None:
     for block in re.findall(
         r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
     ):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_transformers"):
-                module = importlib.import_module(str(node.module))
-                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
-                assert not missing, f"{node.module} has no {missing}"
+        check_imports(block)
+
+
+SCRIPTS = [file for folder in ("benchmarks", "examples") for file in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_scripts_import_what_exists(script: Path) -> None:
+    check_imports(script.read_text(encoding="utf-8"))
+
+
+def check_imports(source: str) -> None:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_transformers"):
+            module = importlib.import_module(str(node.module))
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{node.module} has no {missing}"
 
 
 def test_a_wrong_command_is_found() -> None:

@@ -20,13 +20,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...evaluation.detection.metrics import auroc
+from ...latents.context import reading_length
 from ...latents.progress import Count, Progress
+from ...latents.settings import ReadingSettings
 from ...latents.text_input import tokenized
 from ...latents.text_latents import TextBatch, batches_of, sae_of
 from ...modeling import Gate
 from ...modeling.modeling_sae import SaePreTrainedModel
 from .feature_search import checked_labels
 
+GATE_READING = ReadingSettings(skip_first=0)
 LEVEL_90 = 1.6449  # standard deviations that hold 90 % of a normal distribution
 
 
@@ -38,7 +41,7 @@ class FittedGate:
     false_alarm_rate: probability that a further neutral text opens it, on average over samples of neutral texts.
     detection_rate: share of the texts with the concept that open it, and its Wilson interval of 90 %.
     auroc: of the compared value, concept against neutral.
-    n_neutral, n_concept: texts. n_cut: those of them that were cut at `max_length`.
+    n_neutral, n_concept: texts. n_cut: those of them that were cut.
     """
 
     gate: Gate
@@ -63,8 +66,7 @@ def fit_gate(
     gate: Gate | int | str,
     *,
     false_alarm_rate: float = 0.01,
-    max_length: int = 256,
-    tokens_at_once: int = 2048,
+    reading: ReadingSettings = GATE_READING,
     progress: Progress | None = None,
 ) -> FittedGate:
     """Set a gate's threshold so that at most a share of neutral texts opens it.
@@ -78,8 +80,7 @@ def fit_gate(
         gate: what is compared, `Gate(feature=..., sae=..., over=..., pool=...)`; a feature alone stands for
             `Gate(feature, over="prompt")`. Its `above` is replaced, and `until` moved along with it.
         false_alarm_rate: over 0 and below 1; needs `1 / rate - 1` neutral texts or more.
-        max_length: tokens of a text that are read.
-        tokens_at_once: of a forward pass, padding counted.
+        reading: how long texts may be, and tokens of a forward pass; a gate sees the first token too.
 
     Raises:
         TypeError: `gate` or `texts` is something else.
@@ -87,8 +88,10 @@ def fit_gate(
     """
     wanted = Gate(feature=gate, over="prompt") if isinstance(gate, (int, str)) else gate
     _check(wanted, false_alarm_rate)
+    if reading.skip_first:
+        raise ValueError(f"A gate sees every token: `skip_first` is 0. Received: {reading}.")
     sae_of(model, wanted.sae)
-    ids, n_cut = tokenized(tokenizer, texts, max_length=max_length)[1:]
+    ids, n_cut = tokenized(tokenizer, texts, max_length=reading_length(model, reading.max_length, 256))[1:]
     truth = checked_labels(torch.as_tensor(labels), len(ids))
     if short := [number for number, row in enumerate(ids) if not row]:
         raise ValueError(f"Expected texts of a token or more. Received: none in text {short[0]}.")
@@ -99,7 +102,7 @@ def fit_gate(
         raise ValueError(
             f"A false-alarm rate of {false_alarm_rate:g} needs {least} neutral texts or more. Received: {n_neutral}."
         )
-    values = _values(model, wanted, ids, tokens_at_once, Count(progress, len(ids)))
+    values = _values(model, wanted, ids, reading.tokens_per_batch, Count(progress, len(ids)))
     if values.isnan().any():
         number = int(values.isnan().nonzero()[0])
         raise ValueError(f"Expected a number from every text. Received: NaN hidden states in text {number}.")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, Steering, fit_gate
+from sae_transformers import FeatureEdit, Gate, ReadingSettings, SaeForCausalLM, Steering, fit_gate
 from sae_transformers.evaluation.detection.metrics import auroc
 from sae_transformers.latents.progress import Count
 from sae_transformers.training.steering.gate_fitting import _values, _wilson
@@ -15,6 +15,7 @@ from tests.create_training_data.words import word_tokenizer
 from tests.tiny import VOCAB, tiny_base, tiny_sae
 
 FEATURE = 3
+SHORT = ReadingSettings(skip_first=0, tokens_per_batch=64)
 GATES = {
     "prompt": Gate(feature=FEATURE, over="prompt", pre_activations=True),
     "mean": Gate(feature=FEATURE, over="prompt", pool="mean", pre_activations=True),
@@ -60,7 +61,7 @@ def opened(model: Any, gate: Gate, ids: list[int]) -> bool:
 @pytest.mark.parametrize("kind", GATES)
 def test_the_texts_that_open_the_gate_are_those_that_were_counted(model, tokenizer, kind):
     rows, labels = texts(60, seed=0), [0] * 40 + [1] * 20
-    found = fit_gate(model, tokenizer, rows, labels, GATES[kind], false_alarm_rate=0.1, tokens_at_once=64)
+    found = fit_gate(model, tokenizer, rows, labels, GATES[kind], false_alarm_rate=0.1, reading=SHORT)
     # Nudged, since the text that sets the threshold is at it, and its value depends on the batch by a last bit.
     gate = Gate(**{**vars(found.gate), "above": found.gate.above + 1e-9})
     opens = torch.tensor([opened(model, gate, row) for row in rows])
@@ -116,6 +117,7 @@ def test_auroc_and_the_interval(model, tokenizer):
         ({"gate": "river"}, ValueError, "river"),
         ({"labels": [0, 0, 0, 0]}, ValueError, "texts with and without the concept are needed"),
         ({"labels": [0, 1]}, ValueError, "one entry for each of 4 rows"),
+        ({"reading": ReadingSettings()}, ValueError, "A gate sees every token: `skip_first` is 0"),
         ({"texts": ["w1", "w2", "w3", ""]}, ValueError, "Received: none in text 3"),
     ],
 )
