@@ -388,8 +388,7 @@ HOMES = {
 ELSEWHERE = {name: module for module, names in HOMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    # Lazily, so that `sae-transformers --help` and `__version__` do not wait for torch.
+def __getattr__(name: str) -> Any:  # lazily: `sae-transformers --help` and `__version__` do not wait for torch
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     globals()[name] = getattr(import_module(ELSEWHERE.get(name, ".modeling"), __name__), name)
