@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...modeling import SparseAutoencoder, SparseAutoencoderConfig, SparseFeatures, Steering
+from ...modeling.hook_points import find_hook_point
 from ...modeling.sae_losses import normalized_mse as relative_errors
 from ..journal import UNWATCHED, Watch
 from .meter import ReconstructionMeter as ReconstructionMeter
@@ -192,10 +193,10 @@ def replaced_losses(
 
         def losses(ids: Tensor = ids, mask: Tensor = mask) -> dict[str, Tensor]:
             predicted = _Predicted(model, ids, mask, skip_first=0 if count_first else skip_first)
-            base = predicted.distributions(False)
-            found = {"tokens": predicted.counts, "base": predicted.cross_entropy(base)}
+            alone, base = predicted.base(held=kl)
+            found = {"tokens": predicted.counts, "base": alone}
             for place, one in enumerate(replaced):
-                some = one.losses(predicted, base if kl else None)
+                some = one.losses(predicted, base)
                 found |= {f"{place}.{name}": values for name, values in some.items()}
             return found
 
@@ -224,79 +225,98 @@ class _Predicted:
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, *, skip_first: int) -> None:
         seen = mask.cumsum(-1)
         counted = (mask[:, 1:] * mask[:, :-1]).bool() & (seen[:, :-1] > skip_first)
-        self.model, self.goal = model, ids[:, 1:][counted]
-        self.row, column = counted.nonzero(as_tuple=True)
-        self.runs = _runs((self.row * ids.shape[1] + column).tolist())
+        self.model, self.goal, self.row = model, ids[:, 1:][counted], counted.nonzero()[:, 0].cpu()
+        self.counted = F.pad(counted, (0, 1))  # (batch, seq): the last token predicts nothing that is known
         self.inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (seen - 1).clamp(min=0)}
         self.counts = counted.sum(1).double().cpu()
 
-    def distributions(self, steering: Any) -> _Distributions:
-        """Those of a forward pass."""
-        logits = self.model(**self.inputs, steering=steering, use_cache=False).logits
-        found = [
-            (some.gather(-1, goal[:, None])[:, 0], _log_sum_exp(some))
-            for some, goal in zip(self._rows(logits), self._in_runs(self.goal), strict=True)
-        ]
-        of_goal, whole = (
-            (torch.cat(parts) for parts in zip(*found, strict=True)) if found else (logits.new_zeros(0),) * 2
-        )
-        return _Distributions(logits, of_goal, whole)
+    def base(self, *, held: bool) -> tuple[Tensor, _Distributions | None]:
+        """Cross-entropy of the model alone, summed over each text's predictions, (batch,) float64; its distributions
+        if they are to be held."""
+        logits = self._logits(False)
+        found: list[Tensor] = []
+        negentropy: list[Tensor] = []
+        probabilities = torch.empty(logits.shape if held else (0,), dtype=torch.float32, device=logits.device)
+        for part, goal, logs in self._log_probabilities(logits):
+            found.append(logs.gather(-1, goal[:, None])[:, 0])
+            if held:
+                negentropy.append(torch.linalg.vecdot(torch.exp(logs, out=probabilities[part]), logs))
+        whole = _Distributions(probabilities, _joined(negentropy)) if held else None
+        return self._by_text(-_joined(found)), whole
 
-    def cross_entropy(self, found: _Distributions) -> Tensor:
-        """Sum over each text's predictions, (batch,) float64."""
-        return self._by_text(found.whole - found.of_goal)
+    def losses(self, steering: Any, base: _Distributions | None) -> tuple[Tensor, Tensor | None]:
+        """Cross-entropy of a steered pass and, with the base's distributions, KL(base || steered), summed over each
+        text's predictions, (batch,) float64 each.
 
-    def divergence(self, base: _Distributions, other: _Distributions) -> Tensor:
-        """KL(base || other), summed over each text's predictions, (batch,) float64.
-
-        With a, b the logits and A, B their logarithms of sums of exponentials it is `sum(exp(a - A) (a - b)) - A + B`,
-        for which no distribution is held whole.
+        With probabilities p of the base and q of the pass, KL is `sum(p log p) - sum(p log q)`: the first is known.
         """
-        gains = [
-            torch.linalg.vecdot((a - whole[:, None]).exp_(), a - b)
-            for a, b, whole in zip(
-                self._rows(base.logits), self._rows(other.logits), self._in_runs(base.whole), strict=True
-            )
-        ]
-        return self._by_text(torch.cat([*gains, base.whole[:0]]) - base.whole + other.whole)
+        found: list[Tensor] = []
+        crossed: list[Tensor] = []
+        for part, goal, logs in self._log_probabilities(self._logits(steering)):
+            found.append(logs.gather(-1, goal[:, None])[:, 0])
+            if base is not None:
+                crossed.append(torch.linalg.vecdot(base.probabilities[part], logs))
+        divergence = None if base is None else self._by_text(base.negentropy - _joined(crossed))
+        return self._by_text(-_joined(found)), divergence
 
-    def _rows(self, logits: Tensor) -> Iterator[Tensor]:
-        """The logits that count, a few neighbours (n, vocabulary) float32 at a time."""
-        flat = logits.flatten(0, 1)
-        for start, stop in self.runs:
-            yield flat[start:stop].float()
+    def _logits(self, steering: Any) -> Tensor:
+        """(n, vocabulary) of the n predictions that count, in the model's dtype, from a forward pass."""
+        with _head_on(self.model, self.counted) as narrowed:
+            logits = self.model(**self.inputs, steering=steering, use_cache=False).logits
+        return logits[0] if narrowed else logits[self.counted.to(logits.device)]
 
-    def _in_runs(self, values: Tensor) -> tuple[Tensor, ...]:
-        return values.split([stop - start for start, stop in self.runs])
+    def _log_probabilities(self, logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """A few predictions at a time: which they are, what came, and log-probabilities (m, vocabulary) float32."""
+        for start in range(0, len(logits), ROWS):
+            part = slice(start, start + ROWS)
+            yield part, self.goal[part].to(logits.device), logits[part].float().log_softmax(-1)
 
     def _by_text(self, values: Tensor) -> Tensor:
-        return torch.zeros(len(self.counts), dtype=torch.float64).index_add_(0, self.row.cpu(), values.double().cpu())
+        return torch.zeros(len(self.counts), dtype=torch.float64).index_add_(0, self.row, values.double().cpu())
 
 
-def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising places as runs of at most `ROWS` neighbours: first and last + 1."""
-    runs: list[tuple[int, int]] = []
-    for place in places:
-        if runs and place == runs[-1][1] and place - runs[-1][0] < ROWS:
-            runs[-1] = runs[-1][0], place + 1
-        else:
-            runs.append((place, place + 1))
-    return runs
+@contextmanager
+def _head_on(model: Any, counted: Tensor) -> Iterator[list[bool]]:
+    """Within, the head of the model is given the states of these places alone, as one row: logits of padding, and of
+    tokens that count for nothing, are not made.
+
+    Args:
+        counted: (batch, seq), whether the prediction of a place counts.
+
+    Yields:
+        A list that is empty until the head was given them so; where a head is none or is called in some other way, or
+        an SAE stands at it, it stays empty and logits are those of all places.
+    """
+    head = model.get_output_embeddings()
+    narrowed: list[bool] = []
+    places = {place for config in model.config.sae_configs for place in (config.read_at, config.write_at)}
+    at_head = any(find_hook_point(model.lm, model.config, place).module is head for place in places)
+
+    def narrow(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].shape[:-1] != counted.shape:
+            return None
+        narrowed.append(True)
+        return (args[0][counted.to(args[0].device)][None], *args[1:])
+
+    if head is None or at_head or not counted.any():
+        yield narrowed
+        return
+    handle = head.register_forward_pre_hook(narrow)
+    try:
+        yield narrowed
+    finally:
+        handle.remove()
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([*parts]) if parts else torch.zeros(0)
 
 
 class _Distributions(NamedTuple):
-    """logits: (batch, seq, vocabulary), in the model's dtype. Of the n predictions that count, (n,) float32: of_goal,
-    the logit of what came; whole, the logarithm of the sum of exponentials."""
+    """Of n predictions: probabilities, (n, vocabulary) float32; negentropy, sum(p log p), (n,) float32, in nats."""
 
-    logits: Tensor
-    of_goal: Tensor
-    whole: Tensor
-
-
-def _log_sum_exp(logits: Tensor) -> Tensor:
-    """(n, vocabulary) -> (n,)."""
-    largest = logits.amax(-1, keepdim=True)
-    return (logits - largest).exp_().sum(-1).log_() + largest[:, 0]
+    probabilities: Tensor
+    negentropy: Tensor
 
 
 class _Replaced:
@@ -310,13 +330,12 @@ class _Replaced:
 
     def losses(self, predicted: _Predicted, base: _Distributions | None) -> dict[str, Tensor]:
         """`ce.` and, with the base's distributions, `kl.` and what stands at the sites -> (batch,)."""
-        made = {}
+        made: dict[str, Tensor] = {}
         for name, values in self.kinds.items():
             with _constants(self.model, self.saes, values) if values is not None else nullcontext():
-                found = predicted.distributions(self.steering)
-            made[f"ce.{name}"] = predicted.cross_entropy(found)
-            if base is not None:
-                made[f"kl.{name}"] = predicted.divergence(base, found)
+                made[f"ce.{name}"], divergence = predicted.losses(self.steering, base)
+            if divergence is not None:
+                made[f"kl.{name}"] = divergence
         return made
 
 

@@ -174,3 +174,39 @@ def test_divergences_are_those_of_whole_distributions(side: str) -> None:
     assert kl.min() > 1e-3
     torch.testing.assert_close(found.kl["sae"], kl, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.ce["sae"], ce, rtol=1e-5, atol=1e-5)
+
+
+def padded_batch() -> dict[str, torch.Tensor]:
+    lengths = torch.tensor([3, 9, 14])[:, None]
+    return {"input_ids": prompt(3, 14), "attention_mask": (torch.arange(14) < lengths).long()}
+
+
+@pytest.mark.parametrize(("count_first", "rows"), [(True, 2 + 8 + 13), (False, 1 + 7 + 12)])
+def test_no_logits_are_made_of_padding_and_of_what_does_not_count(count_first: bool, rows: int) -> None:
+    model, batch, made = tiny_model(), padded_batch(), []
+    handle = model.lm.lm_head.register_forward_hook(lambda module, args, out: made.append(out.shape[:-1].numel()))
+    means = {0: torch.zeros(WIDTH, dtype=torch.float64)}
+    replaced_losses(model, [batch], [[0]], means, count_first=count_first, kl=True)
+    assert made == [rows] * 4  # the base, the SAE, zeros, means
+    handle.remove()
+    assert model(**batch).logits.shape[:2] == (3, 14)  # nothing stays at the head
+    assert not model.lm.lm_head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("why", ["no head is known", "an SAE is at the head"])
+def test_losses_are_the_same_where_logits_of_all_places_are_made(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = padded_batch()
+    at_head = SparseAutoencoder(SparseAutoencoderConfig(d_in=WIDTH, d_sae=8, hook="lm_head.input"))
+    saes = [tiny_sae(layer=1), *([at_head] if why == "an SAE is at the head" else [])]
+    model = tiny_model(saes=saes)
+    means = {0: site_means(model, [batch], [0])[0]}
+    [narrow] = replaced_losses(tiny_model(saes=[saes[0]]), [batch], [[0]], means, kl=True)
+    made: list[int] = []
+    model.lm.lm_head.register_forward_hook(lambda module, args, out: made.append(out.shape[:-1].numel()))
+    if why == "no head is known":
+        monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: None)
+    [whole] = replaced_losses(model, [batch], [[0]], means, kl=True)
+    assert made == [3 * 14] * 4
+    for name in ("sae", "zero", "mean"):
+        torch.testing.assert_close(whole.ce[name], narrow.ce[name], rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(whole.kl[name], narrow.kl[name], rtol=1e-4, atol=1e-5)
