@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .create_training_data.chat_roles import chat_tokens
     from .create_training_data.concept_recipe import ConceptRecipe
     from .create_training_data.concept_sets import read_concept_sets
     from .create_training_data.harvest.settings import HarvestSettings
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
         Strength,
         TopFeatures,
     )
-    from .modeling.chat_roles import chat_tokens
     from .modeling.conversion.attach import attach
     from .serving.limits import ServeLimits
     from .training.heads.choice import choose_on_validation
@@ -290,8 +290,8 @@ __all__ = [
     "train_recipe",
     "write_metric",
 ]
-# Module -> the names that are there; `modeling` has all others.
-HOMES = {
+HOMES = {  # module -> the names that are there; `modeling` has all others
+    ".create_training_data.chat_roles": "chat_tokens",
     ".create_training_data.concept_recipe": "ConceptRecipe",
     ".create_training_data.concept_sets": "read_concept_sets",
     ".create_training_data.harvest.settings": "HarvestSettings",
@@ -316,7 +316,6 @@ HOMES = {
     ".latents.sparse_codes": "encode_texts",
     ".latents.texts": "open_text",
     ".latents.vector_saes": "direction_sae",
-    ".modeling.chat_roles": "chat_tokens",
     ".modeling.conversion.attach": "attach",
     ".serving.limits": "ServeLimits",
     ".training.heads.choice": "choose_on_validation",
