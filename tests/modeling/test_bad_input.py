@@ -115,11 +115,11 @@ def test_a_decoder_that_does_not_fit_where_it_writes() -> None:
         ({"sae": -1, "feature": 1, "value": 1.0}, "sae=-1"),
         ({"sae": True, "feature": 1, "value": 1.0}, "sae=True"),
         ({"sae": "0", "feature": 1, "value": 1.0}, "sae='0'"),
-        ({"feature": 1, "strength": 1.0}, r"\['strength'\] of FeatureEdit. Known: .*value"),
+        ({"feature": 1, "weight": 1.0}, r"\['weight'\] of FeatureEdit. Known: .*value"),
     ],
 )
 def test_a_bad_edit_as_object_and_as_json(fields: dict, told: str, model: SaeForCausalLM) -> None:
-    if "strength" not in fields:
+    if "weight" not in fields:
         with pytest.raises(ValueError, match=told):
             FeatureEdit(**fields)
     with pytest.raises(ValueError, match=told):

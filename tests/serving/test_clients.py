@@ -38,9 +38,13 @@ def test_32_at_once_with_different_steering(server: Running, monkeypatch: pytest
             submit(arrived)
 
     monkeypatch.setattr(server.engine, "submit", together)
+
+    def stronger(edit: dict[str, Any], by: int) -> dict[str, Any]:
+        return edit if edit["op"] == "erase" else {**edit, "value": edit["value"] + by}
+
     variants = [
-        {**steering.to_dict(), "edits": [{**e, "value": e["value"] + i} for e in steering.to_dict()["edits"]]}
-        for i in range(7)
+        {**steering.to_dict(), "edits": [stronger(edit, by) for edit in steering.to_dict()["edits"]]}
+        for by in range(7)
         for steering in STEERINGS[1:]
     ][:32]  # fmt: skip
 

@@ -18,7 +18,7 @@ import torch
 
 from sae_transformers import SparseAutoencoder, Steering
 from sae_transformers.create_training_data.spans.settings import SpanSettings
-from sae_transformers.create_training_data.spans.tokens import text_tokens
+from sae_transformers.create_training_data.spans.tokens import span_bounds, text_tokens
 from sae_transformers.modeling.base_arguments import cache_of
 from tests.create_training_data.words import word_tokenizer
 from tests.systems.test_selfreg_training import D, K, N, hidden, selfreg_sae
@@ -71,7 +71,7 @@ def test_fact_18_a_span_is_the_32_tokens_before_the_peak(peak: int) -> None:
     words = [f"w{i}" for i in range(60)]
     settings = SpanSettings(window=32, include_peak=False, skip_first=0, outlier_ratio=None)
     (tokens,) = text_tokens(word_tokenizer(), [" ".join(words)], settings)
-    [(start, end)] = tokens.spans([peak], settings)
+    start, end = map(int, span_bounds([tokens], torch.tensor([0]), torch.tensor([peak]), settings))
     assert " ".join(words)[start:end] == " ".join(words[max(0, peak - 32) : peak])
 
 
