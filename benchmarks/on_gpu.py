@@ -29,22 +29,17 @@ def parts(device: str, small: bool) -> dict[str, tuple[int, list[str]]]:
 
     step = ["--parts", "steps", "--others", "ours", "ours, objective", "--threads", "1"]
     step += ["--rounds", "1", "--steps", "1", "--batch", "256", "--d-sae", "2048"] if small else ["--rounds", "3"]
-    few = ["--tokens", "2048", "--rounds", "1", "--shape", "64", "2048", "16"] if small else ["--tokens", "1000000"]
     overhead = ["--activations", "jumprelu", *CASES]
     overhead += ["--rounds", "1", "--tokens", "4", "--prefill", "16"] if small else ["--rounds", "15"]
     found = {
         "kernels": (120, KERNELS),
         "training step": (150, script("training.py", *step)),
-        "certified top-k": (60, script("certified_topk.py", *few)),
         "steering": (90, script("steering_overhead.py", *overhead)),
     }
     if not small:
         wide = ["--d-in", "2304", "--d-sae", "65536", "--batch", "4096"]
         found["training step, half dead"] = (60, script("training.py", *step, "--dead", "0.5"))
         found["training step, 2304 -> 65536"] = (90, script("training.py", *step[:-2], *wide, "--rounds", "2"))
-        found["certified top-k, 2304 -> 65536"] = (
-            60, script("certified_topk.py", "--shape", "2304", "65536", "64", "--tokens", "100000"),
-        )  # fmt: skip
         found["steering, compiled"] = (150, script("steering_overhead.py", *overhead, "--compile"))
     return found
 

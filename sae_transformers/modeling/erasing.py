@@ -28,9 +28,10 @@ class Erasures:
     """
 
     def __init__(self, rows: Sequence[Sequence[tuple[int, int]]], device: torch.device) -> None:
-        known = sorted({pair for row in rows for pair in row})
+        own = [set(row) for row in rows]
+        known = sorted(set().union(*own))
         self.features = torch.tensor([feature for feature, _ in known], dtype=torch.long, device=device)
-        self.rows = torch.tensor([[pair in row for pair in known] for row in rows], device=device)
+        self.rows = torch.tensor([[pair in row for pair in known] for row in own], device=device)
         self.gates = torch.tensor([[gate for _, gate in known]] * len(rows), dtype=torch.long, device=device)
         self.apart = any(len({gate for _, gate in row}) > 1 for row in rows)
 

@@ -103,7 +103,8 @@ class ExcludedTokens:
     def __init__(self, rows: Sequence[Sequence[int]], device: torch.device) -> None:
         known = sorted({token for row in rows for token in row})
         self.ids = torch.tensor(known, dtype=torch.long, device=device)
-        self.rows = torch.tensor([[token in set(row) for token in known] for row in rows], device=device)
+        own = [set(row) for row in rows]
+        self.rows = torch.tensor([[token in row for token in known] for row in own], device=device)
 
     def among(self, tokens: Tensor, table: Tensor) -> Tensor:
         """(batch, seq) bool: whether each token is excluded.

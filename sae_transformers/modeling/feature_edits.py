@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from .checked_values import check_feature, check_sae_number, finite_number, from_mapping
 from .gates import Gate, gate_from
 from .strength import Strength, strength_from
 
@@ -26,16 +27,6 @@ WITHOUT_VALUE = ("ablate", "erase")
 UNITS = ("absolute", "max", "norm")
 
 
-def finite_number(name: str, value: Any) -> float:
-    try:
-        finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        finite = False
-    if not finite:
-        raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}.")
-    return float(value)
-
-
 def _numbers(values: Any) -> tuple[float, ...]:
     """Scores as floats; texts are refused, though `float` would read digits out of them."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
@@ -50,13 +41,6 @@ def _numbers(values: Any) -> tuple[float, ...]:
             raise ValueError(f"`scores` must be a list of numbers. Received: scores[{place}]={value!r}.")
         numbers.append(number)
     return tuple(numbers)
-
-
-def from_mapping(cls: type, values: Mapping[str, Any]) -> Any:
-    known = [f.name for f in fields(cls)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"Unknown fields {unknown} of {cls.__name__}. Known: {', '.join(known)}.")
-    return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -87,14 +71,8 @@ class FeatureEdit:
     strength: Strength | Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
-            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
-        if not isinstance(self.feature, (int, str)) or isinstance(self.feature, bool):
-            raise ValueError(
-                f"`feature` must be the index of a latent or its name. Received: feature={self.feature!r}."
-            )
-        if isinstance(self.feature, int) and self.feature < 0:
-            raise ValueError(f"`feature` must not be negative. Received: feature={self.feature!r}.")
+        check_sae_number(self.sae)
+        check_feature(self.feature)
         if self.when is not None:
             own = {"feature": self.feature, "sae": self.sae}
             object.__setattr__(self, "when", gate_from(own if self.when == "active" else self.when))
@@ -139,8 +117,7 @@ class FeatureReweighting:
     legacy: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
-            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
+        check_sae_number(self.sae)
         if self.mode not in ("swap", "weight"):
             raise ValueError(f"`mode` must be 'swap' or 'weight'. Received: mode={self.mode!r}.")
         if self.legacy and self.mode != "weight":

@@ -335,7 +335,7 @@ class GateRun:
         else:
             decided = columns >= end - 1
             counted = real & (columns < end) if condition.over == "prompt" else columns == end - 1
-        pooled = _pooled(whole, counted, condition.pool if condition.over != "last" else "max")
+        pooled = pooled_so_far(whole, counted, condition.pool if condition.over != "last" else "max")
         return (decided & (pooled > condition.above))[:, length - tokens :]
 
     def _with_past(self, number: int, now: Tensor) -> Tensor:
@@ -359,8 +359,8 @@ class GateRun:
         return whole
 
 
-def _pooled(values: Tensor, counted: Tensor, pool: str) -> Tensor:
-    """Of all counted columns up to each, (B, P + T)."""
+def pooled_so_far(values: Tensor, counted: Tensor, pool: str) -> Tensor:
+    """At each column the `max` or `mean` of values (B, T) over the counted ones, (B, T) bool, up to it: (B, T)."""
     if pool == "max":
         return values.masked_fill(~counted, -torch.inf).cummax(-1).values
     return values.masked_fill(~counted, 0.0).cumsum(-1) / counted.cumsum(-1).clamp(min=1)

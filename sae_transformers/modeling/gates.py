@@ -6,10 +6,11 @@ the one it is asked about, so a text read at once, in chunks and token by token 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from .checked_values import check_feature, check_sae_number, finite_number, from_mapping
 
 OVER = ("token", "last", "prompt", "so_far")
 POOLS = ("max", "mean")
@@ -67,13 +68,8 @@ class Gate:
             self._check_condition()
 
     def _check_condition(self) -> None:
-        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
-            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
-        known = isinstance(self.feature, (int, str)) and not isinstance(self.feature, bool)
-        if not known or (isinstance(self.feature, int) and self.feature < 0):
-            raise ValueError(
-                f"`feature` must be the index of a latent or its name. Received: feature={self.feature!r}."
-            )
+        check_sae_number(self.sae)
+        check_feature(self.feature)
         for name, choices in (("over", OVER), ("pool", POOLS)):
             if getattr(self, name) not in choices:
                 known_words, given = ", ".join(map(repr, choices)), getattr(self, name)
@@ -82,9 +78,7 @@ class Gate:
             value = getattr(self, name)
             if name == "until" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}.")
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, finite_number(name, value))
         if self.until is not None and (self.over != "token" or self.until > self.above):
             raise ValueError(
                 f"`until` goes with over='token' and is at most `above`. Received: until={self.until!r}, "
@@ -134,7 +128,4 @@ def gate_from(value: Any) -> Gate:
         return value
     if not isinstance(value, Mapping):
         raise TypeError(f"Expected a Gate or its dict. Received: {type(value).__name__}.")
-    known = [field.name for field in fields(Gate)]
-    if unknown := sorted(set(value) - set(known)):
-        raise ValueError(f"Unknown fields {unknown} of Gate. Known: {', '.join(known)}.")
-    return Gate(**value)
+    return from_mapping(Gate, value)

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from safetensors import SafetensorError, safe_open
 
 MAX_JSON_BYTES = 2**24
@@ -132,14 +131,6 @@ def written_tensors(name: str | os.PathLike) -> Iterator[None]:
             if before.get(path) != changed and _is_cut_short(path):
                 path.unlink(missing_ok=True)
         raise OSError(f"{os.fspath(name)} cannot be written: {error}.") from error
-
-
-def let_go_of_mapped(folder: str | os.PathLike) -> None:
-    """Take old weights out of a folder that is written to, where they would be overwritten: a model that was loaded
-    from there may have them mapped. safetensors 0.8 and later puts a new file in their place itself."""
-    if tuple(map(int, safetensors.__version__.split(".")[:2])) < (0, 8):
-        for file in Path(folder).glob("model*.safetensors"):
-            file.unlink()
 
 
 def _times_of_change(name: str | os.PathLike) -> dict[Path, int]:

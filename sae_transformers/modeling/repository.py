@@ -24,7 +24,7 @@ from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
 from .output_files import locked_folder, write_whole
-from .plain_files import let_go_of_mapped, named_errors, plain_errors, written_tensors
+from .plain_files import named_errors, plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
     check_base,
@@ -349,7 +349,6 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         previous, type(self)._auto_class = type(self)._auto_class, self.auto_model.__name__
         try:
             with written_tensors(save_directory):
-                let_go_of_mapped(save_directory)
                 super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             type(self)._auto_class = previous

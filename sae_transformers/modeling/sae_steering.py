@@ -51,11 +51,16 @@ def serve(
 def _read_for_gates(sae: SaeMathematics, x: Tensor, gates: GateRun, number: int) -> None:
     """The values that conditions on this SAE compare, at all tokens of the pass."""
     for conditions, features, pre_activations in gates.read_at(number):
-        normalized = sae.normalize(x)
-        values = sae.pre_acts_of(normalized, features)[0] if pre_activations else sae.latents_of(normalized, features)
+        values = read_latents(sae, x, features, pre_activations)
         maxima = sae.feature_max[features] if gates.plan.factors else None
         for column, condition in enumerate(conditions):
             gates.read(condition, values[..., column], None if maxima is None else maxima[column])
+
+
+def read_latents(sae: SaeMathematics, x: Tensor, features: Tensor, pre_activations: bool) -> Tensor:
+    """Some latents (..., m) of hidden states (..., d_in), or their pre-activations (of a gated SAE the gate's)."""
+    normalized = sae.normalize(x)
+    return sae.pre_acts_of(normalized, features)[0] if pre_activations else sae.latents_of(normalized, features)
 
 
 def _reported(
@@ -113,15 +118,17 @@ def steer(
     """
     rows = rows if plan.count > 1 else None
     norms = x.norm(dim=-1, keepdim=True) if plan.uses_norm else None  # (batch, seq, 1)
-    erases = plan.erasures is not None and plan.replace != "all"  # with `replace` there is no error to erase from
-    needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects or erases
+    erasures = plan.erasures if plan.replace != "all" else None  # with `replace` there is no error to erase from
+    needs_all = plan.reweight is not None or plan.replace != "none" or plan.selects or erasures is not None
     needs_scale = needs_all or len(plan.read) or len(plan.blind)
     normalized = sae.normalize(x) if needs_scale else Normalized(x, None, None)
     code = sae.code_of(normalized) if needs_all else None
-    erased = None
-    if code is not None and erases:
+    erased = None  # from the error, nothing in rows that lose all of it
+    if code is not None and erasures is not None:
         error = (x if target is None else target.to(sae.dtype)) - sae.decode_code(code, normalized, x)
-        erased = _erased(sae, error, plan, rows, opened)
+        erased = erasures.component(error, sae.W_dec[erasures.features], rows, opened)
+        if plan.replace == "mixed" and rows is not None:
+            erased = torch.where(plan.replace_rows[rows][:, None, None], 0.0, erased)
     replacement, parts = None, []  # parts are in the SAE's normalised units
     if code is not None and plan.reweight is not None:
         code, normalized, swapped = _reweighted(sae, code, normalized, plan, plan.reweight, rows)
@@ -143,16 +150,6 @@ def steer(
     if erased is not None and delta is not None:
         delta = delta - erased
     return delta, replacement
-
-
-def _erased(sae: SaeMathematics, error: Tensor, plan: SaePlan, rows: Tensor | None, opened: Tensor | None) -> Tensor:
-    """What `erase` takes out of the error, (batch, seq, d_out): nothing in rows that lose all of it."""
-    if plan.erasures is None:
-        raise RuntimeError("Nothing is erased here.")
-    found = plan.erasures.component(error, sae.W_dec[plan.erasures.features], rows, opened)
-    if plan.replace == "mixed" and rows is not None:
-        found = torch.where(plan.replace_rows[rows][:, None, None], 0.0, found)
-    return found
 
 
 def steered(sae: SaeMathematics, hidden: Tensor, plan: SaePlan, rows: Tensor | None, target: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
+from .checked_values import from_mapping
 from .excluded_tokens import checked_tokens, named_token_ids
-from .feature_edits import FeatureEdit, FeatureReweighting, edit_from, from_mapping
+from .feature_edits import FeatureEdit, FeatureReweighting, edit_from
 from .gates import Gate, gate_from
 from .strength import Strength
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+from .checked_values import check_feature, check_sae_number, finite_number, from_mapping
 
 DECAYS = ("linear", "exponential")
 STRENGTH_UNITS = ("absolute", "max")
@@ -69,7 +70,7 @@ class Strength:
         if (self.decay is None) != (self.over is None):
             raise ValueError(f"`decay` and `over` go together. Received: decay={self.decay!r}, over={self.over!r}.")
         if self.over is not None:
-            self._number("over")
+            object.__setattr__(self, "over", finite_number("over", self.over))
             if self.over <= 0:
                 raise ValueError(f"`over` must be more than 0 tokens. Received: over={self.over!r}.")
 
@@ -79,26 +80,15 @@ class Strength:
             raise ValueError(f"`{given[0]}` is of a detector. Expected `feature` beside it. Received: none.")
 
     def _check_detector(self) -> None:
-        if isinstance(self.sae, bool) or not isinstance(self.sae, int) or self.sae < 0:
-            raise ValueError(f"`sae` must be the number of an SAE, from 0. Received: sae={self.sae!r}.")
-        known = isinstance(self.feature, (int, str)) and not isinstance(self.feature, bool)
-        if not known or (isinstance(self.feature, int) and self.feature < 0):
-            raise ValueError(
-                f"`feature` must be the index of a latent or its name. Received: feature={self.feature!r}."
-            )
+        check_sae_number(self.sae)
+        check_feature(self.feature)
         if self.unit not in STRENGTH_UNITS:
             known_units = ", ".join(map(repr, STRENGTH_UNITS))
             raise ValueError(f"`unit` must be one of {known_units}. Received: unit={self.unit!r}.")
         for name in ("low", "high", "least", "most"):
-            self._number(name)
+            object.__setattr__(self, name, finite_number(name, getattr(self, name)))
         if self.high is None or self.low >= self.high:
             raise ValueError(f"`low` must be below `high`. Received: low={self.low!r}, high={self.high!r}.")
-
-    def _number(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}.")
-        object.__setattr__(self, name, float(value))
 
     @property
     def is_strength(self) -> bool:
@@ -122,7 +112,4 @@ def strength_from(value: Any, sae: int, feature: Any) -> Strength:
         return Strength(feature, sae, high=1.0, unit="max")
     if not isinstance(value, Mapping):
         raise TypeError(f"Expected a Strength, its dict or 'adaptive'. Received: {value!r}.")
-    known = [field.name for field in fields(Strength)]
-    if unknown := sorted(set(value) - set(known)):
-        raise ValueError(f"Unknown fields {unknown} of Strength. Known: {', '.join(known)}.")
-    return Strength(**value)
+    return from_mapping(Strength, value)

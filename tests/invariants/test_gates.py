@@ -360,6 +360,7 @@ ANY_EDIT: Any = FeatureEdit
         (lambda: ANY_GATE(), "0 of these"),
         (lambda: ANY_GATE(feature=1, every=[ANY_GATE(feature=2)]), "2 of these"),
         (lambda: ANY_GATE(feature=1, above=float("nan")), "`above` must be a finite number"),
+        (lambda: ANY_GATE(feature=1, above=10**400), "`above` must be a finite number"),
         (lambda: ANY_GATE(feature=1, above="high"), "`above` must be a finite number"),
         (lambda: ANY_GATE(feature=1, over="text"), "`over` must be one of"),
         (lambda: ANY_GATE(feature=1, pool="median"), "`pool` must be one of"),

@@ -198,6 +198,7 @@ EDIT: Any = FeatureEdit
         (lambda: MAKE(feature=1), "`high` must be a finite number. Received: high=None"),
         (lambda: MAKE(feature=1, low=2, high=1), "low=2.0, high=1.0"),
         (lambda: MAKE(feature=1, high=float("nan")), "Received: high=nan"),
+        (lambda: MAKE(feature=1, high=10**400), "`high` must be a finite number"),
         (lambda: MAKE(feature=1, high=1, most=float("inf")), "Received: most=inf"),
         (lambda: MAKE(feature=1, high=1, unit="norm"), "Received: unit='norm'"),
         (lambda: MAKE(feature=-1, high=1), "Received: feature=-1"),

@@ -251,16 +251,3 @@ def test_files_that_a_failed_write_leaves_cut_short_go(tmp_path: Path) -> None:
         (tmp_path / "one.safetensors").write_bytes(data[:-1])
         save_file({"a": torch.zeros(3)}, tmp_path / "nowhere" / "one.safetensors")
     assert not (tmp_path / "one.safetensors").exists()
-
-
-def test_weights_that_may_be_mapped_are_not_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """safetensors before 0.8 opens the file that is there and cuts it to nothing."""
-    file, other = tmp_path / "model-00001-of-00002.safetensors", tmp_path / "cfg.json"
-    for path in (file, other):
-        path.write_text("a")
-    monkeypatch.setattr(plain_files.safetensors, "__version__", "0.8.0")
-    plain_files.let_go_of_mapped(tmp_path)
-    assert file.exists()
-    monkeypatch.setattr(plain_files.safetensors, "__version__", "0.7.1")
-    plain_files.let_go_of_mapped(tmp_path)
-    assert not file.exists() and other.exists()

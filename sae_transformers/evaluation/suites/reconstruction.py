@@ -62,8 +62,8 @@ class ReconstructionSuite(Suite):
     Args:
         texts: two or more; those without a token to predict after the first ones are left out.
         reading: the first tokens of each text are neither reconstructed nor counted: the first is an outlier in norm
-            that SAEs are seldom made for. The logits of a pass and the base's
-            probabilities in float32 are held, (predicted tokens of a batch, vocabulary) each.
+            that SAEs are seldom made for. The logits of a pass and the base's probabilities in float32 are held,
+            (predicted tokens of a batch, vocabulary) each.
         bootstrap: over texts.
 
     Raises:

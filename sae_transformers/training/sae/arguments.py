@@ -44,8 +44,8 @@ class SaeLossArguments:
     k_anneal_steps: int = _told(0, "Steps that this takes.")
     bf16_scores: str = _told(
         "auto",
-        "Top-k latents from a product in bfloat16, with a proof that they are those of float32. auto: where that "
-        "product, measured at the start, is fast enough to pay. on, off.",
+        "On a CPU, top-k latents from a product in bfloat16, with a proof that they are those of float32. auto: where "
+        "that product, measured at the start, is fast enough to pay. on, off.",
     )
     matryoshka_prefixes: list[int] | None = _told(
         None, "Matryoshka: the first so many latents must reconstruct too, for each number; the last is d_sae."

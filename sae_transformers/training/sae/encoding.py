@@ -46,21 +46,16 @@ def encode(
         training: BatchTopK picks from the batch in training, and by its threshold otherwise.
         bandwidth: of a JumpReLU threshold's gradient.
         among: sees the same pre-activations; `encode_seen` then gives its latents.
-        certified: chooses for float32 top-k SAEs, where no `among` needs all pre-activations.
+        certified: of an SAE with the activation `topk`, in float32 on a CPU: chooses, where no `among` needs all
+            pre-activations.
     """
     kind = sae.config.activation
-    if (
-        certified is not None
-        and kind == "topk"
-        and among is None
-        and _in_float32(sae, x)
-        and fits(k, sae.config.d_sae)
-    ):
-        selection, values = certified.choose(_input(sae, x).detach(), sae.W_enc.detach(), sae.b_enc.detach(), k)
-        pre_acts = _differentiable(sae, x, selection, values)
-        return Code(selection, pre_acts, after_top_k(pre_acts, kind))
     if kind in TOPK_ACTIVATIONS:
-        selection, pre_acts = _chosen(sae, x, selected_by(kind, k), among)
+        if certified is not None and among is None and fits(k, sae.config.d_sae) and not _autocast(x):
+            selection, values = certified.choose(_input(sae, x).detach(), sae.W_enc.detach(), sae.b_enc.detach(), k)
+            pre_acts = _differentiable(sae, x, selection, values)
+        else:
+            selection, pre_acts = _chosen(sae, x, selected_by(kind, k), among)
         return Code(selection, pre_acts, after_top_k(pre_acts, kind))
     if kind == "batch_topk":
         if training:
@@ -122,8 +117,8 @@ def _input(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     return x - sae.b_dec if sae.config.apply_b_dec_to_input else x
 
 
-def _in_float32(sae: SparseAutoencoder, x: Tensor) -> bool:
-    return {sae.dtype, x.dtype} == {torch.float32} and not torch.is_autocast_enabled(x.device.type)
+def _autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def _chosen(sae: SparseAutoencoder, x: Tensor, chooser: Chooser, among: Among | None) -> tuple[Selection, Tensor]:

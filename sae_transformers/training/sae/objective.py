@@ -77,10 +77,10 @@ class SaeInTraining(nn.Module):
             before: what the part of the run before a checkpoint did: with `auto` it stays so, and the numbers with it.
         """
         config, wanted = self.sae.config, self.args.bf16_scores
-        takes_them = config.activation == "topk" and self.sae.dtype == torch.float32
-        takes_them = takes_them and fits(config.k or config.d_sae, config.d_sae)
+        takes_them = config.activation == "topk" and fits(config.k or config.d_sae, config.d_sae)
+        takes_them = takes_them and (self.sae.dtype, self.sae.device.type) == (torch.float32, "cpu")
         if wanted == "auto" and takes_them:
-            wanted = before if before is not None else pays(self.sae.device, config.d_in, config.d_sae)
+            wanted = before if before is not None else pays(config.d_in, config.d_sae)
         self.certified = CertifiedTopK() if takes_them and wanted in (True, "on") else None
 
     def usual(self, hidden: Tensor, target: Tensor) -> Tensor:

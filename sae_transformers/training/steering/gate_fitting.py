@@ -26,7 +26,9 @@ from ...latents.settings import ReadingSettings
 from ...latents.text_input import tokenized
 from ...latents.text_latents import TextBatch, batches_of, sae_of
 from ...modeling import Gate
+from ...modeling.gate_run import pooled_so_far
 from ...modeling.modeling_sae import SaePreTrainedModel
+from ...modeling.sae_steering import read_latents
 from .feature_search import checked_labels
 
 GATE_READING = ReadingSettings(skip_first=0)
@@ -153,24 +155,18 @@ def _at_tokens(model: SaePreTrainedModel, gate: Gate, feature: int, batch: TextB
         input_ids=batch.ids.to(model.device), attention_mask=batch.mask.to(model.device), steering=False,
         output_sae_inputs=True, stop_at_last_sae=True,
     ).sae_inputs[gate.sae]  # fmt: skip
-    sae: Any = model.saes[gate.sae]
+    sae = sae_of(model, gate.sae)
     latents = torch.tensor([feature], device=sae.device)
-    normalized = sae.normalize(hidden.to(sae.dtype))
-    values = sae.pre_acts_of(normalized, latents)[0] if gate.pre_activations else sae.latents_of(normalized, latents)
-    return values[..., 0].double().cpu()
+    return read_latents(sae, hidden.to(sae.dtype), latents, gate.pre_activations)[..., 0].double().cpu()
 
 
 def _pooled(values: Tensor, real: Tensor, gate: Gate) -> Tensor:
     """(batch,) of values (batch, width), padded on the right."""
-    lengths = real.sum(1)
-    if gate.over == "last":
-        return values.gather(1, lengths[:, None] - 1)[:, 0]
-    if gate.over == "token" or gate.pool == "max":
-        return values.masked_fill(~real, -torch.inf).amax(1)
-    means = values.masked_fill(~real, 0.0).cumsum(1) / real.cumsum(1)
-    if gate.over == "prompt":
-        return means.gather(1, lengths[:, None] - 1)[:, 0]
-    return means.masked_fill(~real, -torch.inf).amax(1)
+    if gate.over in ("prompt", "so_far"):
+        values = pooled_so_far(values, real, gate.pool)
+    if gate.over in ("prompt", "last"):
+        return values.gather(1, real.sum(1, keepdim=True) - 1)[:, 0]
+    return values.masked_fill(~real, -torch.inf).amax(1)
 
 
 def _wilson(hits: int, n: int) -> tuple[float, float]:

@@ -138,7 +138,7 @@ def losses(trainer: SaeTrainer) -> list[float]:
 def test_a_run_learns_what_the_float32_product_would_have_taught_it(tmp_path):
     on, off = trained(tmp_path / "on", bf16_scores="on"), trained(tmp_path / "off", bf16_scores="off")
     assert losses(on) == pytest.approx(losses(off), rel=1e-5)
-    assert {entry["certified_share"] for entry in on.state.log_history if "l0" in entry} <= {1.0, 0.996094}
+    assert all(0.99 <= entry["certified_share"] <= 1 for entry in on.state.log_history if "l0" in entry)
     assert not any("certified_share" in entry for entry in off.state.log_history)
     for name, value in on.saes[0].state_dict().items():
         torch.testing.assert_close(value, off.saes[0].state_dict()[name], rtol=1e-3, atol=1e-4)
@@ -160,11 +160,17 @@ def test_a_resumed_run_goes_on_as_it_began_wherever_that_was(tmp_path, monkeypat
 
 def test_small_and_other_saes_are_not_measured(monkeypatch):
     monkeypatch.setattr(certified, "_seconds", lambda *factors: pytest.fail("measured"))
-    assert not certified.pays(torch.device("cpu"), D_IN, 512)
+    assert not certified.pays(D_IN, 512)
     relu = SparseAutoencoder(SparseAutoencoderConfig(d_in=D_IN, d_sae=4096, activation="relu", layer=0))
     part = objective.SaeInTraining(relu, SaeTrainingArguments(output_dir="unused", bf16_scores="on"))
     part.decide_scores()
     assert part.certified is None
+
+
+def test_measuring_draws_no_random_number():
+    state = torch.get_rng_state()
+    certified.pays(D_IN, 1024)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_unknown_choice_is_refused():
