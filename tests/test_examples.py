@@ -231,7 +231,6 @@ def tiny_files(folder: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_finetune_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     folder = tiny_files(tmp_path)
     asked = ["--base", "base", "--sae", "sae", "--train", "train.csv", "--test", "test.csv", "--unintended", "3,9"]
@@ -254,7 +253,6 @@ def test_finetune_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_finetune_language_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

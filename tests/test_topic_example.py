@@ -18,8 +18,6 @@ from tests.tiny import tiny_base, tiny_sae
 pytestmark = pytest.mark.usefixtures("command_line")
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_topic_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
 

@@ -62,8 +62,6 @@ def report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_from_texts_to_a_steered_model(folder: Path, tmp_path: Path) -> None:
     options = ["--topic-test", folder / "test.csv", "--lora-epochs", 1, "--save-model", "--replace", "--quantile", 0.9]
     result = align(folder, tmp_path, *options)

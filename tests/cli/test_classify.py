@@ -108,8 +108,6 @@ def test_three_classes_cross_validated_with_a_table_of_features(folder: Path, tm
     assert read(tmp_path / "b")["methods"]["plain"][0]["delta_logit"] > 0
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_pairs_and_lora(folder: Path, tmp_path: Path) -> None:
     options = ["--pairs", "chosen,rejected", "--prompt-column", "prompt", "--methods", "plain", "--seeds", "1"]
     test = ["--test", folder / "pairs.csv", "--lora-epochs", 1, "--template", "{text} w9", "--pooling", "last"]

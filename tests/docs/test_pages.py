@@ -82,7 +82,6 @@ def page_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
 @pytest.mark.filterwarnings(
     "ignore:'pin_memory' argument is set",  # no GPU here
     "ignore:No steering was chosen",  # of a random model
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # PEFT asks for it
 )
 def test_the_blocks_of(page: str, page_run: PageRun, world: World) -> None:
     if page in EMBEDDING:

@@ -158,8 +158,6 @@ def test_a_chat_with_an_image_is_what_its_text_is(base_folder):
     )
 
 
-# PEFT asks for transformers' old name of activation checkpointing.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_beside_it_trains_and_the_sae_stays():
     base, inputs = multimodal()
     model = SaeForCausalLM.from_base(base, saes=[tiny_sae(layer=1)])

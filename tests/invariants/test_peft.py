@@ -23,11 +23,8 @@ STEERING = Steering([FeatureEdit(feature="anger", op="add", value=6.0), FeatureE
 TRAINED = ["saes", "saes.0"]
 
 pytestmark = [
-    # PEFT asks for transformers' old name of activation checkpointing.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     # Releases before 0.21 look for the config of a base without a name, to compare vocabularies.
     pytest.mark.filterwarnings("ignore:Could not find a config file in  :UserWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
 ]
 
 

@@ -32,10 +32,6 @@ from tests.invariants.naive import (
 )
 from tests.tiny import VOCAB, prompt, tiny_base, tiny_sae
 
-# transformers 5.23 renamed gradient_checkpointing_* to activation_checkpointing_*, which the lower end of our range
-# does not have.
-pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")
-
 STEPS, D_SAE = 4, 64
 # Some are among the 8 active ones of most tokens, some of few.
 FEATURES = (0, 3, 7, 11, 19, 25, 31, 40, 42, 57)

@@ -13,10 +13,6 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from sae_transformers import SaeForCausalLM, SaeForSequenceClassification, SaeModel
 from tests.tiny import prompt, tiny_base, tiny_sae
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
-]
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 0}
 
 

@@ -258,8 +258,6 @@ def test_trainer_fits_the_head_on_cached_states_as_on_texts(tmp_path):
     assert not torch.allclose(heads[0], classifier().feature_head.linear.weight, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_only_the_head_trains_and_lora_reaches_the_state():
     model, batch = classifier(loss_weights={"unintended": 1.0, "unintended_state": 1.0}), padded()
     model.set_unintended(U)

@@ -14,10 +14,6 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 from sae_transformers import SaeForCausalLM, SaeForSequenceClassification, log_loss_terms
 from tests.tiny import tiny_base, tiny_sae
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
-]
 IDS = torch.randint(3, 99, (8, 9), generator=torch.Generator().manual_seed(0))
 
 

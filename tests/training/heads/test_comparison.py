@@ -179,8 +179,6 @@ def test_a_trained_head_becomes_the_models(hidden_size: int | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("pairs", [False, True])
 def test_the_base_is_tuned_and_saved_with_its_changes(pairs: bool, tmp_path: Path) -> None:
     model, ids = classifier(pooling="mean", pairwise=pairs), texts()

@@ -8,13 +8,7 @@ import torch
 from sae_transformers.training.steering.lora import tune_on_texts
 from tests.tiny import prompt, tiny_base
 
-IGNORED = [
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
-    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning",
-]
 
-
-@pytest.mark.filterwarnings(*IGNORED)
 def test_texts_become_likelier_and_the_base_stays() -> None:
     base = tiny_base()
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -34,7 +28,6 @@ def test_texts_become_likelier_and_the_base_stays() -> None:
     assert loss(plain) == first
 
 
-@pytest.mark.filterwarnings(*IGNORED)
 def test_the_seed_decides() -> None:
     rows = [row[: 5 + i] for i, row in enumerate(prompt(4, 12))]
     found = []

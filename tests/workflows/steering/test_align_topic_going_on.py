@@ -106,8 +106,6 @@ def undisturbed(
 SLOW = [pytest.param(i / 24, False, marks=pytest.mark.slow) for i in range(25)]
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("share", "tuned"),
     [(0.0, False), (0.4, False), (0.8, False), (1.0, False), *SLOW,
