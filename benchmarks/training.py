@@ -62,9 +62,10 @@ def dense(s: SimpleNamespace, feed: Feed) -> None:
     """Plain autograd on dense latents, `torch.optim.Adam` with its defaults, unit decoder rows, dead-latent counts."""
     W_dec = F.normalize(torch.randn(s.d_sae, s.d_in, device=s.device), dim=-1)
     made = {"W_enc": W_dec.T.contiguous(), "b_enc": W_dec.new_zeros(s.d_sae), "b_dec": W_dec.new_zeros(s.d_in)}
-    made |= {"W_dec": W_dec, "threshold": W_dec.new_full((s.d_sae,), 1e-3)}
+    made |= {"W_dec": W_dec, "threshold": W_dec.new_full((s.d_sae,), 1e-3), "r_mag": W_dec.new_zeros(s.d_sae)}
     p = SimpleNamespace(**{name: nn.Parameter(value) for name, value in made.items()})
     prepare(s, p.W_enc.T, p.b_enc)
+    p.b_mag = nn.Parameter(p.b_enc.detach().clone())
     since = torch.zeros(s.d_sae, dtype=torch.long, device=s.device)
     since[: s.n_dead] = DEAD
     optimizer = torch.optim.Adam(vars(p).values())
@@ -79,15 +80,20 @@ def dense(s: SimpleNamespace, feed: Feed) -> None:
 
 
 def dense_loss(p: SimpleNamespace, x: Tensor, s: SimpleNamespace, dead: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss and latents (n_tokens, d_sae); sparsity is the L1 norm for relu, the number of active ones for jumprelu."""
+    """Loss and latents (n_tokens, d_sae); sparsity is the L1 norm for relu, of the gate for gated, the number of active
+    ones for jumprelu."""
     pre_acts = (x - p.b_dec) @ p.W_enc + p.b_enc
-    latents, penalty = torch.relu(pre_acts), x.new_zeros(())
+    latents, penalty, through_gate = torch.relu(pre_acts), x.new_zeros(()), None
     if "topk" in s.activation:
         rows = latents if s.activation == "topk" else latents.view(1, -1)
         values, chosen = rows.topk(s.k * len(x) // len(rows), sorted=False)
         latents = torch.zeros_like(rows).scatter(-1, chosen, values).view_as(latents)
     elif s.activation == "relu":
         penalty = latents.sum(-1).mean()
+    elif s.activation == "gated":  # https://huggingface.co/papers/2404.16014
+        gate, magnitudes = latents, (pre_acts - p.b_enc) * p.r_mag.exp() + p.b_mag
+        latents, penalty = (gate > 0) * torch.relu(magnitudes), gate.sum(-1).mean()
+        through_gate = gate @ p.W_dec.detach() + p.b_dec.detach() - x
     else:  # straight-through gradients of the threshold, https://huggingface.co/papers/2407.14435
         near = (pre_acts - p.threshold).abs() < 5e-4
         moved = near * (p.threshold - p.threshold.detach()) / 1e-3  # 0, but with a gradient
@@ -96,6 +102,8 @@ def dense_loss(p: SimpleNamespace, x: Tensor, s: SimpleNamespace, dead: Tensor |
         penalty = (active - moved).sum(-1).mean()
     error = latents @ p.W_dec + p.b_dec - x
     loss = (error.square().sum(-1) / x.square().sum(-1)).mean() + 1e-3 * penalty
+    if through_gate is not None:
+        loss = loss + (through_gate.square().sum(-1) / x.square().sum(-1)).mean()
     if dead is not None:
         left = error.detach()
         recon = dense_aux(torch.relu(pre_acts), p.W_dec, dead, x.shape[1] // 2)
@@ -140,7 +148,10 @@ def make_sae(s: SimpleNamespace) -> Any:
     sae = SparseAutoencoder(SparseAutoencoderConfig(activation=activation, **size)).to(s.device)
     sae.W_dec.data = F.normalize(torch.randn(s.d_sae, s.d_in, device=s.device), dim=-1)
     sae.W_enc.data = sae.W_dec.data.clone().T  # stored by latent, as `SaeTrainer` does
-    prepare(s, sae.W_enc.T, sae.b_enc)
+    gated = activation == "gated"
+    prepare(s, sae.W_enc.T, sae.b_gate if gated else sae.b_enc)
+    if gated:
+        sae.b_mag.data.copy_(sae.b_gate.data)
     return sae
 
 
@@ -335,7 +346,7 @@ def run() -> None:
     add = parser.add_argument
     add("--parts", nargs="+", default=["gradients", "steps", "harvest"])
     add("--others", nargs="*", default=[*PEERS, "ours", "ours, objective"], help="who races matmul and dense")
-    add("--activations", nargs="+", default=["topk"], help="of topk batchtopk relu jumprelu")
+    add("--activations", nargs="+", default=["topk"], help="of topk batchtopk relu jumprelu gated")
     sizes = {"d-in": 576, "d-sae": 9216, "k": 32, "batch": 2048, "layer": 14, "context": 128, "buffer": 128}
     sizes |= {"rounds": 7, "steps": 3, "harvest-rounds": 3, "threads": psutil.cpu_count(logical=False) or 1}
     for name, default in sizes.items():

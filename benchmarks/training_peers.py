@@ -200,6 +200,7 @@ def dictionary_learning(s: SimpleNamespace, feed: Feed) -> None:
         "batchtopk": (trainers.BatchTopKTrainer, {"k": s.k}),
         "relu": (trainers.StandardTrainer, {}),
         "jumprelu": (trainers.JumpReluTrainer, {"target_l0": s.k}),
+        "gated": (trainers.gdm.GatedSAETrainer, {}),
     }
     base, options = named[s.activation]
 
@@ -207,7 +208,11 @@ def dictionary_learning(s: SimpleNamespace, feed: Feed) -> None:
         def __init__(self, **config: Any) -> None:
             super().__init__(**config)
             ae = self.ae
-            prepare(s, *((ae.W_enc.T, ae.b_enc) if hasattr(ae, "W_enc") else (ae.encoder.weight, ae.encoder.bias)))
+            if s.activation == "gated":
+                prepare(s, ae.encoder.weight, ae.gate_bias)
+                ae.mag_bias.data.copy_(ae.gate_bias.data)
+            else:
+                prepare(s, *((ae.W_enc.T, ae.b_enc) if hasattr(ae, "W_enc") else (ae.encoder.weight, ae.encoder.bias)))
             if hasattr(self, "num_tokens_since_fired"):
                 self.num_tokens_since_fired[: s.n_dead] = DEAD
 
@@ -238,6 +243,7 @@ def _sae_lens_config(s: SimpleNamespace, sparse: bool) -> Any:
         "batchtopk": partial(sae_lens.BatchTopKTrainingSAEConfig, k=s.k),
         "relu": sae_lens.StandardTrainingSAEConfig,
         "jumprelu": sae_lens.JumpReLUTrainingSAEConfig,
+        "gated": sae_lens.GatedTrainingSAEConfig,
     }
     return kinds[s.activation](d_in=s.d_in, d_sae=s.d_sae, device=s.device)
 
@@ -251,7 +257,10 @@ def sae_lens(s: SimpleNamespace, feed: Feed, sparse: bool = False) -> None:
     logger = LoggingConfig(log_to_wandb=False)
     config = SAETrainerConfig(FOREVER * s.batch, s.batch, lr_end=3e-4, device=s.device, logger=logger)
     sae = TrainingSAE.from_dict(_sae_lens_config(s, sparse).to_dict())
-    prepare(s, sae.W_enc.T, sae.b_enc)
+    gated = s.activation == "gated"
+    prepare(s, sae.W_enc.T, sae.b_gate if gated else sae.b_enc)
+    if gated:
+        sae.b_mag.data.copy_(sae.b_gate.data)
     trainer = SAETrainer(config, sae, data_provider=feed)
     trainer.n_forward_passes_since_fired[: s.n_dead] = DEAD
     trainer.fit()
