@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from .training.sae.trainer import SaeTrainer
     from .training.steering.feature_search import search_features
     from .training.steering.gate_fitting import fit_gate
-    from .training.steering.settings import SearchSettings, StrengthSettings
+    from .training.steering.settings import LearnSteeringSettings, SearchSettings, StrengthSettings
     from .workflows.classify import classify, load_classifier_base, read_labelled
     from .workflows.concept_data import concept_data
     from .workflows.convert import convert
@@ -127,6 +127,7 @@ if TYPE_CHECKING:
     from .workflows.steering.concept_set import concept_set
     from .workflows.steering.generate import generate
     from .workflows.steering.knowledge.published import select_published_knowledge
+    from .workflows.steering.learn_steering import learn_steering
     from .workflows.steering.reduce_bias import reduce_bias
     from .workflows.steering.select_behaviour import select_behaviour
     from .workflows.steering.select_knowledge import select_knowledge
@@ -175,6 +176,7 @@ __all__ = [
     "LLMSettings",
     "LabelSettings",
     "Latents",
+    "LearnSteeringSettings",
     "LossWeights",
     "OfflineJudge",
     "Prompting",
@@ -256,6 +258,7 @@ __all__ = [
     "harvest",
     "judge",
     "leace",
+    "learn_steering",
     "load",
     "load_base",
     "load_classifier_base",
@@ -331,24 +334,11 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".training.sae.trainer": "SaeTrainer",
     ".training.steering.feature_search": "search_features",
     ".training.steering.gate_fitting": "fit_gate",
-    ".training.steering.settings": "SearchSettings StrengthSettings",
+    ".training.steering.settings": "LearnSteeringSettings SearchSettings StrengthSettings",
     ".workflows.classify": "classify load_classifier_base read_labelled",
-    ".workflows.concept_data": "concept_data",
-    ".workflows.convert": "convert",
-    ".workflows.evaluate": "evaluate",
-    ".workflows.harvest": "harvest",
     ".workflows.loading": "load load_base",
     ".workflows.publish": "card push",
-    ".workflows.reading.ask_features": "ask_features",
-    ".workflows.reading.dashboard": "dashboard",
     ".workflows.reading.dashboard_sources": "DashboardSources",
-    ".workflows.reading.detect": "detect",
-    ".workflows.reading.explain": "explain",
-    ".workflows.reading.feature_table": "feature_table",
-    ".workflows.reading.judge": "judge",
-    ".workflows.reading.spans": "spans",
-    ".workflows.reading.top_features": "top_features",
-    ".workflows.serve": "serve",
     ".workflows.settings.align_topic": "TopicEmbeddingSettings TopicMeasuringSettings TopicScoringSettings "
     "TopicSettings",
     ".workflows.settings.annotation": "AnswerSettings ExplainSettings JudgeSettings",
@@ -370,21 +360,19 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".workflows.settings.steer": "ScoringSettings SteerSettings",
     ".workflows.settings.steer_feature": "SteerFeatureSettings",
     ".workflows.settings.texts": "TextSettings",
-    ".workflows.space": "space",
     ".workflows.steering.align_topic": "TopicTexts align_topic",
-    ".workflows.steering.concept_set": "concept_set",
-    ".workflows.steering.generate": "generate",
-    ".workflows.steering.reduce_bias": "reduce_bias",
     ".workflows.steering.knowledge.published": "select_published_knowledge",
-    ".workflows.steering.select_behaviour": "select_behaviour",
-    ".workflows.steering.select_knowledge": "select_knowledge",
-    ".workflows.steering.steer": "steer",
-    ".workflows.steering.steer_feature": "steer_feature",
     ".workflows.train": "train train_concept train_recipe",
-    ".workflows.selfreg_classifier": "selfreg_classifier",
     ".workflows.unintended": "make_swaps read_unintended",
 }
+NAMESAKES = {  # folder -> functions that are in the file of their name
+    ".workflows": "concept_data convert evaluate harvest selfreg_classifier serve space",
+    ".workflows.reading": "ask_features dashboard detect explain feature_table judge spans top_features",
+    ".workflows.steering": "concept_set generate learn_steering reduce_bias select_behaviour select_knowledge steer "
+    "steer_feature",
+}
 ELSEWHERE = {name: module for module, names in HOMES.items() for name in names.split()}
+ELSEWHERE |= {name: f"{folder}.{name}" for folder, names in NAMESAKES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:  # lazily: `sae-transformers --help` and `__version__` do not wait for torch

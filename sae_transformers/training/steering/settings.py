@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...latents.settings import check_choice, check_integers
+from ...latents.settings import check_choice, check_integers, check_numbers
 
 STATISTICS = ("auroc", "mutual_information", "mean_difference")
 SELECTIONS = ("input", "output", "combined")
@@ -86,3 +86,55 @@ class StrengthSettings:
     def by_op(self) -> dict[str, tuple[float, ...]] | None:
         """Operation -> its strengths, where they are not the usual ones."""
         return None if self.strengths is None else dict.fromkeys(self.ops, self.strengths)
+
+
+CODE_FORMS = ("direction", "code")
+CODE_LOSSES = ("preference", "likelihood")
+CODE_UNITS = ("norm", "absolute", "max")
+
+
+@dataclass(frozen=True)
+class LearnSteeringSettings:
+    """How the values of a sparse code are learnt.
+
+    Args:
+        loss: `preference`: DPO's, with the unsteered model as the reference; `likelihood`: of the chosen answers.
+        form: `direction`: v * W_dec is added, nothing is read; `code`: a latent z becomes max(z + v, 0).
+        unit: of the values: `norm` (of the hidden state), `absolute` or `max` (typical maxima).
+        beta: of the preference loss: the larger, the less it takes to satisfy a pair.
+        both_ways: with preferences, less of the values has to prefer the rejected answer (BiPO's two directions).
+        l1: weight of the sum of the lengths that the values write.
+        keep: so many values that write most stay after training; by default all.
+        epochs, learning_rate, batch_size: of `Trainer`; the rate is in `unit` for a step and falls as a cosine.
+        max_length: tokens of a prompt with an answer; longer answers are cut. By default 256, or what the model reads.
+        report_share: of the rows, drawn by the seed, that are not trained on but reported.
+        save_steps: steps between log entries, and between checkpoints.
+        seed: of the split and of the order of rows.
+    """
+
+    loss: str = "preference"
+    form: str = "direction"
+    unit: str = "norm"
+    beta: float = 0.1
+    both_ways: bool = False
+    l1: float = 0.0
+    keep: int | None = None
+    epochs: float = 3.0
+    learning_rate: float = 0.005
+    batch_size: int = 8
+    max_length: int | None = None
+    report_share: float = 0.2
+    save_steps: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice(self, "loss", CODE_LOSSES)
+        check_choice(self, "form", CODE_FORMS)
+        check_choice(self, "unit", CODE_UNITS)
+        check_integers(self, keep=1, batch_size=1, max_length=2, save_steps=1, seed=0)
+        check_numbers(self, "beta", "epochs", "learning_rate", above=0)
+        check_numbers(self, "l1", "report_share", least=0)
+        if self.report_share >= 1:
+            raise ValueError(f"`report_share` must be below 1. Received: report_share={self.report_share!r}.")
+        if self.both_ways and self.loss != "preference":
+            raise ValueError(f"`both_ways` needs the loss 'preference'. Received: loss={self.loss!r}.")
