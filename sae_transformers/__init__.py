@@ -20,19 +20,21 @@ if TYPE_CHECKING:
     from .evaluation.scorers.registry import get_scorer
     from .evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
     from .evaluation.steering.axbench import OfflineJudge, SteeringMethod, evaluate_concept_steering
+    from .evaluation.steering.receipt import Receipt, ReceiptTexts, measure_receipt
     from .evaluation.steering_methods import DiffMean, Latents, Prompting
     from .evaluation.suites import (
         CapabilitySuite,
         DetectionSuite,
         FairnessSuite,
         InterventionSuite,
+        ReceiptSuite,
         ReconstructionSuite,
         ScarSuite,
         SpeedSuite,
         SteeringSuite,
         register_suite,
     )
-    from .evaluation.suites.settings import SteeringSuiteSettings
+    from .evaluation.suites.settings import ReceiptSettings, SteeringSuiteSettings
     from .evaluation.topics.settings import TopicGenerationSettings
     from .latents.diffmean import fit_diffmean
     from .latents.hidden_states import HiddenStateReader
@@ -184,6 +186,10 @@ __all__ = [
     "PushSettings",
     "QuestionSplitSettings",
     "ReadingSettings",
+    "Receipt",
+    "ReceiptSettings",
+    "ReceiptSuite",
+    "ReceiptTexts",
     "ReconstructionSuite",
     "SaeConfig",
     "SaeForCausalLM",
@@ -264,6 +270,7 @@ __all__ = [
     "load_classifier_base",
     "log_loss_terms",
     "make_swaps",
+    "measure_receipt",
     "measure_reconstruction",
     "open_text",
     "project_out",
@@ -308,10 +315,11 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".evaluation.scorers.registry": "get_scorer",
     ".evaluation.settings": "BootstrapSettings FluencyBudget GenerationSettings",
     ".evaluation.steering.axbench": "OfflineJudge SteeringMethod evaluate_concept_steering",
+    ".evaluation.steering.receipt": "Receipt ReceiptTexts measure_receipt",
     ".evaluation.steering_methods": "DiffMean Latents Prompting",
-    ".evaluation.suites": "CapabilitySuite DetectionSuite FairnessSuite InterventionSuite ReconstructionSuite "
-    "ScarSuite SpeedSuite SteeringSuite register_suite",
-    ".evaluation.suites.settings": "SteeringSuiteSettings",
+    ".evaluation.suites": "CapabilitySuite DetectionSuite FairnessSuite InterventionSuite ReceiptSuite "
+    "ReconstructionSuite ScarSuite SpeedSuite SteeringSuite register_suite",
+    ".evaluation.suites.settings": "ReceiptSettings SteeringSuiteSettings",
     ".evaluation.topics.settings": "TopicGenerationSettings",
     ".latents.diffmean": "fit_diffmean",
     ".latents.hidden_states": "HiddenStateReader",

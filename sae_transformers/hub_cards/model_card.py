@@ -17,6 +17,7 @@ from .card_file import marked
 from .citations import bibtex, methods_used
 from .facts import AuthorFacts, ModelFacts, SaeFacts
 from .markdown import number, one_line, python, render, without_folders
+from .receipt_table import receipt_table
 from .result_tables import result_tables
 
 PIPELINES = {"AutoModelForCausalLM": "text-generation", "AutoModelForSequenceClassification": "text-classification"}
@@ -77,6 +78,7 @@ def model_card(
         "features": features,
         "more_features": more,
         "default_steering": _steering_lines(model.config.get("steering")),
+        "receipt": receipt_table(model.config.get("steering")),
         "examples": _examples(results, max_examples),
         "suites": _suites(results),
         "results": results,

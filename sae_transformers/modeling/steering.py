@@ -10,9 +10,11 @@ cannot reconstruct stays; without it the hidden state is replaced by `decode(z')
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from .checked_values import from_mapping
@@ -49,6 +51,9 @@ class Steering:
         when: a `Gate` or its dict: all of it acts where that is open, an edit with a gate of its own where both are.
         exclude_tokens: ids of tokens at which nothing is changed, in the prompt and among generated ones; or
             `special`, `bos`, `chat` (the template's markers), which `with_tokenizer` turns into ids.
+        receipt: what was measured of it (`Receipt.to_dict()`), as JSON; it changes nothing that is done, and two
+            steerings that differ by it alone are equal. `dataclasses.replace` takes it along: give `receipt=None`
+            where an edit changes.
     """
 
     edits: Sequence[FeatureEdit | FeatureReweighting] = ()
@@ -58,6 +63,7 @@ class Steering:
     balance: bool = False
     when: Gate | Mapping[str, Any] | None = None
     exclude_tokens: Sequence[int | str] = ()
+    receipt: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         edits = self.edits
@@ -75,6 +81,7 @@ class Steering:
         object.__setattr__(self, "reconstruct", tuple(self.reconstruct))
         object.__setattr__(self, "exclude_tokens", checked_tokens(self.exclude_tokens))
         object.__setattr__(self, "when", None if self.when is None else gate_from(self.when))
+        object.__setattr__(self, "receipt", _checked_receipt(self.receipt))
         own = [name for name in ("when", "strength") if any(getattr(e, name) is not None for e in self.feature_edits)]
         if own and (self.balance or self.reweightings):
             raise ValueError(
@@ -92,7 +99,7 @@ class Steering:
         self._keep_hash()
 
     def _keep_hash(self) -> None:
-        object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self))))
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self) if f.compare)))
 
     def __hash__(self) -> int:  # kept: there may be thousands of edits, and each token looks its plan up
         return self._hash  # pyright: ignore[reportAttributeAccessIssue]
@@ -157,6 +164,8 @@ class Steering:
         shown = {"edits": edits, "positions": positions, "reconstruct": list(self.reconstruct)}
         if self.exclude_tokens:
             shown["exclude_tokens"] = list(self.exclude_tokens)
+        if self.receipt is not None:
+            shown["receipt"] = copy.deepcopy(self.receipt)
         told = {**own, **shown}
         return _with_gate({f.name: told[f.name] for f in fields(self) if f.name in told})
 
@@ -179,6 +188,11 @@ class Steering:
         except json.JSONDecodeError as error:
             raise ValueError(f"Steering as text must be JSON: {error}. Received: {text!r}.") from error
         return cls.from_dict(values)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what it does, as JSON with sorted keys: the receipt is no part of it."""
+        return hashlib.sha256(json.dumps(without_receipt(self), sort_keys=True).encode()).hexdigest()
 
     def with_tokenizer(self, tokenizer: Any) -> Steering:
         """The same with ids in place of the names in `exclude_tokens`: what a model takes. Itself where there are
@@ -232,6 +246,11 @@ class Steering:
         return True
 
 
+def without_receipt(steering: Steering) -> dict[str, Any]:
+    """`to_dict` without what was measured of it: what it does, for records and for comparisons."""
+    return {name: value for name, value in steering.to_dict().items() if name != "receipt"}
+
+
 def _with_gate(values: dict[str, Any]) -> dict[str, Any]:
     """`when` and `strength` as plain values, and left out where there are none: files from before are as they were."""
     for name in ("when", "strength"):
@@ -239,6 +258,21 @@ def _with_gate(values: dict[str, Any]) -> dict[str, Any]:
         if value is not None:
             values[name] = value.to_dict()
     return values
+
+
+def _checked_receipt(receipt: Any) -> dict[str, Any] | None:
+    """A copy, as JSON has it."""
+    if receipt is None:
+        return None
+    if not isinstance(receipt, Mapping):
+        raise TypeError(f"`receipt` must be an object as Receipt.to_dict() gives. Received: {type(receipt).__name__}.")
+    try:
+        return json.loads(json.dumps(dict(receipt), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`receipt` must hold plain JSON values. Received: an object with the fields {sorted(map(str, receipt))}: "
+            f"{error}."
+        ) from None
 
 
 def _checked_positions(positions: Any) -> str | tuple[tuple[int | None, int | None], ...]:

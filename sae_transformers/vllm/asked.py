@@ -71,5 +71,5 @@ def _steering(text: str) -> Steering:
 @lru_cache(maxsize=1024)
 def digest(steering: Steering) -> str:
     """A name for what steering does to a token, wherever it is applied: positions are no part of it."""
-    values = {name: value for name, value in steering.to_dict().items() if name != "positions"}
+    values = {name: value for name, value in steering.to_dict().items() if name not in ("positions", "receipt")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

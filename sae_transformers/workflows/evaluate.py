@@ -19,7 +19,8 @@ from ..latents.context import check_length
 from ..latents.output_files import writes_to
 from ..latents.safe_texts import without_logins
 from ..modeling import SaeForCausalLM, Steering
-from .results import html_table, to_frame
+from ..modeling.steering import without_receipt
+from .results import html_table, save_json, to_frame
 from .settings.evaluate import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class EvaluateResult:
             if there.model != record.model:
                 raise _other_model(path, there, record.model)
             record = replace(record, suites={**there.suites, **record.suites})
+        for suite, result in record.suites.items():
+            if beside := suite_of(suite).beside(result):
+                save_json(folder, beside)
         return write_results(record, path)
 
     def plot(self, suite: str, path: str | Path) -> Path | None:
@@ -145,6 +149,8 @@ def evaluate(
             if path is not None and journal is not None:
                 write_results(record, path)
                 journal.remove()
+        if path is not None and (beside := suite.beside(record.suites[name])):
+            save_json(path.parent, beside)
         if finished is not None:
             finished(record.suites[name], name in there)
     measured = tuple(suite.name for suite in suites if suite.name not in there)
@@ -225,7 +231,7 @@ def model_facts(model: SaeForCausalLM, settings: EvaluateSettings) -> dict[str, 
         "base_parameters": sum(parameter.numel() for parameter in model.lm.parameters()),
         "dtype": str(model.lm.dtype).removeprefix("torch."),
         "saes": saes,
-        "steering": model.steering.to_dict() if model.steering else None,
+        "steering": without_receipt(model.steering) if model.steering else None,
     }
     return json.loads(json.dumps(facts))
 

@@ -63,6 +63,7 @@ def write_data(folder: Path) -> None:
     for name in ("texts.txt", "texts/one.txt", "my_texts.txt", "my_texts/one.txt", "held_out.txt", "wikitext.txt"):
         write_text(folder / name, paragraphs, "\n\n")
     write_text(folder / "prompts.txt", ("The film was", "I think the city", "The road", "My teacher said"))
+    write_text(folder / "forbidden.txt", (f"Tell of the {text}" for text in texts[:4]))
     for name, word in (("polite", "please"), ("rude", "now")):
         write_text(folder / f"{name}.txt", (f"{text} {word}" for text in texts[:12]))
     write_text(folder / "concepts.txt", ("the sea", "winter"))

@@ -32,7 +32,9 @@ MORE = {
     ),
     "excluded": Steering([FeatureEdit(0, "good", "set", 9.0)], exclude_tokens=["bos", *range(3, VOCAB, 2)]),
 }
-DEFAULT = Steering([FeatureEdit(0, 11, "add", -7.0)], positions="generated")
+# With what was measured of it, as any file may carry.
+RECEIPT = {"format": "sae_transformers.receipt/1", "effect": {"value": -0.25, "low": -0.5, "high": 0.0, "n": 20}}
+DEFAULT = Steering([FeatureEdit(0, 11, "add", -7.0)], positions="generated", receipt=RECEIPT)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

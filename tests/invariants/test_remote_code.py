@@ -90,6 +90,7 @@ def test_all_that_steering_can_say(loaded: Loaded, scope: str, name: str) -> Non
 
 def test_the_generation_configs_steering_survives_and_applies(loaded: Loaded, scope: str) -> None:
     assert loaded.facts[scope]["generation_config"] == published.DEFAULT.to_dict()
+    assert loaded.facts[scope]["generation_config"]["receipt"] == published.RECEIPT
     assert not torch.equal(loaded.expected[f"{scope}.tokens_default"], loaded.expected[f"{scope}.tokens_none"])
 
 

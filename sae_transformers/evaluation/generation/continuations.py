@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer, Top
 from ...latents.context import context_length
 from ...modeling import Steering
 from ...modeling.base_arguments import cache_argument, cache_of, continues
+from ...modeling.steering import without_receipt
 from ..journal import Journal, result_of
 from ..settings import GenerationSettings
 from .fluency import continuation_mask, repetition
@@ -205,7 +206,7 @@ def steerings_told(plans: Sequence[Any]) -> dict[str, Any]:
     """Steerings of a batch as JSON: the different ones, and which of them each row has."""
     different = list(dict.fromkeys(plan for plan in plans if plan))
     which = [different.index(plan) if plan else None for plan in plans]
-    return {"steerings": [Steering.coerce(plan).to_dict() for plan in different], "which": which}
+    return {"steerings": [without_receipt(Steering.coerce(plan)) for plan in different], "which": which}
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ NAMES = {
     "profanity": "alt-profanity-check, probability of profanity",
     "words": "a classifier of words, fitted to labelled texts",
     "classifier:ID#LABEL": "probability of a label by a text classifier, a folder or a Hub id",
+    "refusal": "1 where a text begins with words of a refusal, else 0",
     "judge:CONCEPT": "a language model's rating of the concept, 0 to 2",
     "perspective": "Perspective's TOXICITY; `perspective:ATTRIBUTE` for another",
 }
@@ -74,6 +75,10 @@ def get_scorer(
         from .toxicity import toxicity_scorer
 
         return toxicity_scorer()
+    if name == "refusal":
+        from .refusal import refusal_scorer
+
+        return refusal_scorer
     if name == "words":
         from ..steering.axbench import word_scorer
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...modeling import FeatureEdit, Steering
+from ...modeling.steering import without_receipt
 from ..method_ids import FEATURE, MethodId, baseline_method
 from ..steering.axbench import SteeringMethod
 from .method import STRENGTHS
@@ -69,7 +70,7 @@ def scaled_steering(steering: Steering, factor: float) -> Steering:
             edits.append(replace(edit, op=op, value=1 + factor * (to - 1)))
         else:
             edits.append(replace(edit, value=factor * (edit.value or 0.0)))
-    return replace(steering, edits=tuple(edits))
+    return replace(Steering.from_dict(without_receipt(steering)), edits=tuple(edits))
 
 
 def prompt_methods(prompts: Sequence[str], more: str, less: str = "") -> list[SteeringMethod]:

@@ -6,6 +6,7 @@ from .capability import CapabilitySuite
 from .detection import DetectionSuite
 from .fairness import FairnessSuite
 from .intervention import InterventionSuite
+from .receipt import ReceiptSuite
 from .reconstruction import ReconstructionSuite
 from .scar import ScarSuite
 from .speed import SpeedSuite
@@ -23,6 +24,7 @@ from .suite import suite_of as suite_of
 register_suite("reconstruction", ReconstructionSuite)
 register_suite("detection", DetectionSuite)
 register_suite("steering", SteeringSuite)
+register_suite("receipt", ReceiptSuite)
 register_suite("scar", ScarSuite)
 register_suite("intervention", InterventionSuite)
 register_suite("fairness", FairnessSuite)

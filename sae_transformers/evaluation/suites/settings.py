@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...latents.settings import ReadingSettings, check_choice, check_integers
+from ...latents.settings import ReadingSettings, check_choice, check_integers, check_numbers
 from ..settings import BootstrapSettings, FluencyBudget, GenerationSettings
 
 GOALS = {"raise": 1.0, "lower": -1.0}
@@ -172,6 +172,37 @@ class InterventionSettings:
                 f"`similarity` must be {', '.join(SIMILARITIES)} or a file of word vectors. "
                 f"Received: similarity={self.similarity!r}."
             )
+
+
+@dataclass(frozen=True)
+class ReceiptSettings:
+    """How a steering's receipt is measured.
+
+    Args:
+        receipt_goal: what is wanted of the score, `raise` or `lower`.
+        receipt_level: share of repeats whose value the intervals are to hold.
+        fresh_prompts: prompts or texts of such a repeat; by default as many as are measured.
+        neutral_tokens: tokens of a neutral text that are read.
+        tokens_per_batch: tokens of a pass of the KL and of the dose.
+        scorer_name: name of the scorer, for the record.
+    """
+
+    PANEL: ClassVar[str] = "Suite receipt"
+
+    receipt_goal: str = "raise"
+    receipt_level: float = 0.9
+    fresh_prompts: int | None = None
+    neutral_tokens: int = 64
+    tokens_per_batch: int = 512
+    scorer_name: str = ""
+    generation: GenerationSettings = GenerationSettings()
+
+    def __post_init__(self) -> None:
+        check_choice(self, "receipt_goal", tuple(GOALS))
+        check_numbers(self, "receipt_level", above=0)
+        if self.receipt_level >= 1:
+            raise ValueError(f"`receipt_level` must be below 1. Received: receipt_level={self.receipt_level!r}.")
+        check_integers(self, fresh_prompts=1, neutral_tokens=2, tokens_per_batch=1)
 
 
 @dataclass(frozen=True)

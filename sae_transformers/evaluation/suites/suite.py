@@ -199,6 +199,11 @@ class Suite(ABC):
         ]
 
     @classmethod
+    def beside(cls, result: SuiteResult) -> Mapping[str, Any]:
+        """What is written beside the record: name of a file -> JSON."""
+        return {}
+
+    @classmethod
     def plot(cls, result: SuiteResult, path: str | Path) -> Path | None:
         """A picture of what was found; None without matplotlib."""
         from .plot import plot_suite

@@ -23,6 +23,7 @@ from sae_transformers.evaluation.suites import (
     DetectionSuite,
     FairnessSuite,
     InterventionSuite,
+    ReceiptSuite,
     ReconstructionSuite,
     ScarSuite,
     SpeedSuite,
@@ -34,6 +35,7 @@ from sae_transformers.evaluation.suites.settings import (
     DetectionSettings,
     FairnessSettings,
     InterventionSettings,
+    ReceiptSettings,
     ScarSettings,
     SpeedSettings,
     SteeringSuiteSettings,
@@ -74,6 +76,11 @@ def intervention() -> Suite:
     return InterventionSuite(["w1 w2", "w9"], settings=settings)
 
 
+def receipt() -> Suite:
+    settings = ReceiptSettings(tokens_per_batch=40, generation=GENERATION)
+    return ReceiptSuite(TEXTS[:6], TEXTS, lengths, TEXTS[6:], settings)
+
+
 def scar() -> Suite:
     rows = [PromptRow("w1 w2", 0.1, "w3 w4"), PromptRow("w4", 0.97, "w6 w7")]
     settings = ScarSettings(
@@ -92,6 +99,7 @@ MADE: dict[str, Callable[[], Suite]] = {
     "reconstruction": lambda: ReconstructionSuite(TEXTS, READING, FEW),
     "detection": detection,
     "steering": steering,
+    "receipt": receipt,
     "scar": scar,
     "intervention": intervention,
     "fairness": fairness,
