@@ -46,7 +46,9 @@ def steered_tokens(
         return SteeredTokens()
     if bound is not None and rows is None and generation is not None and generation.masked:
         return SteeredTokens()
-    memory = None if generation is None or bound is None else generation.memory_of(rows)
+    memory = None if bound is None else bound.memory
+    if memory is None and bound is not None and generation is not None:
+        memory = generation.memory_of(rows)
     if memory is not None and plan.fully_gated and past is not None and memory.all_shut(past):
         return SteeredTokens()
     placed = plan.count > 1 or plan.intervals is not None or options.steering_mask is not None

@@ -17,7 +17,7 @@ from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencode
 from .erasing import Erasures
 from .excluded_tokens import ExcludedTokens
 from .feature_edits import FeatureEdit
-from .gate_run import GatePlan
+from .gate_run import GateMemory, GatePlan
 from .steering import END, FAR, Steering
 from .steering_tables import Stage, ValueTable, is_open
 
@@ -321,13 +321,17 @@ class SteeringPlan:
 
 
 class BoundSteering:
-    """A plan inside one `generate` call, where the number of prompt columns is known."""
+    """A plan inside one `generate` call, where the number of prompt columns is known.
+
+    memory: what its gates remember, where no `generate` keeps it.
+    """
 
     is_bound: Literal[True] = True
 
-    def __init__(self, plan: SteeringPlan, prompt_length: int) -> None:
+    def __init__(self, plan: SteeringPlan, prompt_length: int, memory: GateMemory | None = None) -> None:
         self.plan = plan
         self.prompt_length = prompt_length
+        self.memory = memory
 
     def is_over(self, past_length: int) -> bool:
         """Whether no token from `past_length` on is steered."""

@@ -56,8 +56,6 @@ class Reader(PromptReader):
         saved = getattr(model.generation_config, "sae_steering", None)
         default = model.steering if saved is None else Steering.coerce(saved)
         self.default_steering = default.with_tokenizer(tokenizer)
-        if self.default_steering.is_gated:
-            self.check_steering(self.default_steering)
 
     # -- endpoints ---------------------------------------------------------------------------------------------------
 
@@ -115,14 +113,8 @@ class Reader(PromptReader):
         return read_steering(value, [sae.d_sae for sae in self.saes], self.check_steering, self.tokenizer)
 
     def check_steering(self, steering: Steering) -> None:
-        """Raises ValueError for steering that this model does not have, or that a running batch cannot do: its rows
-        come and go, and take nothing along that a gate would remember."""
-        gates = self.model.prepare_steering(steering).gates
-        if gates is not None and gates.remembers:
-            raise ValueError(
-                "A server knows gates on the token at hand only. Expected over='token' without `until`. Received: a "
-                "gate that remembers earlier tokens."
-            )
+        """Raises ValueError for steering that this model does not have."""
+        self.model.prepare_steering(steering)
 
     def sampling(self, body: Body, prompts: Sequence[Sequence[int]], max_tokens: int | None) -> Sampling:
         longest = max(len(prompt) for prompt in prompts)

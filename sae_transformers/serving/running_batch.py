@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from ..modeling import Steering
 from ..modeling.base_arguments import continues
+from ..modeling.gate_run import Condition, GateMemory
 from ..modeling.steering_plan import BoundSteering, SteeringPlan
 
 
@@ -54,6 +55,7 @@ class RunningBatch:
         self.places = torch.zeros(0, 3, dtype=torch.long, device=self.device)
         self.steerings: list[Steering] = []  # different ones; `places[:, 0]` are indices of it
         self._plan: SteeringPlan | None = None  # theirs, held here: the model keeps those of its last calls only
+        self._gates = GateRows()
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -109,13 +111,17 @@ class RunningBatch:
         places = torch.stack([table, first, ends], dim=-1)
         cache = self._empty_cache()
         plan = self.model.prepare_steering(known) if any(known) else None
-        logits = self._run(ids, mask, cache, plan, places)
+        gates = GateRows()
+        logits = self._run(ids, mask, cache, plan, places, gates)
         if self.cache is None:
+            self._gates = gates
             self.cache, self.mask, self.places = cache, mask, places
             self.steerings, self._plan = known, plan
             return logits
         try:
-            shifts = [max(0, width - self.mask.shape[1]), max(0, self.mask.shape[1] - width)]
+            shifts = max(0, width - self.mask.shape[1]), max(0, self.mask.shape[1] - width)
+            rows_of = len(self), len(prompts)
+            self._gates = self._gates.joined(gates, rows_of, shifts, max(width, self.mask.shape[1]))
             self.cache = _joined(self.cache, cache)
             self.mask = torch.cat([F.pad(m, (by, 0)) for m, by in zip((self.mask, mask), shifts, strict=True)])
             moved = [p + p.new_tensor([0, by, by]) for p, by in zip((self.places, places), shifts, strict=True)]
@@ -133,18 +139,22 @@ class RunningBatch:
         self.mask = F.pad(self.mask, (0, 1), value=1)
         if self._plan is None and any(self.steerings):
             self._plan = self.model.prepare_steering(self.steerings)
-        return self._run(ids, self.mask, self.cache, self._plan, self.places)
+        return self._run(ids, self.mask, self.cache, self._plan, self.places, self._gates)
 
-    def _run(self, ids: Tensor, mask: Tensor, cache: Any, plan: SteeringPlan | None, places: Tensor) -> Tensor:
+    def _run(
+        self, ids: Tensor, mask: Tensor, cache: Any, plan: SteeringPlan | None, places: Tensor, gates: GateRows
+    ) -> Tensor:
         options: dict[str, Any] = {"steering": False}
+        memory = gates.memory(plan, len(ids), mask.shape[1] - ids.shape[1])
         if plan is not None:
-            options = {"steering": BoundSteering(plan, int(places[:, 2].max())), "steering_rows": places}
+            options = {"steering": BoundSteering(plan, int(places[:, 2].max()), memory), "steering_rows": places}
         if "position_ids" in self.model.base_arguments.named:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             options["position_ids"] = positions[:, -ids.shape[1] :]
         output = self.model(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
         )
+        gates.take()
         return output.logits[:, -1].float()
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -166,6 +176,7 @@ class RunningBatch:
             layer.batch_select_indices(index)
             if unused and layer.is_initialized:
                 _drop_columns(layer, unused)
+        self._gates.select(index, unused)
         used = sorted(set(self.places[:, 0].tolist()))
         if len(used) < len(self.steerings):
             self._plan = None
@@ -195,3 +206,59 @@ def _drop_columns(layer: Any, count: int) -> None:
     else:
         stays = layer.keys.shape[-2] - count
     layer.keys, layer.values = layer.keys[..., -stays:, :].clone(), layer.values[..., -stays:, :].clone()
+
+
+class GateRows:
+    """What gates remember of rows that come and go: the values they compare at every column, whatever the plan is.
+
+    seen: condition -> (n, columns or fewer) values; those of a row whose steering has no such condition do not matter,
+    nor do columns after the prompt where the prompt decides.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[Condition, Tensor] = {}
+        self._memory: GateMemory | None = None  # of the last pass, as long as rows and plan are the same
+        self._plan: SteeringPlan | None = None
+
+    def memory(self, plan: SteeringPlan | None, rows: int, past: int) -> GateMemory | None:
+        """For a pass of `rows` rows over `past` columns; None where no gate remembers anything."""
+        if plan is None or plan.gates is None or not plan.gates.remembers:
+            self._memory = self._plan = None
+            return None
+        if plan is not self._plan or self._memory is None:
+            self._memory, self._plan = GateMemory(), plan
+            for number, condition in enumerate(plan.gates.conditions):
+                if condition.remembers and past:
+                    known = self.seen.get(condition)
+                    self._memory.values[number] = torch.zeros(rows, past) if known is None else _as_wide(known, past)
+        return self._memory
+
+    def take(self) -> None:
+        """After a pass: keep what it has read."""
+        if self._memory is None or self._plan is None or self._plan.gates is None:
+            self.seen = {}
+            return
+        conditions = self._plan.gates.conditions
+        self.seen = {conditions[number]: values for number, values in self._memory.values.items()}
+
+    def select(self, rows: Tensor, unused: int) -> None:
+        """Keep some rows, without their first `unused` columns."""
+        self._memory = self._plan = None
+        self.seen = {name: known[rows.to(known.device)][:, unused:] for name, known in self.seen.items()}
+
+    def joined(self, other: GateRows, rows: tuple[int, int], shifts: tuple[int, int], width: int) -> GateRows:
+        """The rows of both, of which there are `rows`, each after so many columns of padding, `width` together."""
+        found = GateRows()
+        for name in {*self.seen, *other.seen}:
+            parts = []
+            for one, count, by in zip((self, other), rows, shifts, strict=True):
+                known = one.seen.get(name)
+                if known is None:
+                    known = next(s.seen[name] for s in (self, other) if name in s.seen).new_zeros(count, 0)
+                parts.append(_as_wide(F.pad(known, (by, 0)), width))
+            found.seen[name] = torch.cat(parts)
+        return found
+
+
+def _as_wide(values: Tensor, width: int) -> Tensor:
+    return F.pad(values, (0, width - values.shape[1]))

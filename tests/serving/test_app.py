@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Gate, Steering
+from sae_transformers.modeling.gates import OVER
 from sae_transformers.modeling.tested_releases import NEWEST, OLDEST
 from tests.serving.running import STEERINGS, Running, offline, running, served_model, served_tokenizer
 
@@ -54,9 +55,12 @@ def test_steering_of_each_request(server: Running) -> None:
     )
 
 
-def test_gates_on_the_token_at_hand(server: Running) -> None:
+def test_gates(server: Running) -> None:
     edit = FeatureEdit(feature=2, op="direction", value=6.0)
-    gated = [Steering([edit], when=gate) for gate in (Gate(feature=7), ~Gate(feature=7), Gate(feature=7, above=1e9))]
+    shut, kinds = Gate(feature=7, above=1e9), [dict[str, Any](over=over) for over in OVER]
+    kinds += [{"over": "prompt", "pool": "mean"}, {"above": 0.2, "until": 0.1}]
+    gates = [gate for kind in kinds for gate in (Gate(feature=7, **kind), ~Gate(feature=7, **kind), shut)]
+    gated = [Steering([edit], when=gate) for gate in gates]
     for steering in gated:
         answer = server.chat(TEXT, extra_body={"steering": steering.to_dict()})
         assert answer.choices[0].message.content == expected(steering)
@@ -237,7 +241,7 @@ BAD_STEERING = [
     {"edits": [{**EDIT, "value": 10**400}]},
     {"edits": [{"feature": "x" * 257, "op": "ablate"}]},
     {"edits": [{"feature": f"name {i}", "op": "ablate"} for i in range(257)]},
-    {"edits": [EDIT], "when": {"feature": 3, "over": "prompt"}},
+    {"edits": [EDIT], "when": {"feature": 3, "over": "prompts"}},
     {"edits": [{**EDIT, "when": {"feature": 64}}]},
     {"edits": [EDIT], "when": {"every": [{"feature": 3, "above": i} for i in range(64)]}},
     {"edits": [EDIT], "when": "always"},

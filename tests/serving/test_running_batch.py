@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_transformers import FeatureEdit, FeatureReweighting, SaeForCausalLM, Steering
+from sae_transformers import FeatureEdit, FeatureReweighting, Gate, SaeForCausalLM, SparseAutoencoder, Steering
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.serving.running_batch import RunningBatch
 from tests.architectures import tiny_bases
@@ -16,15 +16,35 @@ from tests.serving.running import STEERINGS
 from tests.tiny import ARCHITECTURES, prompt, tiny_model, tiny_sae
 
 FAST = ("gemma2", "gpt2")  # sliding windows and rotary, learnt positions
+PUSH = FeatureEdit(feature=2, op="direction", value=6.0)
+READS = {"feature": 11, "pre_activations": True}
+GATES = {
+    "prompt": Gate(**READS, over="prompt", above=0.5),
+    "mean of the prompt": Gate(**READS, over="prompt", pool="mean", above=-0.1),
+    "last of the prompt, shut": ~Gate(**READS, over="last", above=-1.0),
+    "last of the prompt": Gate(**READS, over="last", above=-0.4),
+    "so far": Gate(**READS, over="so_far", above=1.0),
+    "mean so far": Gate(**READS, over="so_far", pool="mean", above=0.0),
+    "hysteresis": Gate(**READS, above=0.4, until=-0.4),
+    "two": Gate(**READS, over="prompt", above=0.5) | Gate(feature=5, over="so_far", pool="mean", above=0.05),
+    "token": Gate(**READS, above=0.3),
+}
+GATED = [Steering([PUSH], when=gate) for gate in GATES.values()]
+MIXED = [*GATED, STEERINGS[1], Steering(), Steering([PUSH], "prompt", when=GATES["so far"])]
 
 
-def jobs(seed: int = 0) -> list[tuple[list[int], Steering, int, int]]:
+def jobs(seed: int = 0, steerings: Any = STEERINGS[:6], count: int = 9) -> list[tuple[list[int], Steering, int, int]]:
     """Prompts, steerings, tokens to write and steps to wait before."""
     draw = random.Random(seed)
     return [
-        (prompt(1, draw.randint(1, 22), seed=i)[0].tolist(), STEERINGS[i % 6], draw.randint(1, 12), draw.randint(0, 9))
-        for i in range(9)
-    ]  # fmt: skip
+        (
+            prompt(1, draw.randint(1, 22), seed=i)[0].tolist(),
+            steerings[i % len(steerings)],
+            draw.randint(1, 12),
+            draw.randint(0, 9),
+        )
+        for i in range(count)
+    ]
 
 
 def alone(model: Any, ids: list[int], steering: Steering, count: int) -> list[int]:
@@ -89,6 +109,63 @@ def test_a_text_that_was_set_aside_goes_on_where_it_was(architecture: str) -> No
             written.append(int(logits[-1].argmax()))
             logits = batch.step([7, 8, written[-1]])
         assert written == expected, steering
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_gates_remember_the_texts_of_rows_that_come_and_go(architecture: str, seed: int) -> None:
+    model = tiny_model(architecture, activation="relu").eval()
+    model.generation_config.eos_token_id = None
+    todo = jobs(seed, MIXED, 3 * len(MIXED))
+    expected = [alone(model, ids, steering, count) for ids, steering, count, _ in todo]
+    assert together(model, todo) == expected
+    plain = [alone(model, ids, Steering(), count) for ids, _, count, _ in todo]
+    always = [alone(model, ids, Steering([PUSH]), count) for ids, _, count, _ in todo]
+    gated = [i for i, (_, steering, _, _) in enumerate(todo) if steering in GATED]
+    assert sum(expected[i] != plain[i] for i in gated) > 3 and sum(expected[i] != always[i] for i in gated) > 3
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_a_gated_text_that_was_set_aside_goes_on_where_it_was(kind: str) -> None:
+    model = tiny_model("gpt2", activation="relu").eval()
+    model.generation_config.eos_token_id = None
+    steering = Steering([PUSH], when=GATES[kind])
+    for seed in range(4):
+        ids = prompt(1, 7, seed=seed)[0].tolist()
+        expected, batch = alone(model, ids, steering, 14), RunningBatch(model)
+        batch.join([[5, 6, 9, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]], [GATED[seed]])
+        written = expected[:6]
+        logits = batch.join([ids], [steering], [written])
+        for step in range(8):
+            written.append(int(logits[-1].argmax()))
+            if step == 3:  # the widest row leaves, and its columns go
+                batch.keep([1])
+            logits = batch.step([7, written[-1]][-len(batch) :])
+        assert written == expected
+
+
+def test_what_the_prompt_has_decided_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2", activation="relu").eval()
+    batch, reads = RunningBatch(model), []
+    whole = SparseAutoencoder.pre_acts_of
+
+    def counted(self: Any, *args: Any) -> Any:
+        reads.append(1)
+        return whole(self, *args)
+
+    monkeypatch.setattr(SparseAutoencoder, "pre_acts_of", counted)
+    batch.join([[5, 6, 7], [8, 9]], [GATED[0], GATED[1]])
+    assert len(reads) == 1
+    for _ in range(4):
+        batch.step([3, 4])
+    assert len(reads) <= 2
+    batch.join([[5, 6, 7]], [GATED[4]])  # so far: all are read from now on
+    before = len(reads)
+    batch.step([3, 4, 5])
+    assert len(reads) > before
 
 
 def test_steerings_that_exclude_each_other_do_not_fit() -> None:
