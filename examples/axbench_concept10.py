@@ -5,11 +5,14 @@
 Latents, directions and classifiers are fitted to the training answers of a concept (72 with it, 216 without any).
 They are compared as detectors on the evaluation answers, hard negatives among the negatives. Then the model answers
 some instructions while it is steered along latents that were found in several ways, along DiffMean, told by a prompt
-what to bring in, or left alone. Each setting is chosen on half of the instructions and reported on the other half. The
-judge is offline (`OfflineJudge`) and fitted to the evaluation answers, which chose nothing
-else. AxBench's own ratings come from a language model: the numbers are not comparable. Prints numbers, never texts;
-writes results.json, and keeps what it read and, until it is done, the answers in --out: a stopped run goes on. Most of
-the time goes into reading 170,000 tokens and into generating.
+what to bring in, or left alone. Each setting is chosen on half of the instructions and reported on the other half.
+Latents are found without these instructions: by the training answers, by one forward pass, and by how they go along
+with the concept in answers of the model's own to other instructions, half of them told what to bring in. With
+--effect-latents some latents of each concept are steered one by one, and every selection score is compared with what
+they did (Spearman's rank correlation). The judge is offline (`OfflineJudge`) and fitted to the evaluation answers,
+which chose nothing else. AxBench's own ratings come from a language model: the numbers are not comparable. Prints
+numbers, never texts; writes results.json, and keeps what it read and, until it is done, the answers in --out: a
+stopped run goes on. Most of the time goes into reading 170,000 tokens and into generating.
 
 Needs: pip install 'sae-transformers[evaluation]'
 """
@@ -56,6 +59,8 @@ from sae_transformers import (
     read_concept_sets,
     search_features,
 )
+from sae_transformers.evaluation.generation.continuations import chat_prompts, continue_prompts, prompt_ids
+from sae_transformers.training.steering.effect_scores import generated_correlations
 
 METHODS = {
     "none": "none",
@@ -63,11 +68,17 @@ METHODS = {
     "auroc": "latent by AUROC",
     "output": "latent by output score",
     "both": "latent by both",
+    "confidence": "latent by delta confidence",
+    "correlation": "latent by correlation",
+    "effect": "latent by effect",
     "tried": "latents by both, tried by generating",
     "clamped": "latent by both, clamped",
     "diffmean": "DiffMean",
     "prompt": "prompt",
 }
+SELECTION = {"auroc": "input", "output": "output", "both": "combined", "confidence": "confidence"}
+SELECTION |= {"correlation": "correlation", "effect": "effect"}
+TOLD = "{text}\n\nIn your answer, bring in this: {concept}."
 STATISTICS = ("auroc", "mutual_information", "mean_difference")
 MEASURES = ("concept", "instruction", "fluency", "overall", "perplexity", "repetition")
 
@@ -96,6 +107,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--searched", type=int, default=3, help="latents of the method `tried`")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="to steer by")
     parser.add_argument("--pool", type=int, default=50, help="latents whose output score is measured")
+    parser.add_argument("--outcome-answers", type=int, default=32, help="that latents are correlated with")
+    parser.add_argument("--effect-latents", type=int, default=0, help="of a concept that are steered one by one")
+    parser.add_argument("--effect-strength", type=float, default=0.1, help="of these, in norms of the hidden state")
     parser.add_argument("--rows-at-once", type=int, default=70)
     parser.add_argument("--concepts", type=int, help="the first ones only")
     parser.add_argument("--instruction-characters", type=int, default=100, help="at most")
@@ -169,11 +183,15 @@ def read_parts(sets: Sequence[Any], reading: Reading, cache: Path) -> list[tuple
     return found
 
 
-def steering_instructions(sets: Sequence[Any], args: argparse.Namespace) -> list[Any]:
-    """Instructions of evaluation answers without any concept, with those answers: the same for all concepts."""
+def steering_instructions(sets: Sequence[Any], args: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Instructions of evaluation answers without any concept, with those answers, the same for all concepts: those to
+    steer on, and others to choose latents by."""
     plain = [example for one in sets for example in one.test.get("negative", ()) if one.genre == "text"]
     short = {e.instruction: e for e in plain if len(e.instruction) <= args.instruction_characters}
-    return random.Random(args.seed).sample(list(short.values()), args.instructions)
+    asked = random.Random(args.seed).sample(list(short.values()), args.instructions)
+    others = [e for e in short.values() if e not in asked]
+    count = min(len(others), args.outcome_answers // 2)
+    return asked, random.Random(args.seed + 1).sample(others, count)
 
 
 # -- detection -------------------------------------------------------------------------------------------------------
@@ -215,19 +233,17 @@ def ladder(sae: int, features: Sequence[int], strengths: Sequence[float], op: st
 def methods_for(
     concept: str, number: int, found: Mapping[str, Any], instructions: Sequence[str], args: Any
 ) -> dict[str, SteeringMethod]:
-    told = [f"{text}\n\nIn your answer, bring in this: {concept}." for text in instructions]
+    told = [TOLD.format(text=text, concept=concept) for text in instructions]
     features = found["input"].features
     draw = random.Random(args.seed + number).choice(features[len(features) // 2 :].tolist())
-    first = {name: int(search.features[0]) for name, search in found.items()}
+    first = {name: int(found[selection].features[0]) for name, selection in SELECTION.items()}
     combined = found["combined"].features[: args.searched].tolist()
     made = {
         "none": SteeringMethod(["none"], [None]),
         "unselected": ladder(0, [draw], args.strengths),
-        "auroc": ladder(0, [first["input"]], args.strengths),
-        "output": ladder(0, [first["output"]], args.strengths),
-        "both": ladder(0, [first["combined"]], args.strengths),
+        **{name: ladder(0, [feature], args.strengths) for name, feature in first.items()},
         "tried": ladder(0, combined, args.strengths),
-        "clamped": ladder(0, [first["combined"]], args.strengths, "set"),
+        "clamped": ladder(0, [first["both"]], args.strengths, "set"),
         "diffmean": ladder(1, [number], args.strengths),
         "prompt": SteeringMethod(["prompt"], [None], told),
     }
@@ -248,6 +264,57 @@ def offline_judge(one: Any, asked: Sequence[Any], train: Part, seed: int) -> tup
     return judge, auroc(judge.score(train.texts), train.labels)
 
 
+def correlate(
+    model: Any, tokenizer: Any, one: Any, train: Part, others: Sequence[Any], generation: Any, journal: Journal
+) -> Tensor:
+    """(d_sae,), of each latent over the model's own answers with how much of the concept is in them, by a classifier
+    of words that is fitted to training answers. Half of the answers are told to bring the concept in."""
+    positives = [text for text, label in zip(train.texts, train.labels.tolist(), strict=True) if label]
+    negatives = [text for text, label in zip(train.texts, train.labels.tolist(), strict=True) if not label]
+    scorer = get_scorer("words", labelled=(positives, negatives), seed=generation.seed)
+    plain = [e.instruction for e in others]
+    told = [TOLD.format(text=text, concept=one.concept) for text in plain]
+    before, made = [], []
+    for asked in (chat_prompts(tokenizer, plain), chat_prompts(tokenizer, told)):
+        made.append(continue_prompts(model, tokenizer, asked, None, generation, journal=journal))
+        before += prompt_ids(model, tokenizer, asked, 0)
+    texts, ids = [t for part in made for t in part.texts], [i for part in made for i in part.ids]
+    return generated_correlations(model, before, ids, torch.as_tensor(scorer(texts)))[0]
+
+
+def effects(
+    model: Any,
+    tokenizer: Any,
+    instructions: Sequence[str],
+    found: Mapping[str, Any],
+    judge: OfflineJudge,
+    generation: Any,
+    journal: Journal,
+    args: argparse.Namespace,
+) -> list[dict[str, float]]:
+    """What some latents of the pool do to answers, each steered alone, beside their selection scores."""
+    pool = found["input"].features.tolist()
+    some = random.Random(args.seed).sample(pool, min(len(pool), args.effect_latents))
+    n, asked = len(instructions), chat_prompts(tokenizer, instructions)
+    steerings = [None, *(Steering([FeatureEdit(0, f, "direction", args.effect_strength, "norm")]) for f in some)]
+    answers = continue_prompts(
+        model, tokenizer, asked * len(steerings), [s for s in steerings for _ in range(n)], generation,
+        draws=list(range(n)) * len(steerings), journal=journal,
+    )  # fmt: skip
+    ratings = judge(list(instructions) * len(steerings), answers, answers.take(range(n)).perplexity)
+    rows = {feature: {"feature": feature} for feature in some}
+    for search in found.values():
+        for row in search.rows():
+            if row["feature"] in rows:
+                rows[int(row["feature"])] |= {k: v for k, v in row.items() if k != "sae"}
+    places = [{int(f): place for place, f in enumerate(found[name].features)} for name in ("combined", "effect")]
+    for number, feature in enumerate(some, start=1):
+        more = {f"{name}_effect": getattr(ratings, name).view(-1, n).mean(1) for name in ("concept", "overall")}
+        rows[feature] |= {name: float(means[number] - means[0]) for name, means in more.items()}
+        rows[feature] |= {"both": -float(places[0][feature]), "effect": -float(places[1][feature])}
+    return list(rows.values())
+
+
 def steer(
     sets: Sequence[Any],
     parts: Sequence[tuple[Part, Part]],
@@ -260,32 +327,38 @@ def steer(
     directions = torch.stack([fit_diffmean(train.states, train.labels) for train, _ in parts])
     model: Any = SaeForCausalLM.from_base(base, saes=[sae, direction_sae(directions, sae.config)])
     model = model.to(base.device).eval()
-    asked = steering_instructions(sets, args)
+    asked, others = steering_instructions(sets, args)
     instructions = [example.instruction for example in asked]
     rows: dict[str, list[dict[str, Any]]] = {}
-    facts: dict[str, Any] = {"judge_auroc": [], "latents": []}
+    facts: dict[str, Any] = {"judge_auroc": [], "latents": [], "effects": []}
     journal = Journal(args.out / "answers.partial.jsonl", {key: str(value) for key, value in vars(args).items()})
+    generation = GenerationSettings(args.new_tokens, args.temperature, batch_size=args.rows_at_once, seed=args.seed)
     for number, (one, (train, _)) in enumerate(zip(sets, parts, strict=True)):
+        correlations = correlate(model, tokenizer, one, train, others, generation, journal)
         found = {
             selection: search_features(
-                train.codes, train.labels, model, tokenizer, SearchSettings(selection=selection, pool=args.pool)
+                train.codes, train.labels, model, tokenizer, SearchSettings(selection=selection, pool=args.pool),
+                correlations=correlations,
             )
-            for selection in ("input", "output", "combined")
-        }
-        judge, known = offline_judge(one, asked, train, args.seed)
+            for selection in SELECTION.values()
+        }  # fmt: skip
+        judge, known = offline_judge(one, [*asked, *others], train, args.seed)
         facts["judge_auroc"].append(known)
         facts["latents"].append({name: search.rows()[0] for name, search in found.items()})
+        if args.effect_latents:
+            facts["effects"].append(effects(model, tokenizer, instructions, found, judge, generation, journal, args))
         methods = methods_for(one.concept, number, found, instructions, args)
+        same = {name: next(n for n, m in methods.items() if m == method) for name, method in methods.items()}
+        different = {name: method for name, method in methods.items() if same[name] == name}
         total = len(instructions) * (
-            1 + sum(len(m.settings) for name, m in methods.items() if name != METHODS["none"])
+            1 + sum(len(m.settings) for name, m in different.items() if name != METHODS["none"])
         )
         with tqdm(total=total, desc=f"answers, concept {number}") as bar:
             results = evaluate_concept_steering(
-                model, tokenizer, instructions, methods, judge,
-                GenerationSettings(args.new_tokens, args.temperature, batch_size=args.rows_at_once, seed=args.seed),
-                report=bar.update, journal=journal,
-            )  # fmt: skip
-        for name, result in results.items():
+                model, tokenizer, instructions, different, judge, generation, report=bar.update, journal=journal
+            )
+        for name, first in same.items():
+            result = results[first]
             rows.setdefault(name, []).append({**result.numbers(), "setting": result.setting, "curve": result.curve})
         yield rows, facts
     journal.remove()
@@ -300,6 +373,20 @@ def interval(values: Sequence[float]) -> str:
         return f"{values[0]:.3f}"
     half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.mean(values):.3f} ± {half:.3f}"
+
+
+def rank_correlations(effects: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    """Selection score -> change -> Spearman's rho over the latents of each concept; 0 where one is constant."""
+    scores = ("auroc", "output_score", "both", "delta_confidence", "correlation", "effect")
+    found: dict[str, dict[str, list[float]]] = {}
+    for score in scores:
+        for change in ("concept_effect", "overall_effect"):
+            for rows in effects:
+                values = [abs(row[score]) if score == "delta_confidence" else row[score] for row in rows]
+                ranked: Any = stats.spearmanr(values, [row[change] for row in rows])
+                rho = float(ranked.statistic)
+                found.setdefault(score, {}).setdefault(change, []).append(0.0 if rho != rho else rho)
+    return found
 
 
 def main() -> None:
@@ -351,6 +438,11 @@ def main() -> None:
             table.add_row(method, *(interval([row[m] for row in found]) for m in MEASURES), interval(change))
         console.print(table)
         console.print(f"judge: AUROC on training answers {interval(facts['judge_auroc'])}")
+        if facts["effects"]:
+            table = Table("rank correlation with", "change of concept", "change of overall", title="Spearman's rho")
+            for score, change in rank_correlations(facts["effects"]).items():
+                table.add_row(score, *(interval(change[name]) for name in ("concept_effect", "overall_effect")))
+            console.print(table)
     console.print(seconds)
 
 

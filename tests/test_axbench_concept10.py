@@ -51,6 +51,7 @@ def test_axbench_concept10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     asked = [
         *("--data", str(tmp_path / "data"), "--sae", str(tmp_path / "sae"), "--model", str(tmp_path / "model")),
         *("--instructions", "4", "--new-tokens", "5", "--strengths", "0.5", "2", "--searched", "2", "--pool", "6"),
+        *("--outcome-answers", "12", "--effect-latents", "4"),
         *("--out", str(tmp_path / "out")),
     ]
     monkeypatch.setattr(sys, "argv", ["axbench_concept10.py", *asked])
@@ -71,6 +72,9 @@ def test_axbench_concept10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(methods[module.METHODS["tried"]][0]["curve"]) == 4
     assert all(0 <= row["overall"] <= 2 for rows in methods.values() for row in rows)
     assert min(found["steering"]["judge_auroc"]) > 0.8
+    effects = found["steering"]["effects"]
+    assert [len(rows) for rows in effects] == [4, 4] and all(map(math.isfinite, numbers(effects)))
+    assert set(module.rank_correlations(effects)) == {*effects[0][0]} - {"feature", "concept_effect", "overall_effect"}
     assert WORDS[0] + " " not in text  # numbers, no texts
     again = [*asked, "--no-steering"]
     monkeypatch.setattr(sys, "argv", ["axbench_concept10.py", *again])

@@ -200,19 +200,21 @@ def calibrate(
 
 
 def split_prompts(prompts: Sequence[str], report_share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Prompts that choose and prompts that report, at random, each in their order.
+    """Prompts that choose and prompts that report, at random, each in their order; a prompt that is there several
+    times is in one of them only.
 
     Raises:
         ValueError: there is none left to choose, or none to report where some should.
     """
-    n_report = round(report_share * len(prompts))
-    if isinstance(prompts, str) or len(prompts) <= n_report or (report_share > 0 and not n_report):
+    different = list(dict.fromkeys(prompts))
+    n_report = round(report_share * len(different))
+    if isinstance(prompts, str) or len(different) <= n_report or (report_share > 0 and not n_report):
         raise ValueError(
             f"Expected prompts to choose by and prompts to report on. "
-            f"Received: {len(prompts)} prompts, report_share={report_share!r}."
+            f"Received: {len(prompts)} prompts, {len(different)} of them different, report_share={report_share!r}."
         )
-    held = set(random.Random(seed).sample(range(len(prompts)), n_report))
-    return [p for i, p in enumerate(prompts) if i not in held], [prompts[i] for i in sorted(held)]
+    held = {different[i] for i in random.Random(seed).sample(range(len(different)), n_report)}
+    return [p for p in prompts if p not in held], [p for p in prompts if p in held]
 
 
 class _Bench:

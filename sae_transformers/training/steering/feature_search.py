@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from ...evaluation.detection.metrics import code_aurocs
-from ...evaluation.features.unembedding import final_norm
 from ...latents.sparse_codes import SparseCodes
 from ...latents.text_latents import sae_of
-from ...modeling import FeatureEdit, Steering
-from .settings import STATISTICS, OutputScoreSettings, SearchSettings
+from .effect_scores import delta_confidences, output_scores
+from .settings import NEXT_TOKEN, OUTCOME, STATISTICS, OutputScoreSettings, SearchSettings
 
 
 @dataclass(frozen=True)
 class FeatureSearch:
     """Candidates of one SAE, best first.
 
-    features: (m,) int64. input_scores: (m,) float64 by the statistic. output_scores: (m,) float64, None where they
-    were not asked for. statistic, selection: how they were ranked. sae: number of the SAE.
+    features: (m,) int64. input_scores: (m,) float64 by the statistic. output_scores: (m,) float64, None where the
+    selection does not need them; so are delta_confidences and correlations. statistic, selection: how they were
+    ranked. sae: number of the SAE.
     """
 
     features: Tensor
@@ -36,16 +36,21 @@ class FeatureSearch:
     statistic: str
     selection: str
     sae: int = 0
+    delta_confidences: Tensor | None = None
+    correlations: Tensor | None = None
 
     def rows(self) -> list[dict[str, float]]:
-        """A mapping for each candidate: sae, feature, the statistic's name, output_score."""
-        found = []
-        for place, feature in enumerate(self.features.tolist()):
-            row = {"sae": self.sae, "feature": feature, self.statistic: float(self.input_scores[place])}
-            if self.output_scores is not None:
-                row["output_score"] = float(self.output_scores[place])
-            found.append(row)
-        return found
+        """A mapping for each candidate: sae, feature, the statistic's name, and of output_score, delta_confidence and
+        correlation those that were measured."""
+        scores = {
+            self.statistic: self.input_scores, "output_score": self.output_scores,
+            "delta_confidence": self.delta_confidences, "correlation": self.correlations,
+        }  # fmt: skip
+        known = {name: values.tolist() for name, values in scores.items() if values is not None}
+        return [
+            {"sae": self.sae, "feature": feature, **{name: values[place] for name, values in known.items()}}
+            for place, feature in enumerate(self.features.tolist())
+        ]
 
 
 def labels_of_scores(scores: Tensor, threshold: float = 0.5) -> Tensor:
@@ -126,94 +131,6 @@ def input_scores(codes: SparseCodes, labels: Tensor, statistic: str = "auroc") -
     return sign * activity_information(codes, labels)
 
 
-@torch.no_grad()
-def logit_lens_tokens(model: Any, features: Tensor, *, sae: int = 0, top: int = 20, at_once: int = 256) -> Tensor:
-    """The tokens that each latent's decoder row points to: the greatest of `lm_head(final_norm(W_dec[i]))`.
-
-    Args:
-        model: a `SaeForCausalLM`.
-        features: (m,) int64.
-        top: tokens of each.
-        at_once: latents whose logits are held at a time.
-
-    Returns:
-        (m, top) int64 on the CPU, the greatest first.
-
-    Raises:
-        ValueError: the model has no final norm that can be found, or the SAE does not write to its residual stream.
-    """
-    head, norm = model.get_output_embeddings(), final_norm(model.lm)
-    of = sae_of(model, sae)
-    rows = of.W_dec[features.to(of.device)]
-    if rows.shape[1] != model.config.get_text_config().hidden_size:
-        raise ValueError(f"The SAE must write hidden states. Received: rows of width {rows.shape[1]} of SAE {sae}.")
-    like = head.weight
-    found = [head(norm(part.to(like.device, like.dtype))).float().topk(top).indices for part in rows.split(at_once)]
-    return torch.cat(found).cpu()
-
-
-@torch.no_grad()
-def output_scores(
-    model: Any,
-    tokenizer: Any,
-    features: Tensor,
-    settings: OutputScoreSettings | None = None,
-    *,
-    sae: int = 0,
-    rows_at_once: int = 64,
-) -> Tensor:
-    """How much a latent does what its decoder row says: 0 to 1.
-
-        S_out = (1 - rank / |V|) * probability
-
-    of the next token after a neutral prompt, where at the last token the latent is raised by `amplification` times the
-    greatest activation that any latent has there. `rank` (from 0) and `probability` are the best that one of the
-    latent's own `top_tokens` logit-lens tokens gets. https://huggingface.co/papers/2505.20063, as its code computes
-    it, from which the default settings are.
-
-    Args:
-        model: a `SaeForCausalLM`.
-        tokenizer: of the base.
-        features: (m,) int64.
-        settings: prompt, amplification and tokens.
-        sae: number of the SAE.
-        rows_at_once: latents in a forward pass.
-
-    Returns:
-        (m,) float64 on the CPU.
-
-    Raises:
-        ValueError: a latent that the SAE does not have, or no latent is active at the last token.
-    """
-    settings = settings or OutputScoreSettings()
-    prompt, d_sae = settings.prompt, sae_of(model, sae).config.d_sae
-    if len(features) and not 0 <= int(features.min()) <= int(features.max()) < d_sae:
-        raise ValueError(
-            f"Latents of SAE {sae} are in [0, {d_sae}); are the features of another one? "
-            f"Received: {int(features.min())} to {int(features.max())}."
-        )
-    own = logit_lens_tokens(model, features, sae=sae, top=settings.top_tokens)
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-    with model.steered(False):
-        seen = model(input_ids=ids, output_features=True, stop_at_last_sae=True).sae_features[sae]
-    peak = float(seen.values[0, -1].max())
-    if not peak > 0:
-        raise ValueError(f"No latent is active at the last token of the prompt. Received: prompt={prompt!r}.")
-    found = []
-    for members, tokens in zip(features.split(rows_at_once), own.split(rows_at_once), strict=True):
-        value = settings.amplification * peak
-        steering = [
-            Steering([FeatureEdit(sae, feature, "add", value)], positions="last_prompt")
-            for feature in members.tolist()
-        ]
-        logits = model(input_ids=ids.expand(len(members), -1), steering=steering, logits_to_keep=1).logits[:, -1]
-        probabilities = logits.double().softmax(-1).cpu()
-        best = probabilities.gather(1, tokens).amax(1)
-        rank = (probabilities > best[:, None]).sum(1)
-        found.append((1 - rank / probabilities.shape[1]) * best)
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
-
-
 def search_features(
     codes: SparseCodes,
     labels: Tensor,
@@ -223,25 +140,31 @@ def search_features(
     *,
     sae: int = 0,
     effect: OutputScoreSettings | None = None,
+    correlations: Tensor | None = None,
 ) -> FeatureSearch:
     """Rank latents for a concept.
 
     Args:
         codes: (n, d_sae) of texts.
         labels: (n,), 0 or 1; both must occur.
-        model, tokenizer: for output scores; needed unless `selection` is `input`.
-        settings: its `selection` is `input`, by the statistic alone; `output`, of the `pool` best by the statistic, by
-            output score alone; `combined`, of the `pool` best by the statistic, those with an output score of
-            `effect.least` or more first, as the paper leaves out low ones, each group by the mean of its ranks by
-            both scores. `top` does not count: `best_of` takes the first.
+        model, tokenizer: for output scores and delta confidences; needed unless `selection` is `input` or
+            `correlation`.
+        settings: its `selection` orders the `pool` best by the statistic: `input` by the statistic; `output` by output
+            score; `combined` by the sum of both; `confidence` by the magnitude of delta confidence; `correlation` by
+            the correlation with an outcome; `effect` by the sum of the last two. What is summed is in standard
+            deviations of the pool, so that a latent far above all others in one score is not put below those that are
+            a little better than most in the other. `top` does not count: `best_of` takes the first.
         sae: number of the SAE in the model.
-        effect: how output scores are measured.
+        effect: how output scores and delta confidences are measured.
+        correlations: (d_sae,) of this SAE, as `outcome_correlations` gives them; needed where the selection is by
+            them.
 
     Returns:
         At most `pool` latents, of those that are active in a text and whose statistic speaks for the concept.
 
     Raises:
-        ValueError: one class only, a model that is missing or has another SAE, or no latent is left.
+        ValueError: one class only, a model that is missing or has another SAE, correlations that are missing or of
+            another SAE, or no latent is left.
     """
     settings, effect = settings or SearchSettings(), effect or OutputScoreSettings()
     statistic, selection = settings.statistic, settings.selection
@@ -251,23 +174,45 @@ def search_features(
     if not len(live):
         raise ValueError(f"No latent is more active where the concept is. Received: {codes.d_sae} latents.")
     features = live[scores[live].argsort(descending=True, stable=True)][: settings.pool]
-    if selection == "input":
-        return FeatureSearch(features, scores[features], None, statistic, selection, sae)
-    if model is None or tokenizer is None:
-        raise ValueError(f"Output scores need `model` and `tokenizer`. Received: selection={selection!r}.")
-    if (d_sae := sae_of(model, sae).config.d_sae) != codes.d_sae:
-        raise ValueError(
-            f"The codes must be of SAE {sae}, which has {d_sae} latents. Received: codes of {codes.d_sae}."
-        )
-    by_output = output_scores(model, tokenizer, features, effect, sae=sae)
-    if selection == "output":
-        order = by_output.argsort(descending=True, stable=True)
-    else:
-        places = torch.arange(len(features), dtype=torch.float64)  # by the statistic
-        mean_rank = (places + _ranks(by_output)) / 2
-        order = (mean_rank + len(features) * (by_output < effect.least)).argsort(stable=True)
-    features, by_output = features[order], by_output[order]
-    return FeatureSearch(features, scores[features], by_output, statistic, selection, sae)
+    found: dict[str, Tensor] = {"input_scores": scores[features]}
+    if selection in NEXT_TOKEN:
+        if model is None or tokenizer is None:
+            raise ValueError(f"This selection needs `model` and `tokenizer`. Received: selection={selection!r}.")
+        if (d_sae := sae_of(model, sae).config.d_sae) != codes.d_sae:
+            raise ValueError(
+                f"The codes must be of SAE {sae}, which has {d_sae} latents. Received: codes of {codes.d_sae}."
+            )
+    if selection in ("output", "combined"):
+        found["output_scores"] = output_scores(model, tokenizer, features, effect, sae=sae)
+    if selection in ("confidence", "effect"):
+        found["delta_confidences"] = delta_confidences(model, tokenizer, features, effect, sae=sae)
+    if selection in OUTCOME:
+        if correlations is None or correlations.shape != (codes.d_sae,):
+            raise ValueError(
+                f"This selection needs `correlations` of {codes.d_sae} latents, of `outcome_correlations`. Received: "
+                f"selection={selection!r}, correlations={None if correlations is None else tuple(correlations.shape)}."
+            )
+        found["correlations"] = correlations.double().cpu()[features]
+    order = _merits(found, selection).argsort(descending=True, stable=True)
+    by_name: dict[str, Any] = {name: values[order] for name, values in found.items()}
+    by_name = {"output_scores": None, **by_name}
+    return FeatureSearch(features[order], **by_name, statistic=statistic, selection=selection, sae=sae)
+
+
+def _merits(scores: dict[str, Tensor], selection: str) -> Tensor:
+    """By what the candidates are ordered, (m,) float64."""
+    by = {"input": ["input_scores"], "output": ["output_scores"], "combined": ["input_scores", "output_scores"]}
+    by |= {"confidence": ["delta_confidences"], "correlation": ["correlations"]}
+    by["effect"] = ["delta_confidences", "correlations"]
+    wanted = [scores[name].abs() if name == "delta_confidences" else scores[name] for name in by[selection]]
+    return wanted[0] if len(wanted) == 1 else torch.stack([_standard(values) for values in wanted]).sum(0)
+
+
+def _standard(values: Tensor) -> Tensor:
+    """Values less their mean, over their standard deviation; zeros where all are the same."""
+    apart = values - values.mean()
+    spread = apart.square().mean().sqrt()
+    return apart / spread if float(spread) > 1e-12 * float(values.abs().max()) else torch.zeros_like(apart)
 
 
 class HeldOutF1(NamedTuple):
@@ -302,13 +247,6 @@ def held_out_f1(scores: Tensor, labels: Tensor, *, seed: int = 0) -> HeldOutF1:
     predicted, truth = scores[held].double() > threshold, labels[held]
     found = 2 * int((predicted & truth).sum()) / (int(predicted.sum()) + int(truth.sum()))
     return HeldOutF1(found, threshold, 2 * int(truth.sum()) / (len(truth) + int(truth.sum())))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Place of each value, the greatest 0, (n,) float64."""
-    ranks = torch.empty(len(values), dtype=torch.float64)
-    ranks[values.argsort(descending=True, stable=True)] = torch.arange(len(values), dtype=torch.float64)
-    return ranks
 
 
 def best_of(searches: Sequence[FeatureSearch], count: int) -> list[tuple[int, int]]:

@@ -8,7 +8,9 @@ from typing import ClassVar
 from ...latents.settings import check_choice, check_integers, check_numbers
 
 STATISTICS = ("auroc", "mutual_information", "mean_difference")
-SELECTIONS = ("input", "output", "combined")
+SELECTIONS = ("input", "output", "combined", "confidence", "correlation", "effect")
+NEXT_TOKEN = ("output", "combined", "confidence", "effect")  # selections that raise a latent and read the next token
+OUTCOME = ("correlation", "effect")  # selections that need texts of the model's own, and a score of each
 NORMS = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.6)  # of the hidden state
 FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 STRENGTHS: dict[str, tuple[float, ...]] = {"direction": NORMS, "set": NORMS, "at_least": NORMS, "scale": FACTORS}
@@ -20,10 +22,13 @@ class SearchSettings:
 
     Args:
         statistic: how features are ranked by labelled texts: `auroc`, `mutual_information` or `mean_difference`.
-        selection: ranking of the candidates: `input` (by the statistic), `output` (by what they do to the next
-            token) or `combined`.
-        pool: best features by the statistic whose output score is measured.
+        selection: ranking of the candidates: `input` (by the statistic), `output` (by output score), `combined` (by
+            both), `confidence` (by how much they change the next token's confidence), `correlation` (with the scores
+            of texts that the model writes) or `effect` (by the last two).
+        pool: best features by the statistic, which the selection ranks.
         top: features of each SAE that are tried by generating.
+        outcome_samples: continuations of each prompt that chooses, whose scores features are correlated with; one
+            without a temperature.
     """
 
     PANEL: ClassVar[str] = "Search"
@@ -32,29 +37,33 @@ class SearchSettings:
     selection: str = "combined"
     pool: int = 50
     top: int = 3
+    outcome_samples: int = 16
 
     def __post_init__(self) -> None:
         check_choice(self, "statistic", STATISTICS)
         check_choice(self, "selection", SELECTIONS)
-        check_integers(self, pool=1, top=1)
+        check_integers(self, pool=1, top=1, outcome_samples=1)
 
 
 @dataclass(frozen=True)
 class OutputScoreSettings:
     """How a feature's effect on the next token is measured, as "SAEs are good for steering if you select the right
-    features" (https://huggingface.co/papers/2505.20063) does.
+    features" (https://huggingface.co/papers/2505.20063) does, and https://huggingface.co/papers/2510.03659 after it.
 
     Args:
         prompt: neutral prompt, of the paper's code.
         amplification: times the largest activation of any latent at the prompt's last token.
         top_tokens: tokens that a decoder row points to.
-        least: output score below which `combined` puts a feature last.
+        confidence_tokens: most probable next tokens whose log-probabilities delta token confidence takes the mean of.
     """
 
     prompt: str = "From my experience,"
     amplification: float = 10.0
     top_tokens: int = 20
-    least: float = 0.01
+    confidence_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        check_integers(self, top_tokens=1, confidence_tokens=1)
 
 
 @dataclass(frozen=True)

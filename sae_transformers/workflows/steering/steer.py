@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...create_training_data.concept_sets import read_concept_sets
@@ -24,11 +25,14 @@ from ...latents.splits import label_halves
 from ...latents.text_input import TokenizedTexts, tokenized
 from ...latents.text_latents import encode_text_means
 from ...modeling import SaeForCausalLM, Steering
-from ...training.steering.calibration import Calibration, SteeringPoint, calibrate, ladders_of
+from ...training.steering.calibration import Calibration, SteeringPoint, calibrate, ladders_of, split_prompts
+from ...training.steering.effect_scores import outcome_correlations
 from ...training.steering.feature_search import FeatureSearch, best_of, search_features
+from ...training.steering.settings import OUTCOME
 from ..results import Count, Progress, Result, save_json
 from ..settings.steer import SteerSettings
 
+REPORT_SHARE = 0.5  # of the prompts
 NAMES = {"vader": "sentiment", "toxicity": "profanity"}  # of scorers, as `get_scorer` has them
 
 
@@ -177,17 +181,21 @@ def steer(
     """Find features by labelled texts, and choose operation and strength by what they do to generated text.
 
     One half of the texts ranks the features, the other half teaches the scorer `words`. One half of the prompts
-    chooses, the other half reports.
+    chooses, the other half reports. A selection by correlation reads what the model writes after the prompts that
+    choose. No text is in both: a prompt that is there twice is on one side, and a prompt that reports may not be one
+    of the texts.
 
     Args:
         texts: see `text_input.TEXTS`.
         labels: of each text, 1 where the concept is, 0 where it is not.
         prompts: what is continued.
         scorer: continuations -> a number each, higher for more of what is wanted, in place of `settings.scoring`.
-        progress: called with the texts that are read, and then with the continuations that are done.
+        progress: called with the continuations that features are correlated with, if any, then with the texts that
+            are read, and then with the continuations that are done.
 
     Raises:
-        ValueError: labels that do not fit, too few texts of a label, prompts that do not fit, or a bad score.
+        ValueError: labels that do not fit, too few texts of a label, prompts that do not fit, a prompt that reports
+            and is among the texts, or a bad score.
         ServiceRefused: a judge's server takes no more requests; what was answered is kept.
     """
     settings = settings or SteerSettings()
@@ -198,20 +206,31 @@ def steer(
         raise ValueError(f"Expected a label for each of {len(found.texts)} texts. Received: {len(labels)} labels.")
     asked = chat_prompts(tokenizer, prompts) if generation.chat else list(prompts)
     prompt_ids(model, tokenizer, asked, generation.max_new_tokens)  # prompts that are too long are refused now
+    choosing, reporting = split_prompts(asked, REPORT_SHARE, generation.seed)
+    known = set(chat_prompts(tokenizer, found.texts) if generation.chat else found.texts)
+    if both := sum(prompt in known for prompt in reporting):
+        raise ValueError(
+            f"Prompts that report must not be among the labelled texts, which search: leave them out. Received: "
+            f"{both} of {len(reporting)} that are."
+        )
     by_op = strength.by_op()
     ladders_of([(0, 0)], strength.ops, strengths=by_op)
     searching, fitting = label_halves(labels, generation.seed)
     score = scorer or _scorer(settings, [found.texts[i] for i in fitting], [labels[i] for i in fitting])
     kept = [i for i in searching if len(found.ids[i]) > settings.reading.skip_first]
-    searches = _searches(model, tokenizer, found, [(i, labels[i]) for i in kept], settings, progress)
     journal = None if settings.journal is None else Journal(settings.journal, _about(model))
     resumed = 0 if journal is None else journal.found
+    correlations = [None] * len(model.saes)
+    if search.selection in OUTCOME:
+        correlations = _correlations(model, tokenizer, choosing, score, settings, progress, journal)
+    searches = _searches(model, tokenizer, found, [(i, labels[i]) for i in kept], settings, progress, correlations)
     ladders = ladders_of(best_of(searches, search.top), strength.ops, strengths=by_op, lower=strength.lower)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         calibration = calibrate(
-            model, tokenizer, asked, score, ladders, generation, settings.budget, progress=progress, journal=journal
-        )
+            model, tokenizer, asked, score, ladders, generation, settings.budget, report_share=REPORT_SHARE,
+            progress=progress, journal=journal,
+        )  # fmt: skip
     return SteerResult(
         calibration, tuple(searches), settings.scoring.judge_concept or "", len(found.texts), len(prompts),
         len(searching) - len(kept), found.cut, resumed, tuple(str(one.message) for one in caught), settings,
@@ -245,6 +264,7 @@ def _searches(
     labelled: Sequence[tuple[int, int]],
     settings: SteerSettings,
     progress: Progress | None,
+    correlations: Sequence[Tensor | None],
 ) -> list[FeatureSearch]:
     """The candidates of each SAE by some of the texts, each given by its number and label."""
     reading = settings.reading
@@ -259,9 +279,29 @@ def _searches(
         report=Count(progress, len(labelled)),
     )  # fmt: skip
     return [
-        search_features(of_sae.codes, labels, model, tokenizer, settings.search, sae=number)
+        search_features(
+            of_sae.codes, labels, model, tokenizer, settings.search, sae=number, correlations=correlations[number]
+        )
         for number, of_sae in enumerate(means)
     ]
+
+
+def _correlations(
+    model: SaeForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    score: Scorer,
+    settings: SteerSettings,
+    progress: Progress | None,
+    journal: Journal | None,
+) -> list[Tensor]:
+    """Of each SAE (d_sae,), with how much of the concept is in what the model writes after some prompts."""
+    samples = settings.search.outcome_samples if settings.generation.temperature > 0 else 1
+    generation = replace(settings.generation, samples_per_prompt=samples)
+    found = outcome_correlations(
+        model, tokenizer, prompts, score, generation, report=Count(progress, samples * len(prompts)), journal=journal
+    )
+    return [-one for one in found] if settings.strength.lower else found  # where less is wanted, more scores less
 
 
 def _about(model: SaeForCausalLM) -> Any:

@@ -145,7 +145,11 @@ def test_prompts_are_split_by_the_seed() -> None:
     search, held = split_prompts(PROMPTS, 0.5, 0)
     assert len(search) == len(held) == 3 and sorted(search + held) == sorted(PROMPTS)
     assert split_prompts(PROMPTS, 0.5, 0) == (search, held) and split_prompts(PROMPTS, 0.5, 3) != (search, held)
-    with pytest.raises(ValueError, match="1 prompts, report_share=0.5"):
+    search, held = split_prompts([*PROMPTS, *PROMPTS[:3], PROMPTS[0]], 0.5, 0)
+    assert not set(search) & set(held) and len(search) + len(held) == 10 and len(set(held)) == 3
+    with pytest.raises(ValueError, match="3 prompts, 1 of them different, report_share=0.5"):
+        split_prompts(PROMPTS[:1] * 3, 0.5, 0)
+    with pytest.raises(ValueError, match="1 prompts, 1 of them different, report_share=0.5"):
         split_prompts(PROMPTS[:1], 0.5, 0)
     with pytest.raises(ValueError, match="0 prompts"):
         split_prompts([], 0.0, 0)
@@ -161,7 +165,7 @@ def test_prompts_are_split_by_the_seed() -> None:
         ({"ladders": [[Steering([FeatureEdit(0, 64, "ablate")])]]}, "64"),
         ({"ladders": [[Steering([FeatureEdit(1, 3, "ablate")])]]}, r"1 SAE\(s\), numbered from 0. Received: sae=1"),
         ({"report_share": 1.0}, "report_share=1.0"),
-        ({"prompts": ["w1 " * 126] * 2}, "context of 128"),
+        ({"prompts": ["w1 " * 126, "w2 " * 126]}, "context of 128"),
     ],
 )
 def test_what_is_refused(model: Any, tokenizer: Any, change: dict, told: str) -> None:

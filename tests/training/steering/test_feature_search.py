@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score, mutual_info_score
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.detection.metrics import auroc
 from sae_transformers.latents.sparse_codes import SparseCodes
+from sae_transformers.training.steering.effect_scores import delta_confidences, logit_lens_tokens, output_scores
 from sae_transformers.training.steering.feature_search import (
     FeatureSearch,
     activity_information,
@@ -19,9 +20,7 @@ from sae_transformers.training.steering.feature_search import (
     held_out_f1,
     input_scores,
     labels_of_scores,
-    logit_lens_tokens,
     mean_differences,
-    output_scores,
     search_features,
 )
 from sae_transformers.training.steering.settings import OutputScoreSettings, SearchSettings
@@ -109,6 +108,11 @@ def test_every_family_has_a_final_norm(architecture: str) -> None:
     assert logit_lens_tokens(made, torch.tensor([1]), top=3).shape == (1, 3)
 
 
+def standard(values: torch.Tensor) -> torch.Tensor:
+    """Standard scores, by numpy's definition of the deviation."""
+    return (values - values.mean()) / values.numpy().std()
+
+
 def test_selection(model: Any, table: tuple) -> None:
     codes, labels = table
     sparse, tokenizer = SparseCodes.from_dense(codes), word_tokenizer()
@@ -126,14 +130,10 @@ def test_selection(model: Any, table: tuple) -> None:
     effect = output_scores(model, tokenizer, by_output.features, NEUTRAL)
     assert by_output.output_scores is not None
     assert torch.allclose(by_output.output_scores, effect) and bool((effect.diff() <= 0).all())
-    both = search_features(
-        sparse, labels, model, tokenizer, SearchSettings(pool=8), effect=replace(NEUTRAL, least=float(effect[3]))
-    )
-    assert set(both.features[:4].tolist()) == set(by_output.features[:4].tolist())
-    places = [by_input.features.tolist().index(f) for f in both.features.tolist()]
-    ranks = [by_output.features.tolist().index(f) for f in both.features.tolist()]
-    sums = [a + b for a, b in zip(places, ranks, strict=True)]
-    assert sums[:4] == sorted(sums[:4]) and sums[4:] == sorted(sums[4:])
+    both = search_features(sparse, labels, model, tokenizer, SearchSettings(pool=8), effect=NEUTRAL)
+    assert both.output_scores is not None
+    summed = standard(both.input_scores) + standard(both.output_scores)
+    assert bool((summed.diff() <= 1e-12).all()) and set(both.features.tolist()) == set(by_input.features.tolist())
     row = both.rows()[0]
     assert row["auroc"] == float(aurocs[int(row["feature"])]) and set(row) == {
         "sae",
@@ -141,6 +141,63 @@ def test_selection(model: Any, table: tuple) -> None:
         "auroc",
         "output_score",
     }
+
+
+@torch.no_grad()
+def test_a_latent_that_answers_far_best_is_first_by_both_though_its_decoder_row_names_no_token(table: tuple) -> None:
+    """A trained latent of a diffuse concept has no token of its own, so an output score near 0 as most latents have
+    (84 % of a pool of SmolLM2's), and was put after those that answer little better than chance."""
+    codes, labels = table
+    made = tiny_model(saes=[tiny_sae(layer=2, site="resid_post")]).eval()
+    pool = search_features(
+        SparseCodes.from_dense(codes), labels, settings=SearchSettings(selection="input", pool=8)
+    ).features
+    assert pool[0] == 5
+    made.saes[0].W_dec.mul_(1e-3)
+    sayers = pool[4:].tolist()  # these say a token each
+    for token, latent in enumerate(sayers, start=50):
+        made.saes[0].W_dec[latent] = 20 * made.lm.lm_head.weight[token]
+    found = search_features(
+        SparseCodes.from_dense(codes), labels, made, word_tokenizer(), SearchSettings(pool=8),
+        effect=replace(NEUTRAL, top_tokens=1),
+    )  # fmt: skip
+    assert found.output_scores is not None
+    own = dict(zip(found.features.tolist(), found.output_scores.tolist(), strict=True))
+    assert own[5] < 0.01 and min(own[latent] for latent in sayers) > 0.3
+    assert found.features[0] == 5
+    assert set(found.features[1:5].tolist()) == set(sayers)  # and of latents that answer alike, those that say it
+
+
+@torch.no_grad()
+def test_selection_by_effect(model: Any, table: tuple) -> None:
+    codes, labels = table
+    sparse, tokenizer = SparseCodes.from_dense(codes), word_tokenizer()
+    correlations = torch.rand(64, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 2 - 1
+    given: Any = (sparse, labels, model, tokenizer)
+    pool = search_features(sparse, labels, settings=SearchSettings(selection="input", pool=8)).features
+    confidences = delta_confidences(model, tokenizer, pool, NEUTRAL)
+    merits = {
+        "confidence": confidences.abs(),
+        "correlation": correlations[pool],
+        "effect": standard(confidences.abs()) + standard(correlations[pool]),
+    }
+    for selection, merit in merits.items():
+        found = search_features(
+            *given, SearchSettings(selection=selection, pool=8), effect=NEUTRAL, correlations=correlations
+        )
+        order = merit.argsort(descending=True)
+        assert found.features.tolist() == pool[order].tolist() and found.output_scores is None
+        names = {"confidence": {"delta_confidence"}, "correlation": {"correlation"}}
+        expected = names.get(selection, {"delta_confidence", "correlation"})
+        assert set(found.rows()[0]) == {"sae", "feature", "auroc"} | expected
+        if found.delta_confidences is not None:
+            assert torch.allclose(found.delta_confidences, confidences[order])
+        if found.correlations is not None:
+            assert torch.equal(found.correlations, correlations[pool][order])
+    same = search_features(
+        *given, SearchSettings(selection="effect", pool=8), effect=NEUTRAL, correlations=torch.ones(64)
+    )
+    assert same.features.tolist() == pool[confidences.abs().argsort(descending=True)].tolist()
 
 
 def test_best_of_several_saes_take_turns() -> None:
@@ -182,7 +239,10 @@ def test_labels_from_a_judge() -> None:
         ({"statistic": "auc"}, "statistic='auc'"),
         ({"selection": "all"}, "selection='all'"),
         ({"pool": 0}, "pool=0"),
-        ({"selection": "output"}, "need `model`"),
+        ({"selection": "output"}, "needs `model`"),
+        ({"selection": "confidence"}, "needs `model`"),
+        ({"selection": "correlation"}, "selection='correlation', correlations=None"),
+        ({"outcome_samples": 0}, "outcome_samples=0"),
     ],
 )
 def test_what_is_refused(table: tuple, change: dict, told: str) -> None:
@@ -202,5 +262,8 @@ def test_features_of_another_sae_are_refused(model: Any, table: tuple) -> None:
         output_scores(model, word_tokenizer(), torch.tensor([3, 64]))
     with pytest.raises(ValueError, match="SAEs 0 to 0. Received: SAE 1"):
         output_scores(model, word_tokenizer(), torch.tensor([3]), sae=1)
+    with pytest.raises(ValueError, match=r"needs `correlations` of 64 latents.*correlations=\(65,\)"):
+        settings = SearchSettings(selection="correlation")
+        search_features(SparseCodes.from_dense(codes), labels, settings=settings, correlations=torch.ones(65))
     with pytest.raises(ValueError, match="No latent is more active"):
         search_features(SparseCodes.from_dense(codes[:, 6:7]), labels, settings=SearchSettings(selection="input"))

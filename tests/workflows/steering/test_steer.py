@@ -22,7 +22,9 @@ from sae_transformers import (
     load,
     steer,
 )
-from sae_transformers.training.steering.calibration import ladders_of
+from sae_transformers.evaluation.generation.continuations import continue_prompts
+from sae_transformers.training.steering import effect_scores
+from sae_transformers.training.steering.calibration import ladders_of, split_prompts
 from sae_transformers.workflows.loading import Loaded, read_steering
 from sae_transformers.workflows.steering.steer import SteerResult, read_labelled
 from tests.create_training_data.words import WORDS, word_tokenizer
@@ -115,8 +117,13 @@ def test_cut_texts_and_no_choice_are_told(loaded: Loaded, tmp_path: Path) -> Non
     assert found.model() is loaded.model
 
 
-def test_a_stopped_run_goes_on(loaded: Loaded, result: SteerResult, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, journal=tmp_path / "journal", generation=GenerationSettings(6, batch_size=6))
+@pytest.mark.parametrize("selection", ["combined", "correlation"])
+def test_a_stopped_run_goes_on(loaded: Loaded, tmp_path: Path, selection: str) -> None:
+    search = replace(SETTINGS.search, selection=selection, outcome_samples=4)
+    settings = replace(
+        SETTINGS, journal=tmp_path / "journal", generation=GenerationSettings(6, batch_size=6), search=search
+    )
+    expected = steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, replace(settings, journal=None))
 
     def stop(done: int, total: int) -> None:
         if total > 20 and done >= 12:
@@ -126,11 +133,55 @@ def test_a_stopped_run_goes_on(loaded: Loaded, result: SteerResult, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         steer(*arguments, progress=stop)
     found = steer(*arguments)
-    assert result.resumed == 0 and found.resumed == 3
-    assert f"Went on after 3 parts of {tmp_path / 'journal'}." in found.summary()
-    assert found.steering == result.steering and (tmp_path / "journal").exists()
+    parts = 3 if selection == "combined" else 5  # two of texts that features are correlated with
+    assert expected.resumed == 0 and found.resumed == parts
+    assert f"Went on after {parts} parts of {tmp_path / 'journal'}." in found.summary()
+    assert found.to_dict() == expected.to_dict() and found.candidates == expected.candidates
+    assert found.steering == expected.steering and (tmp_path / "journal").exists()
     found.save(tmp_path / "out")
     assert not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("selection", ["confidence", "correlation", "effect"])
+def test_features_are_selected_by_effect_on_texts_that_do_not_report(
+    loaded: Loaded, result: SteerResult, selection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def watched(model: Any, tokenizer: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
+        read.extend(prompts)
+        return continue_prompts(model, tokenizer, prompts, *rest, **more)
+
+    monkeypatch.setattr(effect_scores, "continue_prompts", watched)
+    search = replace(SETTINGS.search, selection=selection, outcome_samples=3)
+    prompts = [*PROMPTS, *PROMPTS[:2]]  # two of them twice
+    found = steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, prompts, replace(SETTINGS, search=search))
+    choosing, reporting = split_prompts(prompts, 0.5, SETTINGS.generation.seed)
+    assert read == [p for p in choosing for _ in range(3)] * (selection != "confidence")
+    assert not set(reporting) & {*read, *choosing, *TEXTS} and len(set(reporting)) == 3
+    names = {"confidence": {"delta_confidence"}, "correlation": {"correlation"}}
+    assert set(found.candidates[0]) == {"sae", "feature", "auroc"} | names.get(
+        selection, {"delta_confidence", "correlation"}
+    )
+    assert set(found.searches[0].features.tolist()) == set(result.searches[0].features.tolist())
+
+
+def test_a_feature_of_less_is_correlated_with_less(loaded: Loaded) -> None:
+    def found(lower: bool, sign: int) -> list[float]:
+        settings = replace(
+            SETTINGS,
+            search=replace(SETTINGS.search, selection="correlation", outcome_samples=4),
+            strength=replace(SETTINGS.strength, lower=lower),
+        )
+        result = steer(
+            loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, settings,
+            scorer=lambda texts: [sign * len(set(text.split())) for text in texts],
+        )  # fmt: skip
+        correlations = result.searches[0].correlations
+        assert correlations is not None
+        return correlations.tolist()
+
+    assert found(False, 1) == pytest.approx(found(True, -1)) and max(map(abs, found(False, 1))) > 0.05
 
 
 def test_labelled_texts_of_a_table(tmp_path: Path) -> None:
@@ -145,7 +196,8 @@ def test_labelled_texts_of_a_table(tmp_path: Path) -> None:
     [
         ({"labels": LABELS[:-1]}, "a label for each of 40 texts. Received: 39"),
         ({"labels": [0] * 39 + [1]}, "Received: 1 of label 1"),
-        ({"prompts": ["w1 " * 125] * 2}, "context of 128"),
+        ({"prompts": ["w1 " * 125, "w2 " * 125]}, "context of 128"),
+        ({"prompts": TEXTS[:6]}, "3 of 3 that are"),
         ({"prompts": ["w1"]}, "1 prompts"),
     ],
 )
