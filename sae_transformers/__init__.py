@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from .training.sae.dataset import HiddenStateShards, TensorTokens
     from .training.sae.end_to_end import EndToEndTrainer
     from .training.sae.trainer import SaeTrainer
+    from .training.steering.effect_scores import outcome_correlations
     from .training.steering.feature_search import search_features
     from .training.steering.gate_fitting import fit_gate
     from .training.steering.settings import LearnSteeringSettings, SearchSettings, StrengthSettings
@@ -273,6 +274,7 @@ __all__ = [
     "measure_receipt",
     "measure_reconstruction",
     "open_text",
+    "outcome_correlations",
     "project_out",
     "push",
     "read_bias_data",
@@ -340,6 +342,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".training.sae.dataset": "HiddenStateShards TensorTokens",
     ".training.sae.end_to_end": "EndToEndTrainer",
     ".training.sae.trainer": "SaeTrainer",
+    ".training.steering.effect_scores": "outcome_correlations",
     ".training.steering.feature_search": "search_features",
     ".training.steering.gate_fitting": "fit_gate",
     ".training.steering.settings": "LearnSteeringSettings SearchSettings StrengthSettings",

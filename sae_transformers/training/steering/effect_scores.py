@@ -23,6 +23,8 @@ from ...latents.text_latents import batches_of, sae_of
 from ...modeling import FeatureEdit, Steering
 from .settings import OutputScoreSettings
 
+ROUNDING = 1e-24  # of float64: centred squares below this share of n * mean^2 are no variation
+
 
 @torch.no_grad()
 def logit_lens_tokens(model: Any, features: Tensor, *, sae: int = 0, top: int = 20, at_once: int = 256) -> Tensor:
@@ -243,13 +245,15 @@ class OutcomeMoments:
         Raises:
             ValueError: fewer than two rows, or the outcome is the same in all.
         """
-        if self.n < 2 or not self._outcome_squares > 0:
+        if self.n < 2 or not self._outcome_squares > ROUNDING * self.n * self._outcome_mean**2:
             raise ValueError(
-                f"A correlation needs rows of different outcomes. Received: {self.n} rows, of which the outcome is "
-                f"{self._outcome_mean:g} at a sum of squares of {self._outcome_squares:g}."
+                f"A correlation needs rows of different outcomes: more of them, or another scorer. Received: {self.n} "
+                f"rows, of which the outcome is {self._outcome_mean:g} at a sum of squares of "
+                f"{self._outcome_squares:g}."
             )
-        scale = (self._squares * self._outcome_squares).sqrt()
-        return torch.where(scale > 0, self._products / scale.clamp(min=1e-300), 0.0).clamp(-1, 1)
+        varies = self._squares > ROUNDING * self.n * self._mean.square()
+        scale = torch.where(varies, self._squares * self._outcome_squares, 1.0).sqrt()
+        return torch.where(varies, self._products / scale, 0.0).clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -207,8 +207,8 @@ def steer(
     asked = chat_prompts(tokenizer, prompts) if generation.chat else list(prompts)
     prompt_ids(model, tokenizer, asked, generation.max_new_tokens)  # prompts that are too long are refused now
     choosing, reporting = split_prompts(asked, REPORT_SHARE, generation.seed)
-    known = set(chat_prompts(tokenizer, found.texts) if generation.chat else found.texts)
-    if both := sum(prompt in known for prompt in reporting):
+    plain = dict(zip(asked, prompts, strict=True))
+    if both := len({plain[prompt] for prompt in reporting} & set(found.texts)):
         raise ValueError(
             f"Prompts that report must not be among the labelled texts, which search: leave them out. Received: "
             f"{both} of {len(reporting)} that are."

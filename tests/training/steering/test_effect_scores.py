@@ -112,7 +112,7 @@ def test_correlations_are_those_of_numpy_over_dense_activations(model: Any, writ
 def test_moments_of_batches_are_those_of_all_rows() -> None:
     draw = torch.Generator().manual_seed(0)
     table = torch.rand(500, 30, generator=draw, dtype=torch.float64) * (torch.rand(500, 30, generator=draw) < 0.1)
-    table[:, 3], table[:, 4] = 0, 2.5  # never and always the same
+    table[:, 3], table[:, 4] = 0, 0.1  # never, and always the same, whose mean is not exact
     outcomes = 1e6 + table[:, 5] + 0.3 * torch.randn(500, generator=draw, dtype=torch.float64)
     moments = OutcomeMoments(30)
     for rows in torch.arange(500).split(37):
@@ -192,6 +192,11 @@ def test_bad_outcomes_are_refused(model: Any, change: dict, told: str) -> None:
 def test_bad_codes_and_settings_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="Received: 4 latents, 2 rows"):
         OutcomeMoments(5).add(SparseCodes.from_dense(torch.ones(2, 4)), torch.zeros(2))
+    same = OutcomeMoments(4)
+    for rows in (3, 7, 11):
+        same.add(SparseCodes.from_dense(torch.rand(rows, 4)), torch.full((rows,), 0.1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="Received: 21 rows, of which the outcome is 0.1"):
+        same.correlations()
     with pytest.raises(ValueError, match="Received: 0 rows"):
         OutcomeMoments(5).correlations()
     with pytest.raises(ValueError, match="Received: confidence_tokens=0"):

@@ -173,7 +173,6 @@ def test_selection_by_effect(model: Any, table: tuple) -> None:
     codes, labels = table
     sparse, tokenizer = SparseCodes.from_dense(codes), word_tokenizer()
     correlations = torch.rand(64, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 2 - 1
-    given: Any = (sparse, labels, model, tokenizer)
     pool = search_features(sparse, labels, settings=SearchSettings(selection="input", pool=8)).features
     confidences = delta_confidences(model, tokenizer, pool, NEUTRAL)
     merits = {
@@ -183,7 +182,13 @@ def test_selection_by_effect(model: Any, table: tuple) -> None:
     }
     for selection, merit in merits.items():
         found = search_features(
-            *given, SearchSettings(selection=selection, pool=8), effect=NEUTRAL, correlations=correlations
+            sparse,
+            labels,
+            model,
+            tokenizer,
+            SearchSettings(selection=selection, pool=8),
+            effect=NEUTRAL,
+            correlations=correlations,
         )
         order = merit.argsort(descending=True)
         assert found.features.tolist() == pool[order].tolist() and found.output_scores is None
@@ -195,7 +200,13 @@ def test_selection_by_effect(model: Any, table: tuple) -> None:
         if found.correlations is not None:
             assert torch.equal(found.correlations, correlations[pool][order])
     same = search_features(
-        *given, SearchSettings(selection="effect", pool=8), effect=NEUTRAL, correlations=torch.ones(64)
+        sparse,
+        labels,
+        model,
+        tokenizer,
+        SearchSettings(selection="effect", pool=8),
+        effect=NEUTRAL,
+        correlations=torch.ones(64),
     )
     assert same.features.tolist() == pool[confidences.abs().argsort(descending=True)].tolist()
 
