@@ -80,7 +80,7 @@ def dense(s: SimpleNamespace, feed: Feed) -> None:
 
 
 def dense_loss(p: SimpleNamespace, x: Tensor, s: SimpleNamespace, dead: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss and latents (n_tokens, d_sae); sparsity is the L1 norm for relu, of the gate for gated, the number of active
+    """Loss and latents (n_tokens, d_sae); sparsity is the L1 norm for relu, the gate's for gated, the number of active
     ones for jumprelu."""
     pre_acts = (x - p.b_dec) @ p.W_enc + p.b_enc
     latents, penalty, through_gate = torch.relu(pre_acts), x.new_zeros(()), None
