@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="of the model")
     parser.add_argument("--labelled", type=int, default=200, help="texts of each label")
     parser.add_argument("--feature", type=int, help="latent; the best by the labelled texts by default")
-    parser.add_argument("--selection", default="combined", choices=["input", "output", "combined"])
+    parser.add_argument("--selection", default="combined", choices=["input", "output", "combined", "confidence"])
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--temperature", type=float, default=0.7)

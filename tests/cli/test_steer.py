@@ -142,6 +142,19 @@ def test_steer_searches_calibrates_and_saves(folder: Path, tmp_path: Path) -> No
     assert WORDS[0] + " " not in result.output and WORDS[0] + " " not in (tmp_path / "report.json").read_text()
 
 
+def test_steer_selects_by_effect(folder: Path, tmp_path: Path) -> None:
+    loose = ("--perplexity-ratio", "1e9", "--strengths", "2", "--ops", "direction")
+    result = steer(folder, tmp_path, *loose, "--selection", "effect", "--outcome-samples", 4)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert record["selection"] == "effect" and {row["sae"] for row in record["candidates"]} == {0, 1}
+    for row in record["candidates"]:
+        assert set(row) == {"sae", "feature", "auroc", "delta_confidence", "correlation"}
+        assert -1 <= row["correlation"] <= 1
+    wrong = steer(folder, tmp_path, "--selection", "effects")
+    assert wrong.exit_code == 2 and "selection='effects'" in wrong.output
+
+
 def test_a_stopped_search_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--perplexity-ratio", "1e9", "--strengths", "0.5,2", "--ops", "direction", "--batch-size", "6"]
     original, calls = SaeForCausalLM.generate, []
