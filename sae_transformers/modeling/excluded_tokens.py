@@ -60,6 +60,30 @@ def named_token_ids(name: str, tokenizer: Any) -> list[int]:
     return found
 
 
+def ids_of(tokens: Sequence[int | str], tokenizer: Any) -> tuple[int | str, ...]:
+    """Ids in place of names, each once.
+
+    Raises:
+        ValueError: the tokenizer has no such token.
+    """
+    found = [[token] if isinstance(token, int) else named_token_ids(token, tokenizer) for token in tokens]
+    return checked_tokens([token for ids in found for token in ids])
+
+
+def known_ids(tokens: Sequence[int | str]) -> tuple[int, ...]:
+    """Ids, where there are no names.
+
+    Raises:
+        ValueError: there is a name, which only a tokenizer knows.
+    """
+    if names := [name for name in tokens if isinstance(name, str)]:
+        raise ValueError(
+            f"A model knows tokens by their ids. Expected `steering.with_tokenizer(tokenizer)`, which gives them. "
+            f"Received: exclude_tokens={names!r}."
+        )
+    return tuple(token for token in tokens if not isinstance(token, str))
+
+
 def has_named_token(name: str, tokenizer: Any) -> bool:
     """Whether a tokenizer has what a name stands for."""
     try:

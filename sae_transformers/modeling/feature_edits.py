@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checked_values import check_feature, check_sae_number, finite_number, from_mapping
+from .excluded_tokens import checked_tokens
 from .gates import Gate, gate_from
-from .strength import Strength, strength_from
+from .strength import WITHOUT_STRENGTH, Strength, strength_from
 
 OPS = {
     "add": "z + v",
@@ -60,6 +61,7 @@ class FeatureEdit:
         when: a `Gate` or its dict: the edit acts where it is open. `active`: where the latent itself is above 0.
         strength: a `Strength` or its dict: how far the edit goes at each token. `adaptive`: by the latent itself, from
             0 to its typical maximum.
+        exclude_tokens: tokens at which this edit does nothing, as of a `Steering`, beside those of the whole.
     """
 
     sae: int = 0
@@ -69,16 +71,18 @@ class FeatureEdit:
     unit: str = "absolute"
     when: Gate | Mapping[str, Any] | str | None = None
     strength: Strength | Mapping[str, Any] | str | None = None
+    exclude_tokens: Sequence[int | str] = ()
 
     def __post_init__(self) -> None:
         check_sae_number(self.sae)
         check_feature(self.feature)
+        object.__setattr__(self, "exclude_tokens", checked_tokens(self.exclude_tokens))
         if self.when is not None:
             own = {"feature": self.feature, "sae": self.sae}
             object.__setattr__(self, "when", gate_from(own if self.when == "active" else self.when))
         if self.strength is not None:
             object.__setattr__(self, "strength", strength_from(self.strength, self.sae, self.feature))
-            if self.op in ("erase", "scale_magnitude"):
+            if self.op in WITHOUT_STRENGTH:
                 raise ValueError(
                     f"`{self.op}` is done or not and takes no strength; use `when`. Received: a strength."
                 )

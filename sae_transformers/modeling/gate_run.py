@@ -53,10 +53,11 @@ class Factor(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What an edit depends on: a gate, the number of a factor, or both."""
+    """What an edit depends on: a gate, the numbers of factors that are multiplied, tokens that it leaves alone."""
 
     gate: Node | None
-    factor: int | None
+    factors: tuple[int, ...]
+    excluded: tuple[int, ...]
 
 
 class Columns(NamedTuple):
@@ -70,7 +71,7 @@ class Columns(NamedTuple):
 class GatePlan:
     """The gates of a batch's steering.
 
-    entries: the different gates and strengths; number 0 stands for none, so `entries[i]` has number i + 1.
+    entries: what edits depend on, each once; number 0 stands for none, so `entries[i]` has number i + 1.
     conditions: the different conditions that gates are made of, and what strengths read.
     factors: the different strengths.
     columns: SAE number -> what is read of it, once `place` has put it on the SAEs' devices.
@@ -83,16 +84,18 @@ class GatePlan:
         self.conditions: list[Condition] = []
         self.columns: dict[int, list[Columns]] = {}
 
-    def number(self, gate: Gate | None, edited: int, strength: Any = None) -> int:
-        """The number of a gate and a strength on an edit of SAE `edited`.
+    def number(
+        self, gate: Gate | None, edited: int, strengths: Sequence[Strength] = (), excluded: tuple[int, ...] = ()
+    ) -> int:
+        """The number of what an edit of SAE `edited` depends on.
 
         Raises:
             ValueError: a condition on what the model does not have, or on what runs after the edit.
         """
-        if gate is None and strength is None:
+        if gate is None and not strengths and not excluded:
             return 0
         node = None if gate is None else self._node(gate, edited)
-        entry = Entry(node, None if strength is None else self._factor(strength, edited))
+        entry = Entry(node, tuple(self._factor(strength, edited) for strength in strengths), excluded)
         if entry not in self.entries:
             self.entries.append(entry)
         return self.entries.index(entry) + 1
@@ -148,7 +151,14 @@ class GatePlan:
     @property
     def prompt_decides(self) -> bool:
         """Whether nothing that is generated changes what is open."""
-        return not self.factors and all(condition.over in ("prompt", "last") for condition in self.conditions)
+        if self.factors or self.names_tokens:
+            return False
+        return all(condition.over in ("prompt", "last") for condition in self.conditions)
+
+    @property
+    def names_tokens(self) -> bool:
+        """Whether what is done depends on which token it is."""
+        return any(entry.excluded for entry in self.entries)
 
     @property
     def is_scheduled(self) -> bool:
@@ -215,10 +225,13 @@ class GateRun:
         rows: (B, 3) int64: row of the steering's tables, first real column, end of the prompt.
         past: P, columns before the pass.
         memory: of the `generate` that the pass is of; None outside of one.
+        tokens: (B, T) ids of the pass, where edits name some.
     """
 
-    def __init__(self, plan: GatePlan, rows: Tensor, past: Any, memory: GateMemory | None) -> None:
-        self.plan, self.rows, self.memory = plan, rows, memory
+    def __init__(
+        self, plan: GatePlan, rows: Tensor, past: Any, memory: GateMemory | None, tokens: Tensor | None = None
+    ) -> None:
+        self.plan, self.rows, self.memory, self.tokens = plan, rows, memory, tokens
         self.past = past.clone() if isinstance(past, Tensor) else past  # a static cache counts on in that very tensor
         self.values: dict[int, Tensor] = {}
         self.maxima: dict[int, Tensor] = {}
@@ -257,12 +270,16 @@ class GateRun:
     def _entry(self, entry: Entry, like: Tensor) -> Tensor:
         """(B, T), bool where the plan has no strengths."""
         opened = None if entry.gate is None else self._node(entry.gate)
+        if entry.excluded and self.tokens is not None:
+            tokens = self.tokens.to(like.device)
+            others = ~torch.isin(tokens, torch.tensor(entry.excluded, device=like.device))
+            opened = others if opened is None else opened & others
         if not self.plan.factors and opened is not None:
             return opened
-        if entry.factor is None:
-            factor = like.new_ones(like.shape[:2])
-        else:
-            factor = self._share(self.plan.factors[entry.factor], like)
+        factor = like.new_ones(like.shape[:2])
+        for place, number in enumerate(entry.factors):
+            share = self._share(self.plan.factors[number], like)
+            factor = factor * share if place else share
         return factor if opened is None else torch.where(opened, factor, 0.0)
 
     def _share(self, factor: Factor, like: Tensor) -> Tensor:

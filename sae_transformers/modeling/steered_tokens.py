@@ -74,7 +74,9 @@ def steered_tokens(
         mask = _both(mask, plan.position_mask(columns, rows))
         if options.steering_mask is not None:
             mask = _both(mask, _mask_at(options.steering_mask.to(source.device), columns))
-    gates = None if plan.gates is None else GateRun(plan.gates, rows, past, memory)
+    gates = None
+    if plan.gates is not None:
+        gates = GateRun(plan.gates, rows, past, memory, _ids_of(inputs) if plan.gates.names_tokens else None)
     return SteeredTokens(plan, rows[:, 0] if plan.count > 1 else None, mask, gates)
 
 
@@ -96,14 +98,20 @@ def _not_excluded(plan: SteeringPlan, inputs: Mapping[str, Any], rows: Tensor | 
     """(batch, seq) bool of tokens that may be steered by what they are; None for all."""
     if plan.excluded is None:
         return None
+    tokens = _ids_of(inputs)
+    table = torch.zeros_like(tokens[:, 0]) if rows is None or plan.count == 1 else rows[:, 0]
+    return ~plan.excluded.among(tokens, table)
+
+
+def _ids_of(inputs: Mapping[str, Any]) -> Tensor:
+    """(batch, seq) ids of the tokens at hand."""
     tokens = inputs.get("input_ids")
     if tokens is None:
         raise ValueError(
             "Steering with `exclude_tokens` goes by token ids. Expected `input_ids`. Received: `inputs_embeds`, which "
             "do not say what the tokens are; a `steering_mask` does for them."
         )
-    table = torch.zeros_like(tokens[:, 0]) if rows is None or plan.count == 1 else rows[:, 0]
-    return ~plan.excluded.among(tokens, table)
+    return tokens
 
 
 def _past_of(inputs: Mapping[str, Any], source: Tensor, cache: str) -> Any:

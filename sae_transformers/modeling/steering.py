@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from .checked_values import from_mapping
-from .excluded_tokens import checked_tokens, named_token_ids
+from .excluded_tokens import checked_tokens, ids_of
 from .feature_edits import FeatureEdit, FeatureReweighting, edit_from
 from .gates import Gate, gate_from
-from .strength import Strength
+from .strength import WITHOUT_STRENGTH, Strength, strength_from
 
 # [start, stop) pairs: negative ones and END from the end of the prompt, None for open.
 END = "end"
@@ -32,6 +32,7 @@ POSITIONS = {
     "last_prompt": ((-1, END),),
 }
 FAR = 2**31  # further than any position
+OF_EDITS = ("when", "strength", "exclude_tokens")  # what an edit may have of its own beside the whole
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Steering:
         when: a `Gate` or its dict: all of it acts where that is open, an edit with a gate of its own where both are.
         exclude_tokens: ids of tokens at which nothing is changed, in the prompt and among generated ones; or
             `special`, `bos`, `chat` (the template's markers), which `with_tokenizer` turns into ids.
+        strength: a `Strength` or its dict: how far every edit goes at each token, times the edit's own.
         receipt: what was measured of it (`Receipt.to_dict()`), as JSON; it changes nothing that is done, and two
             steerings that differ by it alone are equal. `dataclasses.replace` takes it along: give `receipt=None`
             where an edit changes.
@@ -63,6 +65,7 @@ class Steering:
     balance: bool = False
     when: Gate | Mapping[str, Any] | None = None
     exclude_tokens: Sequence[int | str] = ()
+    strength: Strength | Mapping[str, Any] | None = None
     receipt: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -82,11 +85,12 @@ class Steering:
         object.__setattr__(self, "exclude_tokens", checked_tokens(self.exclude_tokens))
         object.__setattr__(self, "when", None if self.when is None else gate_from(self.when))
         object.__setattr__(self, "receipt", _checked_receipt(self.receipt))
-        own = [name for name in ("when", "strength") if any(getattr(e, name) is not None for e in self.feature_edits)]
+        self._take_strength()
+        own = [name for name in OF_EDITS if any(getattr(edit, name) for edit in self.feature_edits)]
         if own and (self.balance or self.reweightings):
             raise ValueError(
-                f"Edits with a gate or a strength of their own do not go with `balance` or a re-weighting, which are "
-                f"about a whole code. Expected `when` of the Steering. Received: `{own[0]}` of an edit."
+                f"Edits with a gate, a strength or tokens of their own do not go with `balance` or a re-weighting, "
+                f"which are about a whole code. Expected `when` of the Steering. Received: `{own[0]}` of an edit."
             )
         for number in self.reconstruct:
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -97,6 +101,22 @@ class Steering:
         if len(set(reweighted)) != len(reweighted):
             raise ValueError(f"One SAE can be re-weighted once only. Received: re-weightings of SAEs {reweighted}.")
         self._keep_hash()
+
+    def _take_strength(self) -> None:
+        if self.strength is None:
+            return
+        if self.strength == "adaptive":
+            raise ValueError(
+                "'adaptive' follows an edit's own latent. Expected it as the `strength` of edits, or a `Strength` "
+                "here. Received: strength='adaptive' of a Steering."
+            )
+        object.__setattr__(self, "strength", strength_from(self.strength, 0, None))
+        whole = [name for name in ("balance", "reconstruct", "reweightings") if getattr(self, name)]
+        whole += [edit.op for edit in self.feature_edits if edit.op in WITHOUT_STRENGTH]
+        if whole:
+            raise ValueError(
+                f"`{whole[0]}` is done or not and takes no strength; use `when`. Received: the strength of a Steering."
+            )
 
     def _keep_hash(self) -> None:
         object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self) if f.compare)))
@@ -158,9 +178,12 @@ class Steering:
         edits = []
         for edit in self.edits:
             values = {f.name: getattr(edit, f.name) for f in fields(edit)}
+            if not values.get("exclude_tokens", True):
+                del values["exclude_tokens"]
             edits.append(_with_gate({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}))
         positions = self.positions if isinstance(self.positions, str) else [list(p) for p in self.positions]
-        own = {"keep_error": self.keep_error, "balance": self.balance, "when": self.when}
+        own: dict[str, Any] = {"keep_error": self.keep_error, "balance": self.balance, "when": self.when}
+        own["strength"] = self.strength
         shown = {"edits": edits, "positions": positions, "reconstruct": list(self.reconstruct)}
         if self.exclude_tokens:
             shown["exclude_tokens"] = list(self.exclude_tokens)
@@ -201,12 +224,14 @@ class Steering:
         Raises:
             ValueError: the tokenizer has no such token.
         """
-        names = [name for name in self.exclude_tokens if isinstance(name, str)]
-        if not names:
+        lists = [self.exclude_tokens, *(edit.exclude_tokens for edit in self.feature_edits)]
+        if not any(isinstance(token, str) for tokens in lists for token in tokens):
             return self
-        ids = [token for token in self.exclude_tokens if not isinstance(token, str)]
-        ids.extend(token for name in names for token in named_token_ids(name, tokenizer))
-        return replace(self, exclude_tokens=tuple(ids))
+        edits = []
+        for edit in self.edits:
+            tokens = getattr(edit, "exclude_tokens", ())  # a re-weighting has none
+            edits.append(replace(edit, exclude_tokens=ids_of(tokens, tokenizer)) if tokens else edit)
+        return replace(self, edits=edits, exclude_tokens=ids_of(self.exclude_tokens, tokenizer))
 
     @classmethod
     def coerce(cls, value: Any) -> Steering:
@@ -236,10 +261,14 @@ class Steering:
         """Whether anything of it has a gate."""
         return self.when is not None or any(edit.when is not None for edit in self.feature_edits)
 
+    def strengths_of(self, edit: FeatureEdit) -> list[Strength]:
+        """Whose factors an edit goes by, all of them multiplied: its own and that of the whole."""
+        return [cast("Strength", one) for one in (edit.strength, self.strength) if one is not None]
+
     @property
     def strengths(self) -> list[Strength]:
-        """The strengths of edits that follow the token."""
-        return [cast("Strength", edit.strength) for edit in self.feature_edits if edit.strength is not None]
+        """The strengths of edits that follow the token, and that of the whole."""
+        return list(dict.fromkeys(one for edit in self.feature_edits for one in self.strengths_of(edit)))
 
     @property
     def is_steering(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencoderConfig
 from .erasing import Erasures
-from .excluded_tokens import ExcludedTokens
+from .excluded_tokens import ExcludedTokens, known_ids
 from .feature_edits import FeatureEdit
 from .gate_run import GateMemory, GatePlan
 from .steering import END, FAR, Steering
@@ -89,7 +89,11 @@ class SaePlan:
         self.made_for = (like.dtype, like.device)
         edits = [
             [
-                Placed(config.resolve_feature(e.feature), e, gates.number(s.gate_of(e), number, e.strength))
+                Placed(
+                    config.resolve_feature(e.feature),
+                    e,
+                    gates.number(s.gate_of(e), number, s.strengths_of(e), known_ids(e.exclude_tokens)),
+                )
                 for e in s.feature_edits
                 if e.sae == number
             ]
@@ -229,15 +233,6 @@ def _check_magnitude(edits: Sequence[Edits], config: SparseAutoencoderConfig) ->
                 )
 
 
-def _token_ids(steering: Steering) -> list[int]:
-    if names := [name for name in steering.exclude_tokens if isinstance(name, str)]:
-        raise ValueError(
-            f"A model knows tokens by their ids. Expected `steering.with_tokenizer(tokenizer)`, which gives them. "
-            f"Received: exclude_tokens={names!r}."
-        )
-    return [token for token in steering.exclude_tokens if not isinstance(token, str)] if steering else []
-
-
 class SteeringPlan:
     """A batch's steering, compiled for one model. Build it with `model.prepare_steering`.
 
@@ -277,7 +272,7 @@ class SteeringPlan:
         self.ends_with_prompt = False
         if any(s.positions != "all" or not s for s in plans):
             self._compile_positions(plans, likes[0].device)
-        tokens = [_token_ids(s) for s in plans]
+        tokens = [known_ids(s.exclude_tokens) if s else () for s in plans]
         self.excluded = ExcludedTokens(tokens, likes[0].device) if any(tokens) else None
 
     def fits(self, likes: Iterable[Tensor]) -> bool:

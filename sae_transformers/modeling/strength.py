@@ -10,6 +10,7 @@ from .checked_values import check_feature, check_sae_number, finite_number, from
 
 DECAYS = ("linear", "exponential")
 STRENGTH_UNITS = ("absolute", "max")
+WITHOUT_STRENGTH = ("erase", "scale_magnitude")  # ops that are done or not
 
 
 @dataclass(frozen=True)

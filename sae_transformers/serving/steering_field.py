@@ -72,9 +72,9 @@ def check_size(value: Any, widths: Sequence[int]) -> None:
         (max(scores, default=0), max(widths, default=0), "scores"),
         (_length(given.get("reconstruct")), len(widths), "SAEs to reconstruct"),
         (_length(given.get("positions")), MAX_RANGES, "ranges of positions"),
-        (_length(given.get("exclude_tokens")), MAX_EXCLUDED, "excluded tokens"),
+        (sum(_length(one.get("exclude_tokens")) for one in (given, *edits)), MAX_EXCLUDED, "excluded tokens"),
         (_gates([given.get("when"), *(edit.get("when") for edit in edits)]), MAX_CONDITIONS, "gates"),
-        (sum(edit.get("strength") is not None for edit in edits), MAX_CONDITIONS, "strengths"),
+        (sum(one.get("strength") is not None for one in (given, *edits)), MAX_CONDITIONS, "strengths"),
     ):
         if count > limit:
             raise ValueError(f"At most {limit} {what} are served. Received: {count}.")

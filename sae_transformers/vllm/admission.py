@@ -83,7 +83,7 @@ class Admission:
             raise ValueError("Gates (`when`) are not supported on vLLM: use `sae-transformers serve` without it.")
         if steering.strengths:
             raise ValueError("`strength` is not supported on vLLM: use `sae-transformers serve` without it.")
-        if steering.exclude_tokens:
+        if steering.exclude_tokens or any(edit.exclude_tokens for edit in steering.feature_edits):
             raise ValueError("`exclude_tokens` is not supported on vLLM: use `sae-transformers serve` without it.")
         SteeringPlan([steering], self.configs, [torch.empty(0)] * max(1, len(self.configs)))
         check_maxima([steering], self.configs, self.maxima)

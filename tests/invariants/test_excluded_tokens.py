@@ -16,6 +16,10 @@ from transformers import AddedToken
 from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, Steering
 from tests.create_training_data.words import word_tokenizer
 from tests.invariants.naive import naive_generate, naive_guided
+from tests.invariants.test_gates import model as gated_model
+from tests.invariants.test_gates import naive_generate as naive_by_token
+from tests.invariants.test_gates import naive_logits
+from tests.invariants.test_gates import saes as gated_saes
 from tests.invariants.test_steering_grid import CACHES, LAST, STEPS, close, edits, ours, padded, pair, same
 from tests.invariants.test_threads import together
 from tests.tiny import VOCAB, prompt, tiny_base, tiny_sae
@@ -126,6 +130,106 @@ def test_json_there_and_back():
         assert again == steering and hash(again) == hash(steering)
     assert Steering(SET, exclude_tokens=["chat", 7, 3, 7]).to_dict()["exclude_tokens"] == [3, 7, "chat"]
     assert "exclude_tokens" not in json.dumps(Steering(SET).to_dict())  # files from before are as they were
+
+
+# -- of an edit --------------------------------------------------------------------------------------------------
+
+CHANGES: list[dict[str, Any]] = [
+    {"feature": 1, "op": "set", "value": 4.0}, {"feature": 2, "op": "add", "value": 5.0},
+    {"feature": 4, "op": "direction", "value": 6.0}, {"feature": 9, "op": "at_least", "value": 3.0},
+    {"feature": 5, "op": "direction", "value": 0.5, "unit": "norm"},
+    *({"feature": feature, "op": "erase"} for feature in range(10, 20)),
+    *({"feature": feature, "op": "scale_magnitude", "value": 2.0} for feature in (30, 31)),
+]  # fmt: skip
+OWN = {
+    "each alike": Steering([FeatureEdit(1, **one, exclude_tokens=SOME) for one in CHANGES]),
+    "each its own": Steering(
+        [FeatureEdit(1, **one, exclude_tokens=range(n, VOCAB, 4)) for n, one in enumerate(CHANGES[:5])]
+    ),
+    "one beside others": Steering(
+        [FeatureEdit(1, **CHANGES[0], exclude_tokens=ODD), *(FeatureEdit(1, **one) for one in CHANGES[1:4])]
+    ),
+    "two of one latent": Steering(
+        [FeatureEdit(1, feature=3, op="add", value=v, exclude_tokens=t) for v, t in ((5.0, ODD), (-3.0, SOME))]
+    ),
+    "beside the whole's": Steering([FeatureEdit(1, **one, exclude_tokens=ODD) for one in CHANGES[:3]], "generated",
+                                   exclude_tokens=SOME),
+    "gated": Steering(
+        [FeatureEdit(1, **one, when=Gate(feature=3, above=0.2), exclude_tokens=ODD) for one in CHANGES[:3]],
+        when=Gate(feature=11, over="so_far", above=0.3),
+    ),
+    "erased apart": Steering(
+        [FeatureEdit(1, feature=f, op="erase", exclude_tokens=range(f % 2, VOCAB, 2)) for f in range(1, 28)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_edit_leaves_its_own_tokens_alone(name):
+    steering, ours = OWN[name], gated_model()
+    base, bank = tiny_base("gpt2", dtype=torch.float64), gated_saes()
+    options: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None}
+    for seed in range(2):
+        ids = prompt(1, 7, seed=seed)
+        wanted, acted = naive_by_token(base, bank, ids[0], steering, 6)
+        found: Any = ours.generate(ids, steering=steering, do_sample=False, return_dict_in_generate=True,
+                                   output_logits=True, **options)  # fmt: skip
+        assert acted > 0 and torch.equal(found.sequences[0], wanted)
+        logits, _ = naive_logits(base, bank, wanted, steering, 7)
+        assert torch.allclose(torch.stack(found.logits, 1)[0].double(), logits[6:-1], atol=1e-5)
+    modes: list[dict[str, Any]] = [
+        {"prefill_chunk_size": 3}, {"num_beams": 3}, {"do_sample": True}, {"guidance_scale": 1.7},
+        {"num_beams": 2, "cache_implementation": "static", "disable_compile": True},
+        {"num_return_sequences": 2, "do_sample": True},
+    ]  # fmt: skip
+    for mode in modes:
+        plain = {k: v for k, v in mode.items() if k not in ("cache_implementation", "prefill_chunk_size")}
+        torch.manual_seed(0)
+        wanted = ours.generate(
+            prompt(2, 7), steering=steering, use_cache=False, **options, **{"do_sample": False, **plain}
+        )
+        torch.manual_seed(0)
+        assert torch.equal(
+            ours.generate(prompt(2, 7), steering=steering, **options, **{"do_sample": False, **mode}), wanted
+        ), mode
+
+
+def test_rows_compiling_and_bits_of_an_edits_own_tokens():
+    ours, ids = gated_model().float(), prompt(3, 7)
+    rows = [OWN["each its own"], None, OWN["gated"]]
+    with torch.no_grad():
+        found, plain = ours(ids, steering=rows).logits, ours(ids, steering=False).logits
+        for row, steering in enumerate(rows):
+            alone = ours(ids[row : row + 1], steering=steering or False).logits
+            assert torch.allclose(found[row], alone[0], atol=1e-5)
+        nothing = Steering([FeatureEdit(1, **one, exclude_tokens=range(VOCAB)) for one in CHANGES])
+        assert torch.equal(ours(ids, steering=nothing).logits, plain)
+        plan = ours.prepare_steering(OWN["each its own"])
+        wanted = ours(ids, steering=plan).logits
+        torch._dynamo.reset()
+        compiled = torch.compile(ours, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(ids, steering=plan).logits, wanted, atol=1e-5)
+        torch._dynamo.reset()
+    with pytest.raises(ValueError, match="`inputs_embeds`"):
+        ours(inputs_embeds=ours.get_input_embeddings()(ids), steering=OWN["each its own"])
+
+
+def test_an_edits_own_tokens_as_json_and_by_name():
+    for steering in OWN.values():
+        again = Steering.from_json(steering.to_json())
+        assert again == steering and hash(again) == hash(steering)
+    named = Steering(
+        [FeatureEdit(feature=1, op="ablate", exclude_tokens=["bos", 9]), *SET], exclude_tokens=["special"]
+    )
+    known = named.with_tokenizer(chat_tokenizer())
+    assert known.feature_edits[0].exclude_tokens == (1, 9) and known.exclude_tokens[:3] == (0, 1, 2)
+    assert known.edits[1:] == named.edits[1:] and known.with_tokenizer(None) is known
+    with pytest.raises(ValueError, match="with_tokenizer.*'bos'"):
+        gated_model().prepare_steering(named)
+    with pytest.raises(ValueError, match="tokens of their own.*`exclude_tokens` of an edit"):
+        Steering([FeatureEdit(feature=1, op="ablate", exclude_tokens=[3])], balance=True)
+    with pytest.raises(ValueError, match="exclude_tokens"):
+        FeatureEdit(feature=1, op="ablate", exclude_tokens=["eos"])
 
 
 # -- by name -----------------------------------------------------------------------------------------------------

@@ -66,9 +66,9 @@ class Naive:
 
     def __call__(self, number: int, hidden: Tensor) -> Tensor:
         sae, state = self.saes[number], hidden[0]
-        strengths: list[Any] = [edit.strength for edit in self.steering.feature_edits if edit.strength is not None]
+        strengths: list[Any] = [self.steering.strength, *(edit.strength for edit in self.steering.feature_edits)]
         read_by = [one for gate in self.gates() for one in gate.conditions]
-        for one in (*read_by, *(strength for strength in strengths if strength.feature is not None)):
+        for one in (*read_by, *(strength for strength in strengths if strength and strength.feature is not None)):
             if one.sae == number:
                 read = pre_activations if one.pre_activations else latents_of
                 feature = sae.config.resolve_feature(one.feature)
@@ -94,6 +94,7 @@ class Naive:
             edit
             for edit in own
             if (gate := getattr(edit, "when", None)) is None or holds(gate, self.values, token, self.end)
+            if self.ids[token] not in getattr(edit, "exclude_tokens", ())
         ]
         reconstruct = tuple(n for n in self.steering.reconstruct if n == number)
         self.opened += len(active) + len(reconstruct)
@@ -108,8 +109,11 @@ class Naive:
         return state[token]
 
     def factor(self, edit: Any, token: int) -> float:
-        """How far an edit goes at a token, by the definition of `Strength`."""
-        strength = getattr(edit, "strength", None)
+        """How far an edit goes at a token."""
+        return self.share(getattr(edit, "strength", None), token) * self.share(self.steering.strength, token)
+
+    def share(self, strength: Any, token: int) -> float:
+        """By the definition of `Strength`."""
         if strength is None:
             return 1.0
         found, written = 1.0, max(0, token - (self.end - 1))

@@ -4,6 +4,7 @@ each factor by hand, each edit by hand."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,18 @@ def cases() -> dict[str, Steering]:
     found["without the error"] = Steering(at(OPS["set"], STRENGTHS["first"]), keep_error=False)
     found["beside erase"] = Steering([*at(OPS["add"], STRENGTHS["detector"]), *OPS["erase"][8:12]])
     found["under a whole gate"] = Steering(at(OPS["set"], STRENGTHS["detector"]), when=Gate(feature=5, over="so_far"))
+    for name in ("detector", "of the maximum", "first", "all of it"):
+        found[f"of the whole, {name}"] = Steering([*OPS["set"], *OPS["direction"]], strength=STRENGTHS[name])
+    found["of the whole and of edits"] = Steering(
+        [*at(OPS["set"], STRENGTHS["exponential"]), *at(OPS["add"], STRENGTHS["detector"], gate), *OPS["direction"]],
+        strength=STRENGTHS["another SAE"],
+    )
+    found["of the whole, gated"] = Steering(
+        OPS["scale"], when=Gate(feature=5, over="so_far"), strength=STRENGTHS["linear"]
+    )
+    found["tokens of an edit"] = Steering(
+        [replace(edit, exclude_tokens=range(0, 99, 3)) for edit in at(OPS["set"], STRENGTHS["detector"], gate)]
+    )
     found["positions and tokens"] = Steering(at(OPS["direction"], STRENGTHS["exponential"]), "generated",
                                              exclude_tokens=range(0, 99, 5))  # fmt: skip
     return found
@@ -182,6 +195,9 @@ def test_json_there_and_back():
         again = Steering.from_json(steering.to_json())
         assert again == steering and hash(again) == hash(steering)
     assert "strength" not in json.dumps(Steering(OPS["set"]).to_dict())
+    whole = Steering(OPS["set"], strength=STRENGTHS["first"])
+    assert whole.to_dict()["strength"] == {"first": 3} and whole != Steering(OPS["set"])
+    assert model().prepare_steering(whole) is not model().prepare_steering(Steering(OPS["set"]))
     edit = FeatureEdit(1, 7, "set", 2.0, strength="adaptive")
     assert edit.strength == Strength(7, 1, high=1.0, unit="max")
     assert FeatureEdit(**Steering([edit]).to_dict()["edits"][0]) == edit
@@ -214,6 +230,13 @@ EDIT: Any = FeatureEdit
         (lambda: EDIT(feature=1, op="erase", strength="adaptive"), "`erase` is done or not"),
         (lambda: EDIT(feature=1, op="scale_magnitude", value=1, strength="adaptive"), "takes no strength"),
         (lambda: Steering([EDIT(feature=1, op="ablate", strength="adaptive")], balance=True), "`strength` of an edit"),
+        (lambda: Steering(OPS["set"], strength="adaptive"), "'adaptive' follows an edit's own latent"),  # pyright: ignore[reportArgumentType]
+        (lambda: Steering(OPS["set"], strength=Strength(first=1), balance=True), "`balance` is done or not"),
+        (lambda: Steering(reconstruct=(0,), strength=Strength(first=1)), "`reconstruct` is done or not"),
+        (lambda: Steering([{"scores": [1.0]}], strength={"first": 1}), "`reweightings` is done or not"),  # pyright: ignore[reportArgumentType]
+        (lambda: Steering(OPS["erase"], strength=Strength(first=1)), "`erase` is done or not"),
+        (lambda: Steering(OPS["magnitude"], strength=Strength(first=1)), "`scale_magnitude` is done or not"),
+        (lambda: Steering(OPS["set"], strength={"last": 1}), "Unknown fields"),
     ],
 )
 def test_wrong_strengths(make: Any, told: str):

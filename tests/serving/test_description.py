@@ -39,6 +39,17 @@ def test_every_endpoint_is_described(server: Running) -> None:
 def test_the_description_accepts_what_the_server_does(server: Running) -> None:
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 2}
     good = [("/v1/chat/completions", {**chat, "steering": one.to_dict()}) for one in STEERINGS]
+    push = {"feature": 3, "op": "direction", "value": 1.0}
+    good += [
+        ("/v1/chat/completions", {**chat, "steering": {"edits": [{**push, **own}], **whole}})
+        for own, whole in (
+            ({"exclude_tokens": [5, "special"]}, {}),
+            ({}, {"strength": {"first": 2}}),
+            ({}, {"when": {"feature": 3, "over": "prompt", "pool": "mean"}}),
+            ({"when": {"feature": 3, "above": 0.5, "until": 0.1}}, {}),
+            ({}, {"when": {"some": [{"feature": 3, "over": "so_far"}, {"feature": 4, "over": "last"}]}}),
+        )
+    ]
     good += [
         ("/v1/chat/completions", {**chat, "steering": False, "temperature": 0.5, "stop": ["w3"], "user": "me"}),
         ("/v1/completions", {"model": "tiny", "prompt": [[4, 5], [6]], "n": 2, "logit_bias": {"3": -1.5}}),

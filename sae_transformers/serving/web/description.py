@@ -6,6 +6,7 @@ from typing import Any
 
 from ...modeling.excluded_tokens import LARGEST_ID, NAMED_TOKENS, has_named_token
 from ...modeling.feature_edits import OPS, UNITS
+from ...modeling.gates import OVER, POOLS
 from ...modeling.steering import POSITIONS
 from ...modeling.strength import DECAYS, STRENGTH_UNITS
 from ..detecting import MAX_TEXTS, POOLINGS
@@ -134,9 +135,7 @@ class Description:
         }  # fmt: skip
         edit["properties"]["when"] = {"anyOf": [{"const": "active"}, self._gate()]}
         edit["properties"]["strength"] = {"anyOf": [{"const": "adaptive"}, self._strength()]}
-        known = [name for name in NAMED_TOKENS if has_named_token(name, self.reader.tokenizer)]
-        tokens: Schema = {"anyOf": [_whole(0, LARGEST_ID), *([{"enum": known}] if known else [])]}
-        excluded: Schema = {"type": "array", "items": tokens, "maxItems": MAX_EXCLUDED}
+        edit["properties"]["exclude_tokens"] = self._excluded()
         edits: Schema = {"type": "array", "items": {"anyOf": [edit, reweighting]}, "maxItems": MAX_EDITS}
         bound: Schema = {"type": ["integer", "null"]}
         ranges: Schema = {"type": "array", "items": bound, "minItems": 2, "maxItems": 2}
@@ -146,22 +145,31 @@ class Description:
             "type": "object",
             "properties": {
                 "edits": edits, "positions": {"anyOf": positions}, "keep_error": TRUTH, "reconstruct": several,
-                "balance": TRUTH, "when": self._gate(), "exclude_tokens": excluded,
+                "balance": TRUTH, "when": self._gate(), "exclude_tokens": self._excluded(),
+                "strength": self._strength(),
             },
             "additionalProperties": False,
         }  # fmt: skip
         return {"anyOf": [whole, edits, {"enum": [False, None]}]}
 
+    def _excluded(self) -> Schema:
+        """Tokens by id, or by a name that the tokenizer knows."""
+        known = [name for name in NAMED_TOKENS if has_named_token(name, self.reader.tokenizer)]
+        tokens: Schema = {"anyOf": [_whole(0, LARGEST_ID), *([{"enum": known}] if known else [])]}
+        return {"type": "array", "items": tokens, "maxItems": MAX_EXCLUDED}
+
     def _gate(self) -> Schema:
-        """A condition, or several of which all or one must hold; those that a running batch can do."""
+        """A condition, or several of which all or one must hold."""
+        number: Schema = {"type": "number"}
         values = {
-            "feature": self._feature(), "sae": self._sae(), "above": {"type": "number"}, "pre_activations": TRUTH,
-            "negate": TRUTH,
+            "feature": self._feature(), "sae": self._sae(), "above": number, "pre_activations": TRUTH, "negate": TRUTH,
         }  # fmt: skip
-        one: Schema = {
-            "type": "object", "properties": values, "required": ["feature"], "additionalProperties": False
-        }  # fmt: skip
-        parts: Schema = {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_CONDITIONS}
+        pooled: Schema = {"over": {"enum": list(OVER)}, "pool": {"enum": list(POOLS)}}
+        one = [
+            {"type": "object", "properties": {**values, **more}, "required": needed, "additionalProperties": False}
+            for more, needed in ((pooled, ["feature"]), ({"until": number}, ["feature", "until"]))
+        ]
+        parts: Schema = {"type": "array", "items": {"anyOf": one}, "minItems": 1, "maxItems": MAX_CONDITIONS}
         combined = [
             {
                 "type": "object", "properties": {name: parts, "negate": TRUTH}, "required": [name],
@@ -169,7 +177,7 @@ class Description:
             }
             for name in ("every", "some")
         ]  # fmt: skip
-        return {"anyOf": [one, *combined]}
+        return {"anyOf": [*one, *combined]}
 
     def _strength(self) -> Schema:
         number: Schema = {"type": "number"}
