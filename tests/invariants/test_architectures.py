@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
+from tests.covering import covering
 from tests.invariants.naive import Recorder, naive_forward, naive_generate, site_module
 from tests.tiny import ARCHITECTURES, prompt, tiny_base, tiny_sae
 
@@ -29,9 +30,9 @@ STEERING = Steering(
 )
 REPLACED = Steering(STEERING.edits, keep_error=False)
 
-every_place = pytest.mark.parametrize(
-    ("architecture", "site"), [(a, s) for a in ARCHITECTURES for s in SITES], ids=lambda value: str(value)
-)
+every_place = pytest.mark.parametrize(("architecture", "site"), covering(ARCHITECTURES, SITES, times=len(SITES)))
+half_the_places = pytest.mark.parametrize(("architecture", "site"), covering(ARCHITECTURES, SITES, times=2))
+a_place_of_each = pytest.mark.parametrize(("architecture", "site"), covering(ARCHITECTURES, SITES))
 
 
 def dtype_of(architecture: str) -> torch.dtype:
@@ -63,7 +64,7 @@ def test_there_are_nineteen_families():
     assert len(ARCHITECTURES) == 19
 
 
-@every_place
+@half_the_places
 def test_without_an_edit_logits_are_the_bases(architecture, site):
     model, base, _, bare = made(architecture, site)
     expected = logits(bare, prompt())
@@ -86,7 +87,7 @@ def test_without_an_edit_logits_are_the_bases(architecture, site):
     assert torch.equal(model.generate(prompt(), max_new_tokens=5, do_sample=False), tokens)
 
 
-@every_place
+@half_the_places
 def test_a_steered_call_leaves_nothing_behind(architecture, site):
     model, base, _, bare = made(architecture, site)
     expected = logits(bare, prompt())
@@ -138,7 +139,7 @@ def test_the_sae_reads_what_a_hook_on_the_module_sees(architecture, site):
     assert torch.equal(found, seen[0].reshape(2, 9, 32))  # OPT flattens its tokens before the MLP
 
 
-@every_place
+@half_the_places
 def test_steered_logits_and_tokens_are_the_references(architecture, site):
     model, _, saes, bare = made(architecture, site, dtype_of(architecture))
     for steering in (STEERING, REPLACED):
@@ -154,7 +155,7 @@ def test_steered_logits_and_tokens_are_the_references(architecture, site):
     assert (actual - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
-@every_place
+@a_place_of_each
 def test_saved_and_loaded_it_is_the_same(architecture, site, tmp_path):
     model, *_ = made(architecture, site)
     scope, model.config.weights_scope = model.config.weights_scope, "full"

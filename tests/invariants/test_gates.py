@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Gate, SaeForCausalLM, Steering
+from tests.covering import covering, fast
 from tests.invariants.naive import edited, latents_of, pre_activations, site_module
 from tests.tiny import VOCAB, prompt, tiny_base, tiny_sae
 
@@ -254,27 +255,34 @@ def logits_of(ours: SaeForCausalLM, ids: Tensor, steering: Any, **options: Any) 
     return torch.stack(out.logits, 1)
 
 
-@pytest.mark.parametrize("gate", HISTORY)
-def test_every_mode_of_generate_is_the_one_without_a_cache(gate):
+GATE_MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "chunks": {"prefill_chunk_size": 3},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"num_beams": 3, "do_sample": True},
+    "sampling": {"do_sample": True},
+    "guidance": {"guidance_scale": 1.7},
+    "static": {"cache_implementation": "static", "disable_compile": True},
+    "static beams": {"cache_implementation": "static", "num_beams": 2, "disable_compile": True},
+}
+
+
+def as_without_a_cache(steering: Steering, mode: dict[str, Any]) -> None:
+    """`generate` in this mode writes what it writes without a cache."""
+    ours, ids = model(), prompt(2, LENGTH, seed=5)
+    common: dict[str, Any] = {"steering": steering, "max_new_tokens": NEW, "eos_token_id": None}
+    plain = {k: v for k, v in mode.items() if k not in ("cache_implementation", "prefill_chunk_size")}
+    torch.manual_seed(0)
+    wanted = ours.generate(ids, use_cache=False, **common, **{"do_sample": False, **plain})
+    torch.manual_seed(0)
+    found = ours.generate(ids, **common, **{"do_sample": False, **mode})
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("gate", "mode"), covering(HISTORY, GATE_MODES, times=3))
+def test_every_mode_of_generate_is_the_one_without_a_cache(gate, mode):
     """That one sees the whole text in every pass, as the naive reference does."""
-    ours, steering = model(), Steering(OPS["direction"], when=GATES[gate])
-    ids = prompt(2, LENGTH, seed=5)
-    modes: list[dict[str, Any]] = [
-        {}, {"prefill_chunk_size": 3}, {"num_beams": 3}, {"num_beams": 3, "do_sample": True},
-        {"do_sample": True}, {"guidance_scale": 1.7}, {"cache_implementation": "static", "disable_compile": True},
-        {"cache_implementation": "static", "num_beams": 2, "disable_compile": True},
-    ]  # fmt: skip
-    for mode in modes:
-        cacheless = {
-            name: value for name, value in mode.items() if name not in ("cache_implementation", "prefill_chunk_size")
-        }
-        torch.manual_seed(0)
-        wanted = ours.generate(ids, steering=steering, max_new_tokens=NEW, eos_token_id=None, use_cache=False,
-                               **{"do_sample": False, **cacheless})  # fmt: skip
-        torch.manual_seed(0)
-        found = ours.generate(ids, steering=steering, max_new_tokens=NEW, eos_token_id=None,
-                              **{"do_sample": False, **mode})  # fmt: skip
-        assert torch.equal(found, wanted), mode
+    as_without_a_cache(Steering(OPS["direction"], when=GATES[gate]), GATE_MODES[mode])
 
 
 @pytest.mark.parametrize("gate", HISTORY)
@@ -311,11 +319,12 @@ def test_rows_and_padding(gate):
 def test_a_shut_gate_is_the_base_bit_for_bit():
     ours = model().float()
     ids = prompt(2, LENGTH)
+    passed, written = ours(ids, steering=False).logits, logits_of(ours, ids, False)
     for over in ("token", "last", "prompt", "so_far"):
         for edits in OPS.values():
             shut = Steering(edits, when=Gate(feature=3, above=1e9, over=over))
-            assert torch.equal(ours(ids, steering=shut).logits, ours(ids, steering=False).logits)
-            assert torch.equal(logits_of(ours, ids, shut), logits_of(ours, ids, False))
+            assert torch.equal(ours(ids, steering=shut).logits, passed)
+            assert torch.equal(logits_of(ours, ids, shut), written)
     replaced = Steering(OPS["set"], keep_error=False, reconstruct=(1,), when=Gate(feature=3, above=1e9))
     assert torch.equal(ours(ids, steering=replaced).logits, ours(ids, steering=False).logits)
 
@@ -335,15 +344,25 @@ def test_a_gate_that_the_prompt_has_shut_costs_nothing_more(monkeypatch):
     assert served == [0, 1, *[1] * (NEW - 1)]  # what decided is not read again
 
 
-@pytest.mark.parametrize("gate", ["token", "active", "not", "prompt"])
-def test_compiled_whole(gate):
-    ours = model().float()
-    plan = ours.prepare_steering(Steering(OPS["set"], when=GATES[gate]))
-    ids = prompt(2, LENGTH)
+def compiled_as_eager(steering: Steering) -> None:
+    base = tiny_base("gpt2", dtype=DTYPE, n_layer=2)
+    ours = SaeForCausalLM.from_base(base, saes()).eval().float()
+    plan, ids = ours.prepare_steering(steering), prompt(2, LENGTH)
     wanted = ours(ids, steering=plan).logits
+    assert not torch.equal(wanted, ours(ids, steering=False).logits)
     torch.compiler.reset()
     compiled = torch.compile(ours, fullgraph=True, backend="eager")
     assert torch.allclose(compiled(ids, steering=plan).logits, wanted, atol=1e-4)
+    torch.compiler.reset()
+
+
+COMPILED = {name: Steering(OPS["set"], when=GATES[name]) for name in ("token", "active", "not", "prompt")}
+COMPILED["each on its edits"] = Steering([edit for gate in GATES.values() for edit in gated(OPS["set"], gate)])
+
+
+@pytest.mark.parametrize("name", fast(COMPILED, "prompt", "each on its edits"))
+def test_compiled_whole(name):
+    compiled_as_eager(COMPILED[name])
 
 
 def test_json_there_and_back():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae_transformers import FeatureEdit, FeatureReweighting, SaeForCausalLM, Steering
 from sae_transformers.modeling.base_arguments import cache_of
+from tests.covering import covering, fast
 from tests.invariants.naive import (
     Generated,
     Hooks,
@@ -413,8 +414,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "op"), covering(MODES, OPS, times=2))
 def test_op_in_mode(mode, op):
     MODES[mode](op)
 
@@ -456,8 +456,7 @@ CACHES = {
 }
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["", "steering_mask"])
-@pytest.mark.parametrize("where", POSITIONS)
+@pytest.mark.parametrize(("where", "masked"), covering(POSITIONS, [False, True]))
 def test_positions(where, masked):
     model, base, saes = pair("llama")
     mask = MASK if masked else None
@@ -471,8 +470,7 @@ def test_positions(where, masked):
             same(ours(model, prompt(), steering=steering, **cache, **options), expected, start)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["", "steering_mask"])
-@pytest.mark.parametrize("where", POSITIONS)
+@pytest.mark.parametrize(("where", "masked"), covering(POSITIONS, [False, True]))
 def test_positions_with_left_padding(where, masked):
     """Positions count from each row's first real token; a mask has the columns of the padded prompt."""
     model, base, saes = pair("llama")
@@ -490,12 +488,7 @@ def test_positions_with_left_padding(where, masked):
             assert torch.equal(alone.tokens, expected.tokens[1:, 3:])
 
 
-QUICK = ("generated", "two-ranges", "from-the-last")  # the others with the slow tests
-
-
-@pytest.mark.parametrize(
-    "where", [pytest.param(where, marks=() if where in QUICK else pytest.mark.slow) for where in POSITIONS]
-)
+@pytest.mark.parametrize("where", fast(POSITIONS, "two-ranges"))
 def test_positions_in_other_modes(where):
     model, base, saes = pair("llama")
     for op in KINDS:
@@ -604,8 +597,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("activation", ["topk", "topk-sigmoid", "jumprelu"])
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("rows", "activation"), covering(ROWS, ["topk", "topk-sigmoid", "jumprelu"]))
 def test_rows(rows, activation):
     model, base, saes = pair(activation=activation)
     rows, ids = ROWS[rows], prompt(4)
@@ -772,51 +764,52 @@ REFUSED_BY_GATED = ("scale_magnitude", "swap", "weight", "weight-replaced", "wei
                     "erase-reweighted")  # fmt: skip
 
 
-def every_op(settings: dict) -> None:
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        model, base, saes = pair(dtype=dtype, **settings)
-        if "hook" in settings:  # the reference takes whole paths
-            for name in ("hook", "hook_out"):
-                path = getattr(saes[0].config, name)
-                setattr(saes[0].config, name, path if path.startswith("transformer.") else f"transformer.{path}")
-        for name, steering in OPS.items():
-            if settings.get("activation") == "gated" and name in REFUSED_BY_GATED:
-                with pytest.raises(ValueError, match="gated"):
-                    model(prompt(), steering=steering)
-                continue
-            with torch.no_grad():
-                expected = naive_forward(base, saes, steering, prompt())
-                close(model(prompt(), steering=steering).logits, expected, tolerance)
+PRECISIONS = {"float64": (torch.float64, 1e-12), "float32": (torch.float32, 1e-5)}
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_op_with(activation, normalization):
-    every_op({"activation": activation, **NORMALIZATIONS[normalization]})
-
-
-@pytest.mark.parametrize("activation", ["topk", pytest.param("jumprelu", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_op_with_shape(shape, activation):
-    every_op({"activation": activation, **SHAPES[shape]})
+def every_op(settings: dict, precision: str) -> None:
+    dtype, tolerance = PRECISIONS[precision]
+    model, base, saes = pair(dtype=dtype, **settings)
+    if "hook" in settings:  # the reference takes whole paths
+        for name in ("hook", "hook_out"):
+            path = getattr(saes[0].config, name)
+            setattr(saes[0].config, name, path if path.startswith("transformer.") else f"transformer.{path}")
+    for name, steering in OPS.items():
+        if settings.get("activation") == "gated" and name in REFUSED_BY_GATED:
+            with pytest.raises(ValueError, match="gated"):
+                model(prompt(), steering=steering)
+            continue
+        with torch.no_grad():
+            expected = naive_forward(base, saes, steering, prompt())
+            close(model(prompt(), steering=steering).logits, expected, tolerance)
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        {"activation": "batch_topk"},
-        pytest.param({"activation": "topk"}, marks=pytest.mark.slow),
-        pytest.param({"activation": "abs_topk"}, marks=pytest.mark.slow),
-        {"activation": "groupmax", "normalization": "layer_norm", "normalize_output": False},
-        pytest.param({"activation": "topk-identity", "scaled_selection": True}, marks=pytest.mark.slow),
-        pytest.param({"activation": "jumprelu", "glu": True}, marks=pytest.mark.slow),
-    ],
-    ids=lambda kind: kind["activation"],
+    ("activation", "normalization", "precision"), covering(ACTIVATIONS, NORMALIZATIONS, PRECISIONS)
 )
-@pytest.mark.parametrize("op", OPS)
+def test_every_op_with(activation, normalization, precision):
+    every_op({"activation": activation, **NORMALIZATIONS[normalization]}, precision)
+
+
+@pytest.mark.parametrize(("shape", "activation", "precision"), covering(SHAPES, ["topk", "jumprelu"], PRECISIONS))
+def test_every_op_with_shape(shape, activation, precision):
+    every_op({"activation": activation, **SHAPES[shape]}, precision)
+
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "batch_topk": {},
+    "topk": {},
+    "abs_topk": {},
+    "groupmax": {"normalization": "layer_norm", "normalize_output": False},
+    "topk-identity": {"scaled_selection": True},
+    "jumprelu": {"glu": True},
+}
+
+
+@pytest.mark.parametrize(("op", "kind"), covering(OPS, ENCODERS))
 def test_op_in_llama_at_the_mlp(op, kind):
     """Another family, site and kind of encoder, cached, padded and in chunks."""
-    model, base, saes = pair("llama", site="mlp_out", **kind)
+    model, base, saes = pair("llama", site="mlp_out", activation=kind, **ENCODERS[kind])
     ids, attention = padded()
     steering = at(op, [(1, 3), (-1, None)])
     expected = naive_generate(base, saes, steering, ids, attention_mask=attention, max_new_tokens=STEPS)

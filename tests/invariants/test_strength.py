@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, Steering, Strength
+from tests.covering import covering, fast
 from tests.invariants.test_gates import (
+    GATE_MODES,
     LENGTH,
     NEW,
     OPS,
+    as_without_a_cache,
+    compiled_as_eager,
     logits_of,
     model,
     naive_generate,
@@ -78,7 +82,15 @@ def cases() -> dict[str, Steering]:
 CASES = cases()
 
 
-@pytest.mark.parametrize("name", CASES)
+# Of each strength one of its two ops, and every second with a gate; all that are put together.
+FAST_CASES = [
+    name
+    for number, name in enumerate(CASES)
+    if number >= 3 * len(STRENGTHS) or number % 3 == number // 3 % 2 or number % 6 == 2
+]
+
+
+@pytest.mark.parametrize("name", fast(CASES, *FAST_CASES))
 def test_generation_is_the_naive_one(name: str):
     steering, ours = CASES[name], model()
     base, bank = tiny_base("gpt2", dtype=DTYPE), saes()
@@ -97,25 +109,13 @@ def test_generation_is_the_naive_one(name: str):
     assert acted > 0
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_every_mode_of_generate_is_the_one_without_a_cache(strength: str):
+MODES: dict[str, dict[str, Any]] = {**GATE_MODES, "samples": {"num_return_sequences": 2, "do_sample": True}}
+
+
+@pytest.mark.parametrize(("strength", "mode"), covering(STRENGTHS, MODES, times=3))
+def test_every_mode_of_generate_is_the_one_without_a_cache(strength: str, mode: str):
     """That one sees the whole text in every pass, as the naive reference does."""
-    ours, steering = model(), Steering(at(OPS["direction"], STRENGTHS[strength]))
-    ids = prompt(2, LENGTH, seed=5)
-    common: dict[str, Any] = {"steering": steering, "max_new_tokens": NEW, "eos_token_id": None}
-    modes: list[dict[str, Any]] = [
-        {}, {"prefill_chunk_size": 3}, {"num_beams": 3}, {"num_beams": 3, "do_sample": True}, {"do_sample": True},
-        {"guidance_scale": 1.7}, {"cache_implementation": "static", "disable_compile": True},
-        {"cache_implementation": "static", "num_beams": 2, "disable_compile": True},
-        {"num_return_sequences": 2, "do_sample": True},
-    ]  # fmt: skip
-    for mode in modes:
-        plain = {k: v for k, v in mode.items() if k not in ("cache_implementation", "prefill_chunk_size")}
-        torch.manual_seed(0)
-        wanted = ours.generate(ids, use_cache=False, **common, **{"do_sample": False, **plain})
-        torch.manual_seed(0)
-        found = ours.generate(ids, **common, **{"do_sample": False, **mode})
-        assert torch.equal(found, wanted), mode
+    as_without_a_cache(Steering(at(OPS["direction"], STRENGTHS[strength])), MODES[mode])
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -160,16 +160,13 @@ def test_none_of_an_edit_is_the_base_bit_for_bit_and_all_of_it_the_edit():
     assert torch.equal(found[:, 0], last[:, 0]) and not torch.equal(found[:, 1:], last[:, 1:])
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_compiled_whole(strength: str):
-    ours = model().float()
-    plan = ours.prepare_steering(Steering(at(OPS["set"], STRENGTHS[strength])))
-    ids = prompt(2, LENGTH)
-    wanted = ours(ids, steering=plan).logits
-    torch.compiler.reset()
-    compiled = torch.compile(ours, fullgraph=True, backend="eager")
-    assert torch.allclose(compiled(ids, steering=plan).logits, wanted, atol=1e-4)
-    torch.compiler.reset()
+COMPILED = {name: at(OPS["set"], strength) for name, strength in STRENGTHS.items()}
+COMPILED["one of each"] = [edit for one in COMPILED.values() for edit in one]
+
+
+@pytest.mark.parametrize("name", fast(COMPILED, "one of each"))
+def test_compiled_whole(name: str):
+    compiled_as_eager(Steering(COMPILED[name]))
 
 
 def test_two_threads():

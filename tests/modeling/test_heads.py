@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sae_transformers import FeatureEdit, SaeConfig, SaeForCausalLM, SaeForSequenceClassification, SaeModel, Steering
+from tests.covering import covering
 from tests.tiny import prompt, tiny_base, tiny_sae
 
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "opt", "gemma2", "phi")
@@ -22,16 +26,31 @@ ATTENTION = {
 }
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base` and `full`, a causal language model with its base inside."""
-    folder = tmp_path_factory.mktemp(request.param)
-    tiny_base(request.param).save_pretrained(folder / "base")
-    for scope in ("full", "sae"):
-        model = SaeForCausalLM.from_base(str(folder / "base"), tiny_sae(layer=1, concepts={"good": 3}))
-        model.config.weights_scope = scope
-        model.save_pretrained(folder / scope)
-    return folder
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @functools.cache
+    def make(architecture: str) -> Path:
+        folder = tmp_path_factory.mktemp(architecture)
+        tiny_base(architecture).save_pretrained(folder / "base")
+        for scope in ("full", "sae"):
+            model = SaeForCausalLM.from_base(str(folder / "base"), tiny_sae(layer=1, concepts={"good": 3}))
+            model.config.weights_scope = scope
+            model.save_pretrained(folder / scope)
+        return folder
+
+    return make
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def saved(request: pytest.FixtureRequest, made: Callable[[str], Path]) -> Path:
+    """`base`, `sae`, and `full`, a causal language model with its base inside."""
+    return made(request.param)
+
+
+def saved_with(name: str, values: Iterable[Any], *others: Iterable[Any]) -> Any:
+    """Each architecture once, and each of the values, in the fast tests."""
+    names = ["saved", *name.split()]
+    return pytest.mark.parametrize(names, covering(ARCHITECTURES, values, *others), indirect=["saved"])
 
 
 def inputs(padding: str = "none") -> dict[str, torch.Tensor]:
@@ -42,7 +61,7 @@ def inputs(padding: str = "none") -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("padding", ATTENTION)
+@saved_with("padding", ATTENTION)
 def test_one_checkpoint_for_all_heads(saved: Path, padding: str) -> None:
     expected = AutoModel.from_pretrained(saved / "base")(**inputs(padding), output_hidden_states=True)
     for name, head in HEADS.items():
@@ -76,8 +95,7 @@ PROBLEMS = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("padding", ["right", "left"])
-@pytest.mark.parametrize("problem", PROBLEMS)
+@saved_with("problem padding", PROBLEMS, ["right", "left"])
 def test_the_classifier_answers_as_the_bases_own(saved: Path, tmp_path: Path, problem: str, padding: str) -> None:
     torch.manual_seed(7)
     base = AutoModelForSequenceClassification.from_pretrained(saved / "base", problem_type=problem, **LABELS)
@@ -108,7 +126,7 @@ def test_a_language_models_adapter_as_a_classifier_warns_of_its_new_head(saved: 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", HEADS)
+@saved_with("name", HEADS)
 def test_steering_and_detection_on_every_head(saved: Path, name: str) -> None:
     model = HEADS[name].from_pretrained(str(saved / "full"))
     scores = {}
@@ -134,8 +152,8 @@ def test_steering_and_detection_on_every_head(saved: Path, name: str) -> None:
     assert stopped.sae_features[0].shape == (2, 9, 1)
 
 
-@pytest.mark.parametrize("head", [SaeForCausalLM, SaeForSequenceClassification, SaeModel])
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
+@saved_with("head", [SaeForCausalLM, SaeForSequenceClassification, SaeModel])
 def test_a_plain_base_checkpoint_loads_and_its_saes_are_new(saved: Path, head, dtype: torch.dtype) -> None:
     base = AutoModelForCausalLM.from_pretrained(saved / "base", dtype=dtype)
     entries = [tiny_sae(layer=1).config, tiny_sae(layer=0, activation="jumprelu", site="mlp_out").config]

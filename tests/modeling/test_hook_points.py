@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from sae_transformers.latents.hidden_states import HiddenStateReader
 from sae_transformers.modeling.hook_points import HookPoint, find_blocks, find_hook_point, hook_tensor
+from tests.covering import fast
 from tests.invariants.naive import block_list, site_module
 from tests.tiny import ARCHITECTURES, LAYERS, prompt, tiny_base, tiny_sae
 
@@ -207,8 +208,17 @@ class Unpacks(nn.Module):
 
 
 @pytest.mark.parametrize("hook", ["model", "model.layers.1.mlp.named", "model.layers.1.mlp.named.input"])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_an_sae_works_at_unusual_modules(hook, compiled):
+def test_an_sae_works_at_unusual_modules(hook):
+    works_at_an_unusual_module(hook, compiled=False)
+
+
+@pytest.mark.parametrize("hook", fast(["model", "model.layers.1.mlp.named", "model.layers.1.mlp.named.input"],
+                                       "model.layers.1.mlp.named"))  # fmt: skip
+def test_an_sae_works_at_unusual_modules_compiled(hook):
+    works_at_an_unusual_module(hook, compiled=True)
+
+
+def works_at_an_unusual_module(hook: str, compiled: bool) -> None:
     base = tiny_base()
     base.model.layers[1].mlp = Unpacks(base.model.layers[1].mlp)
     module = {"model": "model.norm", "model.layers.1.mlp.named": "model.layers.1.mlp.named.inner"}.get(hook)
