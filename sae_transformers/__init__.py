@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
     from .evaluation.steering.axbench import OfflineJudge, SteeringMethod, evaluate_concept_steering
     from .evaluation.steering.receipt import Receipt, ReceiptTexts, measure_receipt
+    from .evaluation.steering.will_it_work import will_it_work
     from .evaluation.steering_methods import DiffMean, Latents, Prompting
     from .evaluation.suites import (
         CapabilitySuite,
@@ -300,6 +301,7 @@ __all__ = [
     "train_concept",
     "train_heads",
     "train_recipe",
+    "will_it_work",
     "write_metric",
 ]
 HOMES = {  # module -> the names that are there; `modeling` has all others
@@ -318,6 +320,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".evaluation.settings": "BootstrapSettings FluencyBudget GenerationSettings",
     ".evaluation.steering.axbench": "OfflineJudge SteeringMethod evaluate_concept_steering",
     ".evaluation.steering.receipt": "Receipt ReceiptTexts measure_receipt",
+    ".evaluation.steering.will_it_work": "will_it_work",
     ".evaluation.steering_methods": "DiffMean Latents Prompting",
     ".evaluation.suites": "CapabilitySuite DetectionSuite FairnessSuite InterventionSuite ReceiptSuite "
     "ReconstructionSuite ScarSuite SpeedSuite SteeringSuite register_suite",

@@ -35,12 +35,30 @@ def diffmean_direction(
     Raises:
         ValueError: no text of one kind, one of a single token, or an SAE that writes elsewhere than it reads.
     """
+    means, n = text_means(model, tokenizer, [positives, negatives], sae, max_length, batch_size), len(positives)
+    labels = (torch.arange(len(means)) < n).long()
+    return fit_diffmean(means, labels)
+
+
+@torch.no_grad()
+def text_means(
+    model: Any, tokenizer: Any, sides: Sequence[Sequence[str]], sae: int, max_length: int, batch_size: int
+) -> Tensor:
+    """Mean hidden state of each text where an SAE stands, over its tokens but the first, (n, d) float32 on the CPU.
+
+    Args:
+        sides: texts with the concept, and texts without.
+
+    Raises:
+        ValueError: as `diffmean_direction`.
+    """
     config = model.config.sae_configs[sae]
     if config.read_at != config.write_at:
         raise ValueError(
             f"DiffMean is fitted where the SAE reads and added where it writes. "
             f"Received: an SAE that reads {config.read_at} and writes {config.write_at}."
         )
+    positives, negatives = sides
     texts = [*positives, *negatives]
     rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
     if not len(positives) or not len(negatives) or any(len(row) < 2 for row in rows):
@@ -57,8 +75,7 @@ def diffmean_direction(
         mask[:, 0] = 0  # the first token does not count
         kept = mask.float()[..., None]  # (batch, width, 1)
         means[members] = ((out.sae_inputs[sae].float() * kept).sum(1) / kept.sum(1)).cpu()
-    labels = torch.tensor([1] * len(positives) + [0] * len(negatives))
-    return fit_diffmean(means, labels)
+    return means
 
 
 def with_direction(model: Any, direction: Tensor, *, sae: int = 0) -> tuple[Any, int]:
