@@ -1,4 +1,4 @@
-"""The verbs `card` and `push`."""
+"""The verbs `card`, `push` and `space`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..workflows.settings.publish import CardSettings, PushSettings
+from ..workflows.settings.publish import CardSettings, PushSettings, SpaceSettings
 from .errors import fail
 from .tables import open_console, show_lines
 from .verb import verb
+
+LICENCE = typer.Option("--license", help="Licence of the Space, as the Hub names it.")
 
 
 @verb(CardSettings)
@@ -55,3 +57,23 @@ def push(
         push_folder(folder, repo_id, settings, dashboard=dashboard, space=space, notice=open_console().print)
     except NotAsPushed as error:
         fail(error, code=1)
+
+
+@verb(SpaceSettings, own={"licence": LICENCE}, writes="folder")
+def space(
+    model_id: Annotated[str, typer.Argument(help="A published causal language model with SAEs: its Hub id.")],
+    settings: SpaceSettings,
+    out: Annotated[Path, typer.Option(help="Folder of app.py, requirements.txt and README.md.")] = Path("space"),
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=LATENT or NAME=SAE:LATENT, for the page's list, by default the model's own. Repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Write the folder of a Gradio Space that detects and steers with a published model; push --space uploads it."""
+    from ..workflows.space import named_feature
+    from ..workflows.space import space as write_space
+
+    features = dict(named_feature(text) for text in feature or ())
+    show_lines(open_console(), write_space(model_id, out, settings, features=features).summary())

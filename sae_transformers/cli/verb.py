@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import shlex
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -17,7 +16,7 @@ from typer.models import ArgumentInfo
 
 from ..workflows.settings.llm import ServiceRefused, without_logins
 from ..workflows.settings.texts import locked_file, locked_folder
-from ..workflows.settings_fields import argument_help, default_of, parts_of_tuple
+from ..workflows.settings_fields import Field, filled, flat_fields, split_parts
 from .errors import fail
 
 # Old spellings of options that several verbs have; each is taken where its option is.
@@ -32,21 +31,12 @@ OLD = {
 _RUNNING: ContextVar[tuple[str, dict[str, tuple[inspect.Parameter, Any]]]] = ContextVar("running")
 
 
-class _Field(NamedTuple):
-    """An option made of a field: of which settings, and what it is there."""
-
-    name: str
-    kind: Any  # as typer takes it
-    default: Any
-    help: str
-    panel: str | None
-    joined: Any  # of a tuple: the kind of its parts, given with commas or repeated
-
-    def option(self, own: Any) -> inspect.Parameter:
-        flags = (f"--{self.name.replace('_', '-')}",) if self.kind is bool and self.default is False else ()
-        made = own or typer.Option(*flags, help=self.help, rich_help_panel=self.panel)
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(self.name, keyword, default=self.default, annotation=Annotated[self.kind, made])
+def _option(field: Field, own: Any) -> inspect.Parameter:
+    """The option of a field, or `own` in its place."""
+    flags = (f"--{field.name.replace('_', '-')}",) if field.kind is bool and field.default is False else ()
+    made = own or typer.Option(*flags, help=field.help, rich_help_panel=field.panel)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(field.name, keyword, default=field.default, annotation=Annotated[field.kind, made])
 
 
 class VerbCommand(TyperCommand):
@@ -83,10 +73,10 @@ def verb(
 
     def decorate(action: Callable[..., None]) -> Callable[..., None]:
         given = [p for p in inspect.signature(action, eval_str=True).parameters.values() if p.name != "settings"]
-        fields: dict[str, _Field] = {}
-        for field in _fields(settings, leave_out) if settings else ():
+        fields: dict[str, Field] = {}
+        for field in flat_fields(settings, leave_out) if settings else ():
             fields.setdefault(field.name, field)
-        options = [field.option((own or {}).get(field.name)) for field in fields.values()]
+        options = [_option(field, (own or {}).get(field.name)) for field in fields.values()]
         known = {p.name: p for p in (*given, *options)}
 
         def run(**values: Any) -> None:
@@ -96,8 +86,8 @@ def verb(
             _RUNNING.set((action.__name__, {name: (known[name], value) for name, value in values.items()}))
             try:
                 if settings is not None:
-                    chosen = {name: _parts(values.pop(name), field) for name, field in fields.items()}
-                    values["settings"] = _filled(settings, chosen)
+                    chosen = {name: split_parts(values.pop(name), field) for name, field in fields.items()}
+                    values["settings"] = filled(settings, chosen)
                 with locked(values.get("out") if writes else None):
                     action(**values)
             except ServiceRefused as error:
@@ -145,61 +135,6 @@ def recorded_command(quiet: Collection[str] = ()) -> str:
 def _shown(value: Any) -> list[str]:
     """An option's value, a word each time that the option is given."""
     return [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
-
-
-def _fields(
-    settings: Any, leave_out: Collection[str], panel: str | None = None, names: Mapping[str, str | None] | None = None
-) -> Iterator[_Field]:
-    """The options of a dataclass, or of an instance of one, whose values are then the defaults.
-
-    A field with settings may name the options of what is in it, None for no option: `metadata={"options": {...}}`.
-    """
-    documented = settings if isinstance(settings, type) else type(settings)
-    helps, hints = argument_help(documented), typing.get_type_hints(documented)
-    for field in dataclasses.fields(documented):
-        name = (names or {}).get(field.name, field.name)
-        if name is None or name in leave_out:
-            continue
-        default = default_of(field) if isinstance(settings, type) else getattr(settings, field.name)
-        if dataclasses.is_dataclass(default):
-            within = {**(names or {}), **field.metadata.get("options", {})}
-            yield from _fields(default, leave_out, getattr(default, "PANEL", panel), within)
-            continue
-        kind, joined = hints[field.name], parts_of_tuple(hints[field.name])
-        if joined is not None:
-            kind = list[str] if isinstance(default, tuple) else list[str] | None
-            default = [str(part) for part in default] if isinstance(default, tuple) else default
-        yield _Field(name, kind, default, helps[field.name], panel, joined)
-
-
-def _filled(settings: Any, values: Mapping[str, Any], names: Mapping[str, str | None] | None = None) -> Any:
-    """The dataclass with these values, wherever in it a field of that name is."""
-    documented = settings if isinstance(settings, type) else type(settings)
-    taken = {}
-    for field in dataclasses.fields(documented):
-        default = default_of(field) if isinstance(settings, type) else getattr(settings, field.name)
-        if dataclasses.is_dataclass(default):
-            taken[field.name] = _filled(default, values, {**(names or {}), **field.metadata.get("options", {})})
-        elif (name := (names or {}).get(field.name, field.name)) is not None and name in values:
-            taken[field.name] = values[name]
-        elif default is not inspect.Parameter.empty:
-            taken[field.name] = default
-    return documented(**taken)
-
-
-def _parts(value: Any, field: _Field) -> Any:
-    """A tuple's parts, each of its kind."""
-    if field.joined is None or value is None:
-        return value
-    texts = [part.strip() for text in value for part in text.split(",") if part.strip()]
-    if not texts and field.default is None:
-        return None
-    try:
-        return tuple(field.joined(text) for text in texts)
-    except ValueError as error:
-        wanted = {int: "whole numbers", float: "numbers"}.get(field.joined, "texts")
-        told = ",".join(value)
-        raise ValueError(f"`{field.name}` must be {wanted}, comma-separated. Received: {told!r}.") from error
 
 
 def _renamed(words: Sequence[str], renamed: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from ..evaluation.results import Measurement, Results, SuiteResult, is_baseline,
 from ..evaluation.suites import card_facts, expected_suites
 from .card_file import marked
 from .citations import bibtex, methods_used
+from .described import described
 from .facts import AuthorFacts, ModelFacts, SaeFacts
 from .markdown import number, one_line, python, render, without_folders
 from .receipt_table import receipt_table
@@ -77,6 +78,7 @@ def model_card(
         "saes": model.saes,
         "features": features,
         "more_features": more,
+        "described": described(model),
         "default_steering": _steering_lines(model.config.get("steering")),
         "receipt": receipt_table(model.config.get("steering")),
         "examples": _examples(results, max_examples),

@@ -147,10 +147,14 @@ class SaeConfig(PreTrainedConfig):
     @property
     def sae_configs(self) -> list[SparseAutoencoderConfig]:
         """One parsed, checked entry for each SAE."""
-        return [SparseAutoencoderConfig.from_dict(entry) for entry in self.saes]
+        entries = [SparseAutoencoderConfig.from_dict(entry) for entry in self.saes]
+        for entry, stored in zip(entries, getattr(self, "sae_annotations", ()), strict=False):  # of a model's config
+            entry.describe(stored)
+        return entries
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
+        output.pop("sae_annotations", None)  # of the model, which keeps them in files of their own
         if isinstance(output.get("text_config"), dict):
             # The base is saved as plain tensors here, or not at all: its quantisation is the loader's choice.
             output["text_config"].pop("quantization_config", None)

@@ -17,6 +17,8 @@ ACTIVATIONS = (
 TOPK_ACTIVATIONS = ("topk", "topk-sigmoid", "topk-tanh", "topk-identity", "abs_topk", "groupmax")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm", "scalar")
 SHOWN_NAMES = 10  # in a message: an SAE may have a name for every latent
+SHOWN_TEXT = 60  # characters of a description in a message
+MOST_NUMBERS = 20  # of latents with one name, in a message
 SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_in", "mlp_act", "attn_heads")
 
 
@@ -108,6 +110,8 @@ class SparseAutoencoderConfig:
     concepts: dict[str, int] = field(default_factory=dict)
     feature_names: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    _stored = None  # the annotations of its features, no field: see `describe`
 
     def __post_init__(self) -> None:
         for name in ("hook", "hook_out"):
@@ -207,22 +211,38 @@ class SparseAutoencoderConfig:
         """The place that is written; the same as `read_at` unless this is a transcoder."""
         return self.hook_out or self.read_at
 
+    def describe(self, stored: Any) -> SparseAutoencoderConfig:
+        """Have features named by their whole descriptions too: those of a `StoredAnnotations`."""
+        self._stored = stored
+        return self
+
+    @property
+    def annotations(self) -> Any:
+        """What is known of the features in words, where this is the config of an SAE that has some; else None."""
+        return None if self._stored is None else self._stored.get()
+
     def resolve_feature(self, feature: int | str | None) -> int:
-        """The index of a latent given by index, by concept name or else by its label in `feature_names`."""
+        """The index of a latent given by index, by concept name, by its label in `feature_names`, or else by a whole
+        description of its annotations."""
         if isinstance(feature, str):
             if feature in self.concepts:
                 return self.concepts[feature]
             named = [int(latent) for latent, label in self.feature_names.items() if label == feature]
+            notes = None if named else self.annotations
+            named = named if notes is None else notes.latents_of(feature)
             if len(named) > 1:
+                numbers = ", ".join(map(str, named[:MOST_NUMBERS])) + (", ..." if len(named) > MOST_NUMBERS else "")
                 raise ValueError(
-                    f"Features {', '.join(map(str, named))} of this SAE have that name: give one's number. "
-                    f"Received: feature={feature!r}."
+                    f"Features {numbers} of this SAE have that name: give one's number. Received: feature={feature!r}."
                 )
             if not named:
                 names = list(dict.fromkeys([*self.concepts, *self.feature_names.values()]))
                 close = difflib.get_close_matches(feature, names, n=SHOWN_NAMES) or names[:SHOWN_NAMES]
                 known = ", ".join(map(repr, close)) or "none: give an index"
                 known += f", ... ({len(names)} in all)" if len(names) > len(close) else ""
+                if notes is not None and (like := notes.like(feature, SHOWN_NAMES)):
+                    found = ", ".join(f"{number} {text[:SHOWN_TEXT]!r}" for number, text in like)
+                    known += f"; described like it are {found}: give a number or a whole description"
                 raise ValueError(
                     f"No concept or feature of that name in this SAE; it has {known}. Received: feature={feature!r}."
                 )

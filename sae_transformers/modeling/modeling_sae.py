@@ -72,6 +72,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         self.base_arguments = BaseArguments(getattr(self.lm, getattr(self.lm, "body_name", ""), self.lm))
         config._attn_implementation_internal = inner.config._attn_implementation
         self.saes = SaeBank(new_saes(config.sae_configs) if saes is None else saes)
+        config.sae_annotations = [sae.stored_annotations for sae in self.saes]  # names that edits may use
         check_built(self)
         given = ([] if lm is None else [lm]) + ([] if saes is None else [self.saes])
         for part in (p for module in given for p in module.modules()):

@@ -44,6 +44,7 @@ from .sae_bank import SaeBank, new_saes
 from .sae_losses import check_applicable
 from .scar_hook import ScarHook
 from .sparse_autoencoder import SparseAutoencoder
+from .stored_annotations import keep_names
 from .stored_claims import Stored, check_head_claims, check_layer_claims, check_sae_claims, held_against, stored_shapes
 from .uploading import UPLOAD_OPTIONS, upload
 
@@ -209,6 +210,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             model, info = loaded
             keep_soft_cap(model.lm, kwargs)
             check_loaded(model, info, name, any_size=any_size)
+            model._point_to_annotations(name, hub)
             return (model, info) if with_info else model
         for option in ("config", *LABEL_OPTIONS):
             kwargs.pop(option, None)
@@ -241,6 +243,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         missing = model._load_adapter(weights, name)
         adopt(model, base)
         model.name_or_path = name
+        model._point_to_annotations(name, hub)
         if model.can_generate():
             with contextlib.suppress(OSError):  # none published: the base's is in place
                 model.generation_config = GenerationConfig.from_pretrained(name, **hub)
@@ -271,6 +274,10 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                 f"{name} holds SAEs for the base {str(source)!r}, which could not be loaded. "
                 f"Pass `base_model=` with its path or id. {error}"
             ) from error
+
+    def _point_to_annotations(self, name: str, hub: dict[str, Any]) -> None:
+        for number, sae in enumerate(self.saes):
+            sae.stored_annotations.point(name, hub, number)
 
     def _adapter_names(self) -> set[str]:
         """Names of everything that an adapter-sized checkpoint holds."""
@@ -344,6 +351,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                 n for n in (kwargs.get("state_dict") or self.state_dict()) if n not in keep
             }
         self.config.auto_map = dict(AUTO_MAP)
+        keep_names(self.config)
         if self.can_generate() and self.generation_config is not None:
             self.generation_config._from_model_config = False  # a config marked so loses fields it does not know
         previous, type(self)._auto_class = type(self)._auto_class, self.auto_model.__name__
@@ -352,8 +360,12 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                 super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             type(self)._auto_class = previous
+        if not kwargs.get("is_main_process", True):
+            return
+        for number, sae in enumerate(self.saes):
+            sae.stored_annotations.save(save_directory, number)
         card = Path(save_directory) / "README.md"
-        if kwargs.get("is_main_process", True) and not card.exists():
+        if not card.exists():
             write_whole(card, model_card(self, Path(save_directory).name))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -23,6 +23,7 @@ from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .output_files import locked_folder, whole_file, write_whole
 from .plain_files import read_json, written_tensors
 from .repository_files import HUB_OPTIONS, MAPPED_FROM_BYTES, check_values, read_adapter
+from .stored_annotations import StoredAnnotations
 from .uploading import UPLOAD_OPTIONS, upload
 
 FORMAT = "sae_transformers sparse autoencoder"
@@ -59,6 +60,18 @@ class SaeFiles(nn.Module):
     def __init__(self, config: SparseAutoencoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.stored_annotations = StoredAnnotations()
+        config.describe(self.stored_annotations)
+
+    @property
+    def annotations(self) -> Any:
+        """What is known of the features in words, a `FeatureAnnotations`; None where there is nothing. `annotate` puts
+        them there; `save_pretrained` keeps them, in `annotations.parquet`."""
+        return self.stored_annotations.get()
+
+    @annotations.setter
+    def annotations(self, value: Any) -> None:
+        self.stored_annotations.set(value)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `model.safetensors` and `config.json` to a folder, each whole or not at all.
@@ -74,6 +87,7 @@ class SaeFiles(nn.Module):
             with written_tensors(weights), whole_file(weights) as draft:
                 save_file(tensors, draft, metadata={"format": "pt"})
             write_whole(folder / CONFIG_NAME, text + "\n")
+            self.stored_annotations.save(folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Save as `save_pretrained` does and upload it in one commit, with a card; returns the commit's information.
@@ -130,9 +144,13 @@ class SaeFiles(nn.Module):
         given = {key: options[key] for key in GIVEN if key in options}
         name = _found(str(name), hub, given)
         values = _read_config(name, hub)
+        of_sae: tuple[dict[str, Any], int] = (hub, 0)
+        foreign = False
         if values is None and (of_model := _read_from_model(name, hub)) is not None:
             values, tensors = of_model
+            of_sae = {key: value for key, value in hub.items() if key != "subfolder"}, int(hub.get("subfolder") or 0)
         elif values is None:
+            foreign = True
             values, tensors = _read_foreign(name, hub, given)
         else:
             if unused := set(given) - {"base_model"}:
@@ -144,6 +162,8 @@ class SaeFiles(nn.Module):
         with torch.device("meta"):  # nothing is allocated for sizes that a config merely claims
             sae = cls(config)
         _fill(sae, tensors, name, dtype, check_values)
+        if not foreign or Path(name).is_dir():
+            sae.stored_annotations.point(name, *of_sae)
         return sae
 
 

@@ -93,7 +93,8 @@ class SparseAutoencoder(SaeMathematics):
         place = "no place yet" if not c.placed else f"reads {c.read_at}"
         place += f", writes {c.write_at}" if c.placed and c.write_at != c.read_at else ""
         concepts = f"{len(c.concepts)} concept{'' if len(c.concepts) == 1 else 's'}"
-        return f"{width}, {c.activation}{k}, {place}, {concepts}"
+        described = f", {said}" if (said := self.stored_annotations.summary()) else ""
+        return f"{width}, {c.activation}{k}, {place}, {concepts}{described}"
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from .bodies import Body
 from .completions import Completions
-from .detecting import Detector, describe_saes, read_detection
+from .detecting import Detector, describe_saes, find_features, read_detection
 from .engine import MAX_WAITING, Engine
 from .errors import RequestError
 from .intake import Intake
@@ -138,9 +138,12 @@ def build_app(
         RequestRecord.of(request.scope).prompt_tokens = found["usage"]["prompt_tokens"]
         return JSONResponse(found)
 
-    @app.get("/v1/features")
-    async def features() -> dict[str, Any]:
-        return describe_saes(model.config.sae_configs)
+    @app.get("/v1/features", responses=errors())
+    def features(
+        query: str | None = None, k: str = "10"
+    ) -> dict[str, Any]:  # in a thread: annotations may be read now
+        saes = model.config.sae_configs
+        return describe_saes(saes) if query is None else find_features(saes, query, k)
 
     entry = {"id": name, "object": "model", "created": 0, "owned_by": "sae-transformers"}
     entry["steering"] = reader.default_steering.to_dict() if reader.default_steering else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..latents.annotations.search import search
 from ..modeling import SparseAutoencoderConfig
 from .bodies import Body, wrong
 from .memory import give_back, is_out_of_memory, no_memory
@@ -18,6 +19,7 @@ from .steering_field import LONGEST_NAME
 TEXTS_AT_ONCE, MAX_TEXTS = 16, 2048
 # Of a forward pass, padding included, but for a text that is longer alone; and of all texts of a request.
 TOKENS_AT_ONCE, MAX_TOKENS = 16_384, 2**20
+MOST_FOUND = 100  # features that one search answers
 POOLINGS = ("mean", "max", "last")
 
 
@@ -167,7 +169,28 @@ def describe_saes(saes: Sequence[SparseAutoencoderConfig]) -> dict[str, Any]:
             "activation": config.activation,
             "concepts": dict(config.concepts),
             "feature_names": dict(config.feature_names),
+            "annotations": None if config.annotations is None else config.annotations.to_dict(),
         }
         for number, config in enumerate(saes)
     ]
     return {"object": "list", "data": data}
+
+
+def find_features(saes: Sequence[SparseAutoencoderConfig], query: str, k: str) -> dict[str, Any]:
+    """The features of all SAEs whose descriptions fit some words, best first, by the words alone.
+
+    Raises:
+        RequestError: there are no words, too many, or more features than one answer has.
+    """
+    if not query.strip() or len(query) > LONGEST_NAME:
+        raise wrong("query", f"must be a few words, at most {LONGEST_NAME} characters", query)
+    most = int(k) if k.isascii() and k.isdecimal() and len(k) < 6 else 0
+    if not 1 <= most <= MOST_FOUND:
+        raise wrong("k", f"must be a whole number from 1 to {MOST_FOUND}", k)
+    found = [
+        {"object": "feature", "sae": number, **row}
+        for number, config in enumerate(saes)
+        if (notes := config.annotations) is not None
+        for row in search(notes, query, most)
+    ]
+    return {"object": "list", "data": sorted(found, key=lambda row: -row["rank"])[:most]}

@@ -54,3 +54,16 @@ def space(
         licence=settings.licence,
     )  # fmt: skip
     return SpaceResult(files)
+
+
+def named_feature(text: str) -> tuple[str, tuple[int, int]]:
+    """Name, and SAE and latent, of "joy=17" or "joy=1:17".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name, equals, place = text.rpartition("=")
+    sae, _, latent = place.rpartition(":")
+    if not (name.strip() and equals and (sae or "0").isdecimal() and latent.isdecimal()):
+        raise ValueError(f"A named feature is NAME=LATENT or NAME=SAE:LATENT. Received: {text!r}.")
+    return name.strip(), (int(sae or 0), int(latent))

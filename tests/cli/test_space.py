@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sae_transformers.cli import app
-from sae_transformers.cli.space import named_feature
+from sae_transformers.workflows.space import named_feature
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("command_line")

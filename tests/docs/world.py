@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sae_transformers import FeatureEdit, ReconstructionSuite, Steering, attach, convert, evaluate, load
+from tests.create_training_data.annotation.sources.layouts import EXPLANATIONS, FEATURES, lines, write_bulk
 from tests.create_training_data.fake_openai import FakeOpenAI, last_user_text
 from tests.docs.data import PEOPLE, sentence, write_data
 from tests.loopback_hub import TOKEN, LoopbackHub, Repo
@@ -73,7 +74,20 @@ def tiny_world(home: Path) -> Iterator[World]:
         folder.mkdir()
         write_data(folder)
         write_models(hub, folder)
+        write_annotations(home / "cache", folder)
         yield World(folder, hub)
+
+
+def write_annotations(cache: Path, folder: Path) -> None:
+    """Descriptions as Neuronpedia's store has them, fetched before, and in files beside the page."""
+    sarcasm = {"index": "7", "description": "sarcasm in replies", "explanationModelName": "gpt-4o-mini"}
+    told = [*EXPLANATIONS, sarcasm]
+    measured = [*FEATURES, {"index": "7", "maxActApprox": 3.0, "frac_nonzero": 0.01}]
+    kept = cache / "neuronpedia" / "gemma-3-270m" / "12-gemmascope-2-res-16k"
+    write_bulk(kept, explanations=told, features=measured)
+    (folder / "explanations.jsonl").write_text(lines([*told, *measured]), encoding="utf-8")
+    row = "9\tyes\tnames of rivers\tSpan 1: the Rhine\n"
+    (folder / "explained.tsv").write_text(f"FeatureID\tVerify\tSummary\tWords\n{row}", encoding="utf-8")
 
 
 def answer(body: dict[str, Any]) -> str:

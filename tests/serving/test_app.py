@@ -10,7 +10,7 @@ import openai
 import pytest
 import torch
 
-from sae_transformers import FeatureEdit, Gate, Steering
+from sae_transformers import FeatureAnnotations, FeatureEdit, Gate, Steering
 from sae_transformers.modeling.gates import OVER
 from sae_transformers.modeling.tested_releases import NEWEST, OLDEST
 from tests.serving.running import STEERINGS, Running, offline, running, served_model, served_tokenizer
@@ -21,10 +21,16 @@ TEXT = "w1 w2 w3"
 PLAIN, TOKENIZER = served_model(), served_tokenizer()
 
 
+MEANT = "remarks <b>that mean</b> the opposite"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     model = served_model()
     model.steering = DEFAULT
+    model.saes[0].annotations = FeatureAnnotations.from_rows(
+        [{"feature": 3, "description": MEANT, "frequency": 0.01}, {"feature": 9, "description": "opposite sides"}]
+    )
     with running(model, served_tokenizer(), KEY, aliases=("/a/folder",)) as made:
         yield made
 
@@ -210,7 +216,34 @@ def test_what_is_served(server: Running) -> None:
         server.openai.models.retrieve("org/other")
     (sae,) = server.get("/v1/features")["data"]
     assert sae["place"] == "layers.1.resid_post" and sae["concepts"] == {"sea": 9} and sae["n_features"] == 64
+    assert sae["annotations"] == {"features": 10, "described": 2, "facts": {}}
     assert server.get("/health") == {"status": "ok", "running": 0, "waiting": 0}
+
+
+def test_features_are_found_by_words_and_named_by_what_was_found(server: Running) -> None:
+    first, second = server.get("/v1/features?query=mean+opposite")["data"]
+    assert (first["feature"], first["description"], first["sae"]) == (3, MEANT, 0) and second["feature"] == 9
+    assert first["frequency"] == pytest.approx(0.01) and second["frequency"] is None
+    assert server.get("/v1/features?query=opposite&k=1")["data"] == [
+        server.get("/v1/features?query=opposite")["data"][0]
+    ]
+    assert server.get("/v1/features?query=mountain")["data"] == []
+    edit = {"op": "add", "value": 5.0}
+    named, numbered = (
+        server.chat(TEXT, extra_body={"steering": {"edits": [{"feature": feature, **edit}]}}) for feature in (MEANT, 3)
+    )
+    assert named.choices[0].message.content == numbered.choices[0].message.content
+    score = [
+        server.post("/detect", {"model": "tiny", "input": TEXT, "feature": one}).json()["data"][0]["score"]
+        for one in (MEANT, 3)
+    ]
+    assert score[0] == score[1]
+
+
+@pytest.mark.parametrize("query", ["query=", "query=" + "x" * 257, "query=x&k=0", "query=x&k=101", "query=x&k=many"])
+def test_searches_that_are_wrong(server: Running, query: str) -> None:
+    answer = server.request("GET", f"/v1/features?{query}")
+    assert answer.status == 400 and answer.error["param"] in ("query", "k")
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

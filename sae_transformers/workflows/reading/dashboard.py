@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
-from ...create_training_data.annotation.tables import feature_annotations
+from ...create_training_data.annotation.tables import FeatureAnnotation, feature_annotations
 from ...create_training_data.spans.activations import SpanOrigin, read_span_tokens
 from ...create_training_data.spans.files import COLUMNS
 from ...create_training_data.spans.settings import MAX_LENGTH, SpanSettings
@@ -28,6 +28,7 @@ from ...hub_cards.dashboard_data import (
     page_index,
     samples_of,
 )  # fmt: skip
+from ...latents.annotations.table import FeatureAnnotations
 from ...latents.context import reading_length
 from ...latents.text_input import text_source
 from ...latents.text_latents import sae_of
@@ -133,7 +134,9 @@ def dashboard(
     made: list[dict[str, Any]] = []
     if steered and model is not None and tokenizer is not None and one is not None:
         made = _steer(model, tokenizer, sae, prompts, settings, progress)
-    notes = feature_annotations(sources.annotations, settings.judgement)
+    beside = None if one is None else one.annotations
+    notes = {f: FeatureAnnotation(text) for f, text in _described(beside, chosen).items()}
+    notes |= feature_annotations(sources.annotations, settings.judgement)
     called = _names(one)
     suites = [suite for record in sources.results for suite in record.suites.values()]
     shown = [*sources.samples, *made, *(row for suite in suites for row in suite.samples if "steered" in row)]
@@ -154,7 +157,8 @@ def dashboard(
         annotations=_among({f: note for f, note in notes.items() if note.meaning or note.judgements}, chosen),
         samples=_among(samples_of(shown, sae=number), chosen),
         neighbours=near,
-        measures=_measures(sources, number, called),
+        measures=_measures(sources, number, called)
+        | _known_numbers(beside, chosen, with_table=sources.table is not None),
         histograms=histograms,
         results=sources.merged(),
         features=features,
@@ -169,6 +173,23 @@ def _measures(sources: DashboardSources, number: int, called: Mapping[int, str])
         for name, column in measures_of(record, sae=number, names=called).items():
             measures.setdefault(name, {}).update(column)
     return measures
+
+
+def _described(notes: FeatureAnnotations | None, chosen: Sequence[int] | None) -> dict[int, str]:
+    return {} if notes is None else notes.names(notes.described.tolist() if chosen is None else chosen)
+
+
+def _known_numbers(
+    notes: FeatureAnnotations | None, chosen: Sequence[int] | None, *, with_table: bool
+) -> dict[str, dict[int, float]]:
+    """Numbers beside the descriptions, as columns; frequencies only where no table has them."""
+    found: dict[str, dict[int, float]] = {}
+    for name in () if notes is None else (*(() if with_table else ("frequency",)), "maximum", "output_score"):
+        column = getattr(notes, name)
+        if column is not None:
+            numbers = range(len(column)) if chosen is None else [f for f in chosen if f < len(column)]
+            found[name.replace("_", " ")] = {f: float(column[f]) for f in numbers if column[f] == column[f]}
+    return found
 
 
 def _among(values: Mapping[int, Any], chosen: Sequence[int] | None) -> dict[int, Any]:

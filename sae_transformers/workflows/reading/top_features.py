@@ -115,7 +115,8 @@ def top_features(
         sae: number of the SAE.
         skip_first: leading tokens that are not read: the first one is an outlier.
         max_length: tokens; a longer text is cut. By default 1,024, or what the model reads.
-        names: feature -> name, beside the SAE's own concepts and feature names.
+        names: feature -> name, beside the SAE's own concepts, feature names and, where it has `annotations`, their
+            descriptions.
 
     Raises:
         ValueError: not one text, or no such SAE.
@@ -130,6 +131,8 @@ def top_features(
     known |= {int(number): name for number, name in config.feature_names.items()} | dict(names or {})
     features, values = read.features[0].cpu(), read.values[0].float().cpu()
     active = set(features.unique().tolist())
+    if (notes := sae_of(model, sae).annotations) is not None:
+        known = notes.names(sorted(active - {-1})) | known
     tokens = [str(tokenizer.decode([token])) for token in found.ids[0]]
     named = {number: name for number, name in known.items() if number in active}
     return TopFeaturesResult(found.texts[0], tokens, features, values, named, sae, found.cut > 0)

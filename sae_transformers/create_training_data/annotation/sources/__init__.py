@@ -1,0 +1,1 @@
+"""Annotations of features as others publish them."""

@@ -1,0 +1,1 @@
+"""What is known of features in words: descriptions, who gave them, numbers beside them, and searching them."""
