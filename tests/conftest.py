@@ -20,6 +20,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """So stays what a file of tests leaves behind: modules that it was the first to import, and its caches."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A verb owns its process and sets threads and logging for all of it; tests share theirs. Lines are wide."""

@@ -5,6 +5,7 @@ of the upload or refused, at the user's and not here.
 """
 
 import ast
+import functools
 import io
 import sys
 import tokenize
@@ -51,6 +52,21 @@ def source_files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    """Once for all rules. Nobody changes it."""
+    return ast.parse(source)
+
+
+@functools.cache
+def called(call: ast.Call) -> str:
+    return ast.unparse(call.func)
+
+
+def source_of(file: Path) -> ast.Module:
+    return parsed(file.read_text(encoding="utf-8"))
+
+
 def imports(tree: ast.AST, in_try: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     """Every import at any depth, with whether the body of a `try` that catches ImportError holds it."""
     for node in ast.iter_child_nodes(tree):
@@ -85,7 +101,7 @@ def import_problems(path: str, source: str) -> list[str]:
     room = folders[0] if folders else None
     published = folders == ["modeling"]
     problems = []
-    for node, in_try in imports(ast.parse(source)):
+    for node, in_try in imports(parsed(source)):
         where, text = f"{path}:{node.lineno}", ast.unparse(node)
         if "sae_transformers" in absolute_names(node):
             problems.append(f"{where}: imports inside the package are relative. Received: {text}")
@@ -125,13 +141,13 @@ def text_problems(path: str, source: str) -> list[str]:
     lines = len(source.splitlines())
     if lines > MAX_LINES:
         problems.append(f"{path}: at most {MAX_LINES} lines. Received: {lines}; split it")
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Assert):
             problems.append(f"{path}:{node.lineno}: `python -O` removes assert; raise an exception")
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
             problems.append(f"{path}:{node.lineno}: nothing here prints; return the value")
     if path.startswith("modeling/"):
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(parsed(source)):
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 for one in ast.walk(node):
                     if isinstance(one, ast.FunctionDef) and one.name == "__getattr__":
@@ -309,7 +325,7 @@ def module_imports() -> dict[str, set[str]]:
     for module, file in files.items():
         folder = module if file.name == "__init__.py" else module[:-1]
         graph[".".join(module)] = reached = set()
-        for node, _ in imports(ast.parse(file.read_text(encoding="utf-8"))):
+        for node, _ in imports(source_of(file)):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = (*folder[: len(folder) - node.level + 1], *(node.module.split(".") if node.module else ()))
                 for alias in node.names:
@@ -348,7 +364,7 @@ def test_no_folder_is_a_heap() -> None:
 
 def test_options_do_not_travel_as_a_bag() -> None:
     for file in source_files():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(source_of(file)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("locals", "vars", "globals"):
                 allowed = file == PACKAGE / "__init__.py" and ast.unparse(node.func) == "globals"
                 # `vars(module)` lists what a module has.
@@ -360,7 +376,7 @@ def test_long_parameter_lists_are_settings() -> None:
     found = set()
     for file in source_files():
         path = file.relative_to(PACKAGE).as_posix()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(source_of(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not path.startswith("cli/"):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 if len([one for one in arguments if one.arg not in ("self", "cls")]) > MAX_PARAMETERS:
@@ -372,7 +388,7 @@ def test_models_tokenizers_and_settings_have_types() -> None:
     """Where people read a signature first, `Any` would tell them, and pyright, nothing."""
     untyped = []
     for file in [*(PACKAGE / "latents").rglob("*.py"), *(PACKAGE / "workflows").rglob("*.py")]:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(source_of(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
                     if one.arg in ("model", "base", "tokenizer", "processor", "settings", "config"):

@@ -19,6 +19,7 @@ from sae_transformers.evaluation.steering.suite import compare_methods
 from sae_transformers.evaluation.steering_methods import PreparedMethods
 from sae_transformers.evaluation.steering_methods.over_strengths import latent_method, prompt_methods
 from sae_transformers.evaluation.suites.settings import SteeringSuiteSettings
+from tests.covering import fast
 
 PARTS = {f"part {i}": [i / 3, [True, None, "ü\n"], math.nan if i == 1 else -math.inf] for i in range(4)}
 
@@ -198,7 +199,7 @@ def test_concept_steering_goes_on(model: Any, tokenizer: Any, tmp_path: Path) ->
     assert run(journal=journal) == run() and journal.found == 2
 
 
-@pytest.mark.parametrize("after", [0, 4, 9, 13])
+@pytest.mark.parametrize("after", fast([0, 4, 9, 13], 4, 13))
 def test_the_steering_suite_goes_on(model: Any, tokenizer: Any, tmp_path: Path, after: int) -> None:
     prompts = ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w3 w3"]
     methods = {"latent 3": latent_method(3, [-1.0, 1.0]), "prompt": prompt_methods(prompts, "w30 w31", "w1")}

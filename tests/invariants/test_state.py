@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from sae_transformers import FeatureEdit, SaeConfig, SaeForCausalLM, Steering
+from tests.covering import covering
 from tests.tiny import ARCHITECTURES, VOCAB, WIDTH, prompt, tiny_base, tiny_model, tiny_sae
 
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 0}
@@ -91,8 +92,7 @@ def test_state_dict_through_torch_save():
 # -- saving and loading ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights_scope", SCOPES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "weights_scope"), covering(ARCHITECTURES, SCOPES))
 def test_round_trip_of_every_family_under_unchanged_names(tmp_path, architecture, weights_scope):
     """Also mixtral and the other mixture models, whose conversion mapping would rewrite names like `saes.mlp_out`."""
     tiny_base(architecture).save_pretrained(tmp_path / "base")

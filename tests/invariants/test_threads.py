@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sae_transformers import FeatureEdit, Steering
+from tests.covering import covering
 from tests.tiny import prompt, tiny_base, tiny_model
 
 ROUNDS, STEPS = 12, 5
@@ -72,9 +73,9 @@ def assert_unsteered(model) -> None:
     assert torch.equal(model.lm.generate(ids, **options), plain.generate(ids, **options))
 
 
-@pytest.mark.parametrize("threads", [2, 4])
-@pytest.mark.parametrize("call", [generated, passed])
-@pytest.mark.parametrize("how", ["argument", "block"])
+@pytest.mark.parametrize(
+    ("how", "call", "threads"), covering(["argument", "block"], [generated, passed], [2, 4], times=2)
+)
 def test_every_thread_gets_what_it_would_get_alone(model, threads, call, how):
     def job(steering):
         if how == "argument":

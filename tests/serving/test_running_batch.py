@@ -12,6 +12,7 @@ from sae_transformers import FeatureEdit, FeatureReweighting, Gate, SaeForCausal
 from sae_transformers.modeling.steering_plan import SteeringPlan
 from sae_transformers.serving.running_batch import RunningBatch
 from tests.architectures import tiny_bases
+from tests.covering import fast
 from tests.serving.running import STEERINGS
 from tests.tiny import ARCHITECTURES, prompt, tiny_model, tiny_sae
 
@@ -115,7 +116,7 @@ def test_a_text_that_was_set_aside_goes_on_where_it_was(architecture: str) -> No
     "architecture",
     [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", fast(range(3), 0))
 def test_gates_remember_the_texts_of_rows_that_come_and_go(architecture: str, seed: int) -> None:
     model = tiny_model(architecture, activation="relu").eval()
     model.generation_config.eos_token_id = None

@@ -13,6 +13,7 @@ from sae_transformers.training.heads.data import HeadData, split_rows
 from sae_transformers.training.heads.losses import binary_losses
 from sae_transformers.training.heads.stack import Patience
 from sae_transformers.training.heads.train import METHODS, HeadSettings, Removal, label_ids, train_heads
+from tests.covering import covering
 from tests.tiny import WIDTH, tiny_sae
 
 F64 = torch.float64
@@ -101,8 +102,7 @@ def test_every_method_equals_a_plain_loop() -> None:
     assert heads[2 * list(METHODS).index("overfit")].best_epoch == 5
 
 
-@pytest.mark.parametrize("hidden_size", [None, 6])
-@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(("legacy", "hidden_size"), covering([False, True], [None, 6]))
 def test_a_run_alone_equals_the_run_in_a_group(hidden_size: int | None, legacy: bool) -> None:
     states, labels = texts(classes=3)
     states, sae = states.float(), tiny_sae()
@@ -214,8 +214,10 @@ def test_small_and_odd_batches(n: int) -> None:
     assert all(bool(head.weight.isfinite().all()) for head in heads)
 
 
-@pytest.mark.parametrize("select_by", ["f1", "macro_f1", "accuracy", "auroc"])
-@pytest.mark.parametrize("objective", ["binary", "multi_class", "multi_label", "pairwise"])
+@pytest.mark.parametrize(
+    ("objective", "select_by"),
+    covering(["binary", "multi_class", "multi_label", "pairwise"], ["f1", "macro_f1", "accuracy", "auroc"]),
+)
 def test_every_objective_learns(objective: str, select_by: str) -> None:
     states, labels = texts(240, classes=3 if objective == "multi_class" else 2)
     states = states + 2 * F.one_hot(labels, WIDTH)

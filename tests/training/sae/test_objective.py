@@ -13,6 +13,7 @@ from sae_transformers import SparseAutoencoder
 from sae_transformers.training.sae import sparse_ops
 from sae_transformers.training.sae.arguments import SaeLossArguments
 from sae_transformers.training.sae.objective import SaeObjective
+from tests.covering import covering
 from tests.tiny import tiny_sae
 from tests.training.dense_reference import dense_terms, gradients
 
@@ -122,8 +123,7 @@ def settings_of(activation: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "loss"), covering(ACTIVATIONS, LOSSES, times=3))
 def test_loss_and_gradients_equal_the_dense_ones(monkeypatch, activation, loss):
     args = loss_arguments(**LOSSES[loss])
     labels = some_labels() if loss in ("conditioning", "conditioning legacy", "ranking", "all") else None

@@ -10,6 +10,7 @@ import torch
 from sae_transformers import SparseAutoencoder
 from sae_transformers.training.sae import callbacks, initialization, metrics
 from sae_transformers.training.sae.dataset import HiddenStateShards, TensorTokens, TokenBatches
+from tests.covering import covering
 from tests.training.runs import D_SAE, PLACES, D, assert_same_state, new_sae, state_of, tokens, trained, trainer_for
 from tests.training.sae.test_dataset import write_store
 
@@ -256,8 +257,7 @@ def test_logs_hold_what_was_measured(tmp_path):
     assert entry["dead_share"] == 0.0
 
 
-@pytest.mark.parametrize("labels", [False, True])
-@pytest.mark.parametrize("activation", ["topk", "batch_topk", "relu"])
+@pytest.mark.parametrize(("activation", "labels"), covering(["topk", "batch_topk", "relu"], [False, True]))
 def test_evaluation_equals_direct_computation(tmp_path, activation, labels):
     held_out = tokens(333, seed=3, labels=labels)
     sae = new_sae(activation=activation, concepts={"second": 7} if labels else {})
