@@ -54,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=24, help="of each kind")
     parser.add_argument("--known", type=int, default=6, help="that the attacker has")
     parser.add_argument("--suffix-steps", type=int, default=10)
+    parser.add_argument("--candidates", type=int, default=16, help="of a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outputs/recovery.json"))
     return parser.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
     tokenizer.padding_side = "left"
     sae = SparseAutoencoder.from_pretrained(args.sae)
     model = SaeForCausalLM.from_base(base.unwrap(), saes=[sae]).eval()
-    settings = RecoverySettings(suffix_steps=args.suffix_steps, seed=args.seed)
+    settings = RecoverySettings(suffix_steps=args.suffix_steps, candidates=args.candidates, seed=args.seed)
     chosen = args.concept
     if chosen is None:
         gains = []
