@@ -30,19 +30,16 @@ def attach(
     head: Annotated[str, typer.Option(help="causal-lm or sequence-classification.")] = "causal-lm",
     revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Whatever model the SAEs were made for.")] = False,
-    show: Annotated[bool, typer.Option("--list", help="List known releases; --sae narrows the list.")] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="List known releases; --sae WORDS searches them and SAELens'.")
+    ] = False,
 ) -> None:
     """Put published SAEs into a model: a repository that from_pretrained loads, a few MB beside its SAEs."""
     console = open_console()  # names stay whole, to be copied
     if show:
-        from ..modeling.conversion.releases import releases
+        from ..modeling.conversion.names import listing
 
-        chosen = [release for name, release in releases().items() if not sae or any(part in name for part in sae)]
-        for release in chosen:
-            console.print(release.pattern, style="bold")
-            for fact in filter(None, (f"{release.base}, {release.licence}", release.summary())):
-                console.print(f"    {fact}")
-        console.print(f"{len(chosen)} releases" if chosen else "No release of such a name.")
+        show_lines(console, listing(sae or []))
         return
     if not sae:
         raise ValueError("Which SAE? Give --sae; --list shows what is known.")
@@ -70,7 +67,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="An SAE, as attach takes it.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     to: Annotated[
-        str, typer.Option(help="sae_transformers, saelens, sparsify or dictionary_learning.")
+        str, typer.Option(help="sae_transformers, saelens, sparsify, dictionary_learning or circuit-tracer.")
     ] = "sae_transformers",
     sae_id: Annotated[str | None, typer.Option(help="The SAE in a repository of several.")] = None,
     hook_point: HookPoint = None,

@@ -153,7 +153,7 @@ class SaeFiles(nn.Module):
             foreign = True
             values, tensors = _read_foreign(name, hub, given)
         else:
-            if unused := set(given) - {"base_model"}:
+            if unused := set(given) & set(GIVEN):
                 raise TypeError(f"{name} says all that is needed. Received: {', '.join(unused)}.")
             tensors = read_adapter(name, hub)
         if place := {key: options[key] for key in PLACE if key in options}:
@@ -180,10 +180,10 @@ def _found(name: str, hub: dict[str, Any], given: dict[str, Any]) -> str:
             f"Give the path of an SAE, or a Hub id as 'owner/name'."
         )
     with contextlib.suppress(ModuleNotFoundError):  # code that came with a repository knows no releases
-        releases = importlib.import_module(f"{CONVERSION}.releases")
-        if (found := releases.find_sae(name)) is not None:
-            given["base_model"] = found.base
-            name = f"{found.repository}/{found.sae_id}" if found.sae_id else found.repository
+        names = importlib.import_module(f"{CONVERSION}.names")
+        if (found := names.find_named(name)) is not None:
+            given.update(found.given)
+            name = found.place
     owner_and_name, inside = name.split("/")[:2], "/".join(name.split("/")[2:])
     if inside and not name.startswith((".", "/")):
         hub["subfolder"] = "/".join(part for part in (inside.strip("/"), hub.get("subfolder")) if part)

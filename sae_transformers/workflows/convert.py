@@ -58,7 +58,7 @@ def convert(
     Args:
         sae: an SAE, or its name as `SparseAutoencoder.from_pretrained` takes it.
         out: folder; new, empty, or written by an earlier conversion to the same format.
-        to: sae_transformers, saelens, sparsify or dictionary_learning.
+        to: sae_transformers, saelens, sparsify, dictionary_learning or circuit-tracer.
         probe: (n, d_in), to compare on; by default hidden states of `model` on a few sentences, or 256 Gaussian rows,
             which say whether the copy is exact and little about how good the SAE is.
         model, tokenizer: the base that the SAE is for.

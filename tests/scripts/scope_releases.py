@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, SparseAutoencoder, Steering
-from sae_transformers.modeling.conversion.releases import releases
+from sae_transformers.modeling.conversion.names.releases import releases
 from tests.architectures.tiny_bases import CAUSAL, IMAGE_TEXT, tiny_base, tiny_inputs
 from tests.tiny import tiny_sae
 

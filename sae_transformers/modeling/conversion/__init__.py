@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from . import (
-    deepseek_r1,
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
-    goodfire,
     llama_scope,
     llamascopium,
     openai,
@@ -23,6 +22,7 @@ from . import (
     scar,
     selfreg,
     sparsify,
+    torch_pairs,
 )
 from .checkpoint import Checkpoint
 from .format import Converted, Format
@@ -31,10 +31,9 @@ FORMATS: tuple[Format, ...] = (
     saelens.FORMAT,
     sparsify.FORMAT,
     dictionary_learning.FORMAT,
-    deepseek_r1.FORMAT,
+    circuit_tracer.FORMAT,
     gemma_scope.FORMAT,
     gemma_scope_2.FORMAT,
-    goodfire.FORMAT,
     llama_scope.FORMAT,
     llama_scope.DISTILLED_FORMAT,
     llamascopium.FORMAT,
@@ -42,6 +41,7 @@ FORMATS: tuple[Format, ...] = (
     qwen_scope.FORMAT,
     scar.FORMAT,
     selfreg.FORMAT,
+    *torch_pairs.FORMATS,
 )
 
 
@@ -67,13 +67,14 @@ def convert(name: str, part: str, hub: Mapping[str, Any], given: Mapping[str, An
         name: a folder, a file or a Hub id.
         part: the SAE inside it, "" where it holds one only.
         hub: options of the Hub.
-        given: fields of the config that the caller states; `base_model`, for where the files do not name it.
+        given: fields of the config that the caller states; of a name that found them also `base_model`, for where
+            the files do not say it, `format`, which they must have, and `known_as`, for the metadata.
 
     Raises:
         ValueError: no format knows the files, several SAEs are there, or the files are damaged.
         OSError: nothing is there.
     """
-    stated = {key: value for key, value in given.items() if key != "base_model"}
+    stated = {key: value for key, value in given.items() if key not in ("base_model", "format", "known_as")}
     checkpoint = Checkpoint(name, part, hub, stated)
     if not checkpoint.files:
         ids = list(sae_ids(checkpoint.within("")))
@@ -91,12 +92,17 @@ def convert(name: str, part: str, hub: Mapping[str, Any], given: Mapping[str, An
             f"{checkpoint.label} is of no format that is known ({', '.join(form.name for form in FORMATS)}). "
             f"It holds {', '.join(checkpoint.files[:8])}."
         )
+    if given.get("format", form.name) != form.name:
+        raise ValueError(
+            f"The files at {checkpoint.label} must be of the format {given['format']}, says the registry that names "
+            f"them. Received: files of the format {form.name}. Name the repository itself to read them as they are."
+        )
     converted = form.read(checkpoint)
     converted.values.setdefault("metadata", {})
     origin = {"format": form.name, "source": checkpoint.label}
     if given.get("base_model"):
         origin["base_model"] = given["base_model"]
-    converted.values["metadata"] = {**origin, **converted.values["metadata"]}
+    converted.values["metadata"] = {**origin, **converted.values["metadata"], **given.get("known_as", {})}
     for message in converted.warnings:
         warnings.warn(f"{checkpoint.label}: {message}", stacklevel=4)
     return converted, form.name

@@ -23,13 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from ..plain_files import check_plain, opened_tensors, read_json
+from ..plain_files import check_plain, opened_tensors, read_json, read_plain
 
 PICKLES = (".pt", ".pth", ".bin")
+YAML_BYTES = 65_536
 MAX_DIRECTORY_BYTES = 2**20  # of a zip: about 100 bytes for each of its files, and ten times that in memory
 MAX_PROGRAM_BYTES = 2**19  # of a pickle: about 200 bytes for each of its tensors; a mark of one byte takes 70
 MAX_VALUES = 2**17  # of a pickle, shared ones counted as often as they are met
@@ -139,6 +141,17 @@ class Checkpoint:
         values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError(f"{path} is damaged: it holds no JSON object. Download it again.")
+        return values
+
+    def yaml(self, file: str) -> dict[str, Any]:
+        """The mapping of a small YAML file."""
+        path = self.path(file)
+        try:
+            values = yaml.safe_load(read_plain(path, most=YAML_BYTES).decode("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: it is no YAML. Download it again.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is damaged: it holds no YAML mapping. Download it again.")
         return values
 
     def tensors(self, file: str, prefix: str = "") -> dict[str, Tensor]:

@@ -68,13 +68,14 @@ def export(sae: SparseAutoencoder, folder: str | os.PathLike, to: str, probe: Te
     if there and format_of(folder) != to:
         raise ValueError(f"{folder} holds files of another format; give a new folder.")
     with locked_folder(folder):
+        written = None
         if form is None or form.write is None:
             sae.save_pretrained(folder)
         else:
-            form.write(sae.config, sae.state_dict(), Path(folder))
+            written = form.write(sae.config, sae.state_dict(), Path(folder))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they were shown when the SAE was first read
-            copy = SparseAutoencoder.from_pretrained(folder)
+            copy = SparseAutoencoder.from_pretrained(folder, sae_id=written)
     return compare(sae, copy, probe)
 
 

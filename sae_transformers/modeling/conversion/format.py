@@ -33,8 +33,8 @@ class Converted:
     warnings: list[str] = field(default_factory=list)
 
 
-# Of an SAE's config and tensors, into a folder.
-Writer = Callable[[Any, Mapping[str, Tensor], Path], None]
+# Of an SAE's config and tensors, into a folder; gives the file's name where a folder holds several SAEs.
+Writer = Callable[[Any, Mapping[str, Tensor], Path], str | None]
 
 
 class Format(NamedTuple):

@@ -95,6 +95,8 @@ def read(checkpoint: Checkpoint) -> Converted:
         raise ValueError(f"`metadata` in {where} must be an object. Received: metadata={about!r}.")
     about = {**said, **(about or {})}
     said, kind = _modernised(said, about, where)
+    if "normalize_activations" in checkpoint.given:  # SAELens' registry knows better than some files
+        said["normalize_activations"] = checkpoint.given["normalize_activations"]
     stored, weights = checkpoint.tensors(WEIGHTS), f"{checkpoint.label}/{WEIGHTS}"
 
     (d_in, d_sae), d_out = matrix(stored, "W_enc", weights).shape, matrix(stored, "W_dec", weights).shape[1]
@@ -118,6 +120,7 @@ def read(checkpoint: Checkpoint) -> Converted:
 
     takes(
         checkpoint,
+        "normalize_activations",
         *(("k",) if kind.activation in ("topk", "abs_topk") and said.get("k") is None else ()),
         *(("input_scale",) if said.get("normalize_activations") == UNFOLDED else ()),
     )

@@ -141,6 +141,22 @@ def deepseek_r1(root: Path) -> Path:
     return root / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt"
 
 
+def circuit_tracer(root: Path) -> Path:
+    hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "config.yaml").write_text(f"model_name: Qwen/Qwen3-4B\nmodel_kind: transcoder_set\n{hooks}")
+    weights = {"W_enc": W_ENC.T, "W_dec": W_DEC, "b_enc": B_ENC, "b_dec": B_DEC}
+    _safetensors(root, "layer_1.safetensors", {**weights, "activation_function.threshold": THRESHOLD})
+    return root / "layer_1.safetensors"
+
+
+def kissane(root: Path) -> Path:
+    name = "gpt2-small_L1_Hcat_z_lr1.20e-03_v9"
+    _json(root, f"{name}_cfg.json", {"act_size": D, "dict_size": F, "act_name": "blocks.1.attn.hook_z"})
+    _torch(root, f"{name}.pt", {"W_enc": W_ENC, "W_dec": W_DEC, "b_enc": B_ENC, "b_dec": B_DEC})
+    return root / f"{name}.pt"
+
+
 def scar(root: Path) -> Path:
     config = {
         "architectures": ["LLama3_SAE"],
@@ -169,6 +185,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     build.__name__: build
     for build in (
         saelens, sparsify, dictionary_learning, gemma_scope, gemma_scope_2, openai, llama_scope, llamascopium,
-        goodfire, qwen_scope, deepseek_r1, scar, selfreg,
+        goodfire, qwen_scope, deepseek_r1, circuit_tracer, kissane, scar, selfreg,
     )
 }  # fmt: skip

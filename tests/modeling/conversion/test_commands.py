@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from sae_transformers import SaeForCausalLM, SparseAutoencoder
 from sae_transformers.cli import app
 from sae_transformers.modeling.conversion.export import export, format_of, targets
-from sae_transformers.modeling.conversion.releases import find_sae, releases
+from sae_transformers.modeling.conversion.names.releases import find_sae, releases
 from tests.create_training_data.words import word_tokenizer
 from tests.modeling.conversion.families import FAMILIES, W_DEC, D
 from tests.tiny import prompt, tiny_base, tiny_sae
@@ -137,8 +137,8 @@ def test_a_base_by_a_relative_path_is_found_from_any_folder(base, tmp_path, monk
 
 def test_the_list_has_every_name_whole_on_a_narrow_terminal():
     lines = CliRunner().invoke(app, ["attach", "--list"], env={"COLUMNS": "40"}).output.splitlines()
-    assert [line for line in lines[:-1] if not line.startswith("    ")] == [one.pattern for one in releases().values()]
-    assert lines[-1] == f"{len(releases())} releases"
+    assert [line for line in lines[:-2] if not line.startswith("    ")] == [one.pattern for one in releases().values()]
+    assert lines[-2] == f"{len(releases())} releases"
     gemma = lines.index("gemma-scope-2-270m-pt/{site}/{layer}/{width}/{l0}")
     assert lines[gemma + 1] == "    google/gemma-3-270m, CC-BY-4.0"
     assert lines[gemma + 2].startswith("    site attn_out, ") and "; width 16k, " in lines[gemma + 2]
@@ -208,4 +208,4 @@ def test_an_export_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="to='gguf'"):
         export(tiny_sae(), tmp_path / "out", "gguf")
     assert not (tmp_path / "out").exists()
-    assert targets() == ["sae_transformers", "saelens", "sparsify", "dictionary_learning"]
+    assert targets() == ["sae_transformers", "saelens", "sparsify", "dictionary_learning", "circuit-tracer"]

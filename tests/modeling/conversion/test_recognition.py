@@ -14,7 +14,8 @@ from tests.modeling.conversion.families import FAMILIES
 
 FOLDERS = {
     "deepseek_r1": "DeepSeek-R1 (qresearch)", "gemma_scope": "Gemma Scope", "gemma_scope_2": "Gemma Scope 2",
-    "goodfire": "Goodfire", "llama_scope": "Llama Scope", "llamascopium": "Llamascopium", "openai": "OpenAI",
+    "circuit_tracer": "circuit-tracer", "goodfire": "Goodfire", "kissane": "Kissane (attention)",
+    "llama_scope": "Llama Scope", "llamascopium": "Llamascopium", "openai": "OpenAI",
     "qwen_scope": "Qwen Scope", "scar": "SCAR", "selfreg": "SelfReg",
 }  # fmt: skip
 GOLDEN = [

@@ -1,0 +1,54 @@
+"""circuit-tracer loads the set of transcoders that we write, and gives our latents and reconstructions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_transformers.modeling.conversion.export import export
+from tests.modeling.conversion.made import random_sae
+
+PYTHON = os.environ.get("SAE_TRANSFORMERS_CIRCUIT_TRACER", "")
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not PYTHON, reason="SAE_TRANSFORMERS_CIRCUIT_TRACER names no interpreter with circuit-tracer"),
+]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"activation": "jumprelu"},
+        {"activation": "batch_topk", "k": 6},
+        {"skip_connection": True},
+        {"activation": "jumprelu", "skip_connection": True, "normalization": "scalar", "input_scale": 0.3},
+    ],
+    ids=["relu", "jumprelu", "batch topk", "skip", "jumprelu with a skip and a scale"],
+)
+def test_it_computes_the_same(tmp_path: Path, kind: dict[str, Any]) -> None:
+    saes = [
+        random_sae(layer=layer, site="mlp_in", hook_out=f"layers.{layer}.mlp_out", apply_b_dec_to_input=False, **kind)
+        for layer in range(3)
+    ]
+    for sae in saes:
+        export(sae, tmp_path / "set", "circuit-tracer")
+    x = torch.randn(3, 32, saes[0].config.d_in, generator=torch.Generator().manual_seed(0))
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    script = Path(__file__).with_name("read_with_circuit_tracer.py")
+    run = subprocess.run(
+        [str(Path(PYTHON).expanduser()), str(script), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    theirs = load_file(tmp_path / "out.safetensors")
+    for layer, sae in enumerate(saes):
+        ours = sae(x[layer])
+        assert torch.equal(ours.latents != 0, theirs["features"][layer] != 0)
+        torch.testing.assert_close(ours.latents, theirs["features"][layer], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.reconstruction, theirs["reconstruction"][layer], rtol=1e-5, atol=1e-5)
