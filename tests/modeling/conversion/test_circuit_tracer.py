@@ -36,7 +36,7 @@ def test_formula(tmp_path: Path, threshold: tuple[int, ...] | None, skip: bool) 
     more = random(5, W_skip=(D, D)) if skip else {}
     if threshold is not None:
         more |= {THRESHOLD: random(6, t=threshold)["t"].abs()}
-    t, x = write(tmp_path, **more), inputs().double()
+    t, x = write(tmp_path, CONFIG, **more), inputs().double()
     sae = SparseAutoencoder.from_pretrained(tmp_path)
     pre = x @ t["W_enc"].T + t["b_enc"]
     latents = pre.relu() if threshold is None else pre * (pre > t[THRESHOLD])
