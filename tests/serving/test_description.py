@@ -45,6 +45,7 @@ def test_the_description_accepts_what_the_server_does(server: Running) -> None:
         for own, whole in (
             ({"exclude_tokens": [5, "special"]}, {}),
             ({}, {"strength": {"first": 2}}),
+            ({}, {"receipt": {"format": "sae_transformers.receipt/1", "effect": None}}),  # as a signed file has it
             ({}, {"when": {"feature": 3, "over": "prompt", "pool": "mean"}}),
             ({"when": {"feature": 3, "above": 0.5, "until": 0.1}}, {}),
             ({}, {"when": {"some": [{"feature": 3, "over": "so_far"}, {"feature": 4, "over": "last"}]}}),

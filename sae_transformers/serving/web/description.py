@@ -146,7 +146,7 @@ class Description:
             "properties": {
                 "edits": edits, "positions": {"anyOf": positions}, "keep_error": TRUTH, "reconstruct": several,
                 "balance": TRUTH, "when": self._gate(), "exclude_tokens": self._excluded(),
-                "strength": self._strength(),
+                "strength": self._strength(), "receipt": {"type": ["object", "null"]},
             },
             "additionalProperties": False,
         }  # fmt: skip
