@@ -169,8 +169,9 @@ def test_no_planted_secret_gets_past_the_checks(tmp_path: Path, place: str) -> N
     for number, (kind, make) in enumerate(MADE.items()):
         secret = make(Maker(number))
         folder = folders.model(tmp_path / str(number))
-        with prepared(folder, "me/m"):
-            pass
+        if number == 0:  # without it the folder passes; it is the same for all
+            with prepared(folder, "me/m"):
+                pass
         PLACES[place](folder, secret)
         try:
             with prepared(folder, "me/m"):
