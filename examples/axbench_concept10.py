@@ -48,19 +48,21 @@ from sae_transformers import (
     Steering,
     SteeringMethod,
     auroc,
+    chat_prompts,
     code_aurocs,
+    continue_prompts,
     direction_sae,
     encode_texts,
     evaluate_concept_steering,
     fit_diffmean,
     fit_linear_probe,
+    generated_correlations,
     get_scorer,
     load,
+    prompt_ids,
     read_concept_sets,
     search_features,
 )
-from sae_transformers.evaluation.generation.continuations import chat_prompts, continue_prompts, prompt_ids
-from sae_transformers.training.steering.effect_scores import generated_correlations
 
 METHODS = {
     "none": "none",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .evaluation.classification import classification_metrics
     from .evaluation.detection.metrics import auroc, code_aurocs, fit_linear_probe
     from .evaluation.fairness.data import read_bias_data
-    from .evaluation.generation.continuations import continue_prompts
+    from .evaluation.generation.continuations import chat_prompts, continue_prompts, prompt_ids
     from .evaluation.journal import Journal
     from .evaluation.metrics.space import write_metric
     from .evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from .training.sae.dataset import HiddenStateShards, TensorTokens
     from .training.sae.end_to_end import EndToEndTrainer
     from .training.sae.trainer import SaeTrainer
-    from .training.steering.effect_scores import outcome_correlations
+    from .training.steering.effect_scores import generated_correlations, outcome_correlations
     from .training.steering.feature_search import search_features
     from .training.steering.gate_fitting import fit_gate
     from .training.steering.settings import LearnSteeringSettings, SearchSettings, StrengthSettings
@@ -146,32 +146,34 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSettings", "AskFeaturesSettings", "BiasSettings", "BootstrapSettings", "CapabilitySuite",
     "CardSettings", "ClassifySettings", "ComparisonSettings", "ConceptDataSettings", "ConceptRecipe",
-    "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection", "DetectionSuite",
-    "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings", "FairnessSuite", "FeatureAnnotations",
-    "FeatureEdit", "FeatureReweighting", "FeatureSelectionSettings", "FeatureTableSettings", "FluencyBudget",
-    "Gate", "GenerateSettings", "GenerationSettings", "HarvestSettings", "HeadSettings", "HiddenStateReader",
-    "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings", "LLMSettings", "LabelSettings",
-    "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting", "PublishedKnowledgeSettings",
-    "PushSettings", "QuestionSplitSettings", "ReadingSettings", "Receipt", "ReceiptSettings", "ReceiptSuite",
-    "ReceiptTexts", "ReconstructionSuite", "SaeConfig", "SaeForCausalLM", "SaeForSequenceClassification",
-    "SaeModel", "SaeTrainer", "SaeTrainingArguments", "ScarSuite", "ScoringSettings", "SearchSettings",
-    "SelectBehaviourSettings", "SelectKnowledgeSettings", "SendSettings", "ServeLimits", "ServeSettings",
-    "SpaceSettings", "SpanSettings", "SparseAutoencoder", "SparseAutoencoderConfig", "SparseAutoencoderOutput",
-    "SparseFeatures", "SpeedSuite", "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringMethod",
-    "SteeringPlan", "SteeringSuite", "SteeringSuiteSettings", "Strength", "StrengthSettings", "TensorTokens",
-    "TextSettings", "TopFeatures", "TopicEmbeddingSettings", "TopicGenerationSettings", "TopicMeasuringSettings",
-    "TopicScoringSettings", "TopicSettings", "TopicTexts", "__version__", "align_topic", "annotate",
-    "ask_features", "attach", "auroc", "card", "ce_loss_recovered", "chat_tokens", "choose_on_validation",
+    "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection",
+    "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings", "FairnessSuite",
+    "FeatureAnnotations", "FeatureEdit", "FeatureReweighting", "FeatureSelectionSettings",
+    "FeatureTableSettings", "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings",
+    "HarvestSettings", "HeadSettings", "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal",
+    "JudgeSettings", "LLMSettings", "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights",
+    "OfflineJudge", "Prompting", "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings",
+    "ReadingSettings", "Receipt", "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite",
+    "SaeConfig", "SaeForCausalLM", "SaeForSequenceClassification", "SaeModel", "SaeTrainer",
+    "SaeTrainingArguments", "ScarSuite", "ScoringSettings", "SearchSettings", "SelectBehaviourSettings",
+    "SelectKnowledgeSettings", "SendSettings", "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings",
+    "SparseAutoencoder", "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite",
+    "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringMethod", "SteeringPlan", "SteeringSuite",
+    "SteeringSuiteSettings", "Strength", "StrengthSettings", "TensorTokens", "TextSettings", "TopFeatures",
+    "TopicEmbeddingSettings", "TopicGenerationSettings", "TopicMeasuringSettings", "TopicScoringSettings",
+    "TopicSettings", "TopicTexts", "__version__", "align_topic", "annotate", "ask_features", "attach", "auroc",
+    "card", "ce_loss_recovered", "chat_prompts", "chat_tokens", "choose_on_validation",
     "classification_metrics", "classify", "code_aurocs", "concept_data", "concept_set", "continue_prompts",
-    "convert", "counterfactual_features", "dashboard", "detect", "difference_sae", "direction_sae", "encode_texts",
-    "evaluate", "evaluate_concept_steering", "explain", "feature_table", "find", "fit_diffmean", "fit_gate",
-    "fit_linear_probe", "generate", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load",
-    "load_base", "load_classifier_base", "log_loss_terms", "make_swaps", "measure_receipt",
-    "measure_reconstruction", "open_annotations", "open_text", "outcome_correlations", "project_out", "push",
-    "read_bias_data", "read_concept_sets", "read_labelled", "read_unintended", "reduce_bias", "register_suite",
-    "search_features", "select_behaviour", "select_knowledge", "select_published_knowledge", "selfreg_classifier",
-    "serve", "space", "spans", "steer", "steer_feature", "swap_directions", "swap_measures", "top_features",
-    "train", "train_concept", "train_heads", "train_recipe", "will_it_work", "write_metric",
+    "convert", "counterfactual_features", "dashboard", "detect", "difference_sae", "direction_sae",
+    "encode_texts", "evaluate", "evaluate_concept_steering", "explain", "feature_table", "find", "fit_diffmean",
+    "fit_gate", "fit_linear_probe", "generate", "generated_correlations", "get_scorer", "harvest", "judge",
+    "leace", "learn_steering", "load", "load_base", "load_classifier_base", "log_loss_terms", "make_swaps",
+    "measure_receipt", "measure_reconstruction", "open_annotations", "open_text", "outcome_correlations",
+    "project_out", "prompt_ids", "push", "read_bias_data", "read_concept_sets", "read_labelled",
+    "read_unintended", "reduce_bias", "register_suite", "search_features", "select_behaviour",
+    "select_knowledge", "select_published_knowledge", "selfreg_classifier", "serve", "space", "spans", "steer",
+    "steer_feature", "swap_directions", "swap_measures", "top_features", "train", "train_concept",
+    "train_heads", "train_recipe", "will_it_work", "write_metric",
 ]  # fmt: skip
 HOMES = {  # module -> the names that are there; `modeling` has all others
     ".create_training_data.chat_roles": "chat_tokens",
@@ -181,7 +183,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".evaluation.classification": "classification_metrics",
     ".evaluation.detection.metrics": "auroc code_aurocs fit_linear_probe",
     ".evaluation.fairness.data": "read_bias_data",
-    ".evaluation.generation.continuations": "continue_prompts",
+    ".evaluation.generation.continuations": "chat_prompts continue_prompts prompt_ids",
     ".evaluation.journal": "Journal",
     ".evaluation.metrics.space": "write_metric",
     ".evaluation.reconstruction.metrics": "ce_loss_recovered measure_reconstruction",
@@ -215,7 +217,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".training.sae.dataset": "HiddenStateShards TensorTokens",
     ".training.sae.end_to_end": "EndToEndTrainer",
     ".training.sae.trainer": "SaeTrainer",
-    ".training.steering.effect_scores": "outcome_correlations",
+    ".training.steering.effect_scores": "generated_correlations outcome_correlations",
     ".training.steering.feature_search": "search_features",
     ".training.steering.gate_fitting": "fit_gate",
     ".training.steering.settings": "LearnSteeringSettings SearchSettings StrengthSettings",
