@@ -3,12 +3,14 @@
     python benchmarks/peers.py              makes it where there is none and prints its Python
     python benchmarks/peers.py saebench     the same for SAEBench, which needs older versions than the others
     python benchmarks/peers.py circuit-tracer   and for circuit-tracer, which wants an older transformers
+    python benchmarks/peers.py annotations  a folder of packages that read annotations, to stand beside the first
 
 `make test-parity`, training.py and saebench.py use them.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -25,6 +27,27 @@ SAEBENCH_FOLDER = Path("~/.cache/sae_transformers/benchmark-saebench")
 CIRCUIT_TRACER_FOLDER = Path("~/.cache/sae_transformers/benchmark-circuit-tracer")
 CIRCUIT_TRACER_VERSIONS = ("circuit-tracer==0.5.0",)  # transformers up to 4.57.3, huggingface_hub before 1.0
 SAEBENCH_VERSIONS = ("sae-bench==0.6.0", "sae-probes==0.4.2", "sae-lens==6.54.12")
+
+# delphi wants vLLM, some 10 GB that take no part in reading: these are installed without what they want.
+ANNOTATIONS_FOLDER = Path("~/.cache/sae_transformers/benchmark-annotations")
+ANNOTATIONS_VERSIONS = (
+    "eai-delphi==0.1.3", "neuronpedia==1.2.1", "aiofiles==25.1.0", "asyncer==0.0.18", "blobfile==3.3.0",
+    "docstring-parser==0.18.0", "faiss-cpu==1.15.1", "joblib==1.6.0", "lxml", "orjson==3.13.0", "pycryptodomex",
+    "scikit-learn==1.9.1", "scipy==1.17.1", "sentence-transformers==6.2.0", "simple-parsing==0.1.9",
+    "threadpoolctl==3.8.0",
+)  # fmt: skip
+
+
+def make_packages(python: Path, folder: Path, say: Callable[[str], object]) -> Path:
+    """A folder with `ANNOTATIONS_VERSIONS` for the interpreter `python`, none of what they want beside them."""
+    stamp = folder / "installed.txt"
+    if not stamp.exists() or stamp.read_text().split() != list(ANNOTATIONS_VERSIONS):
+        say(f"Installing {', '.join(ANNOTATIONS_VERSIONS[:2])} into {folder}, once ...")
+        pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check"]
+        options = ["install", "--no-deps", "--upgrade", "--target", folder]
+        subprocess.run([*pip, *options, *ANNOTATIONS_VERSIONS], check=True)
+        stamp.write_text("\n".join(ANNOTATIONS_VERSIONS))
+    return folder
 
 
 def make_environment(folder: Path, say: Callable[[str], object], versions: Sequence[str] = VERSIONS) -> Path:
@@ -49,9 +72,11 @@ def make_environment(folder: Path, say: Callable[[str], object], versions: Seque
 
 
 if __name__ == "__main__":
+    asked, to_stderr = sys.argv[1:2], functools.partial(print, file=sys.stderr)
     others = {
         "saebench": (SAEBENCH_FOLDER, SAEBENCH_VERSIONS),
         "circuit-tracer": (CIRCUIT_TRACER_FOLDER, CIRCUIT_TRACER_VERSIONS),
     }
-    place, wanted = others[sys.argv[1]] if sys.argv[1:] else (FOLDER, VERSIONS)
-    print(make_environment(place.expanduser(), lambda text: print(text, file=sys.stderr), wanted))
+    place, wanted = others.get("".join(asked), (FOLDER, VERSIONS))
+    made = make_environment(place.expanduser(), to_stderr, wanted)
+    print(make_packages(made, ANNOTATIONS_FOLDER.expanduser(), to_stderr) if asked == ["annotations"] else made)

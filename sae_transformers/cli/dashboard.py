@@ -25,7 +25,9 @@ def dashboard(
         str | None,
         typer.Argument(help="A model with SAEs or a base, for --texts and --steer. [default: the table's]"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The .html file to write.")] = Path("dashboard.html"),
+    out: Annotated[Path, typer.Option(help="The .html file to write, or with --layout a folder.")] = Path(
+        "dashboard.html"
+    ),
     table: Annotated[Path | None, typer.Option(help="Folder or table that feature-table wrote.")] = None,
     spans: Annotated[str | None, typer.Option(help="Folder that spans wrote.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Table that explain or judge wrote.")] = None,
@@ -95,9 +97,11 @@ def dashboard(
             sources, loaded, tokenizer, settings,
             sae=one, texts=text, prompts=asked, progress=progress,
         )  # fmt: skip
-    with progress_bar("features") as progress:
-        found.save(out, progress)
     if save_samples is not None and found.samples:
         found.save_samples(save_samples)
-    size = out.stat().st_size / 1e6
+    with progress_bar("features") as progress:
+        files = (
+            [found.save(out, progress)] if settings.export.layout == "html" else found.export(out, progress=progress)
+        )
+    size = sum(file.stat().st_size for file in files) / 1e6
     open_console().print(f"{out}: {len(found.features):,} features, {size:.1f} MB")

@@ -119,6 +119,8 @@ def test_a_damaged_file_is_named_when_it_is_read(tmp_path: Path) -> None:
 
 WITHOUT_THE_LIBRARY = """
 import json, sys
+
+sys.modules["sae_transformers"] = None  # as if it was not installed
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -127,7 +129,7 @@ model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokens = model.generate(ids, max_new_tokens=6)
 model.save_pretrained(out)
 print(json.dumps({
-    "library": [name for name in sys.modules if name.split(".")[0] == "sae_transformers"],
+    "library": [name for name, one in sys.modules.items() if name.split(".")[0] == "sae_transformers" and one],
     "tokens": tokens.tolist(), "none": model.generate(ids, max_new_tokens=6, steering=False).tolist(),
     "annotations": model.saes[0].annotations is None, "shown": repr(model.saes[0]),
 }))

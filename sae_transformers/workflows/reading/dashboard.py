@@ -35,8 +35,11 @@ from ...latents.text_latents import sae_of
 from ...modeling import SaeForCausalLM, SparseAutoencoder
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ...modeling.output_files import write_whole
+from ..export.delphi import write_delphi
+from ..export.known import KnownFeatures
+from ..export.neuronpedia import write_neuronpedia
 from ..results import Count, Progress, Result
-from ..settings.dashboard import DashboardSettings
+from ..settings.dashboard import DashboardSettings, ExportSettings
 from .dashboard_sources import DashboardSources, check_source, short_name
 from .spans import SpansResult
 
@@ -51,12 +54,15 @@ class DashboardResult(Result):
         page: what it shows. features: numbers, in its order.
         samples: steered texts that were made, as rows of JSON.
         settings: how it was made.
+        sae, tokenizer: with which, where there were any.
     """
 
     page: DashboardData = field(repr=False)
     features: list[int] = field(repr=False)
     samples: list[dict[str, Any]] = field(repr=False)
     settings: DashboardSettings
+    sae: SparseAutoencoder | None = field(default=None, repr=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, progress: Progress | None = None) -> Path:
         """Write the page, one .html file.
@@ -66,6 +72,30 @@ class DashboardResult(Result):
         """
         count = Count(progress, len(self.features))
         return write_dashboard(self.page, path, compress=self.settings.compress, report=count)
+
+    def export(
+        self, folder: str | Path, settings: ExportSettings | None = None, progress: Progress | None = None
+    ) -> list[Path]:
+        """Write what the page shows for another tool: Neuronpedia's import layout, or delphi's; the files.
+
+        Args:
+            settings: which layout and under which names; by default `self.settings.export`.
+            progress: called with (features done, features).
+
+        Raises:
+            ValueError: the layout is `html`, the page was made without its SAE, the base has no name, or spans are
+                not scored by the SAE's own activation.
+        """
+        settings = settings or self.settings.export
+        writers = {"neuronpedia": write_neuronpedia, "delphi": write_delphi}
+        if settings.layout not in writers:
+            raise ValueError(f"`layout` must be one of {', '.join(writers)}. Received: layout={settings.layout!r}.")
+        if self.sae is None:
+            raise ValueError(
+                "Others need the features' decoder rows: give the dashboard `sae`, or a model. Received: none."
+            )
+        known = KnownFeatures(self.page, self.features, self.sae, self.sae.annotations, self.tokenizer)
+        return writers[settings.layout](known, folder, settings, progress)
 
     def save_samples(self, path: str | Path) -> None:
         """Write the samples that were made, .json."""
@@ -164,7 +194,7 @@ def dashboard(
         features=features,
         activation=activation,
     )
-    return DashboardResult(page, page.shown(), made, settings)
+    return DashboardResult(page, page.shown(), made, settings, one, tokenizer)
 
 
 def _measures(sources: DashboardSources, number: int, called: Mapping[int, str]) -> dict[str, dict[int, float]]:

@@ -9,6 +9,8 @@ from typing import ClassVar
 from ...evaluation.settings import GenerationSettings
 from ...latents.settings import check_integers
 
+LAYOUTS = ("html", "neuronpedia", "delphi")
+
 
 @dataclass(frozen=True)
 class SteeredSamplesSettings:
@@ -35,6 +37,35 @@ class SteeredSamplesSettings:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """Under which names features are written for other tools.
+
+    Args:
+        layout: html, a page; neuronpedia, a folder that a local instance imports; delphi, a folder of its runs.
+        model_id: the base as the tool names it; by default the last part of its name, for delphi all of it.
+        source_set: the SAEs of all layers as Neuronpedia names them; by default by site and width.
+        release: the release of that set.
+        creator: who made it.
+        creator_id: a user of the instance that imports it; by default the one that a local instance begins with.
+        vectors: write decoder rows too, by which Neuronpedia steers.
+    """
+
+    PANEL: ClassVar[str] = "Other layouts"
+
+    layout: str = "html"
+    model_id: str | None = None
+    source_set: str | None = None
+    release: str = "sae-transformers"
+    creator: str = "sae-transformers"
+    creator_id: str = "clkht01d40000jv08hvalcvly"
+    vectors: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}. Received: layout={self.layout!r}.")
+
+
+@dataclass(frozen=True)
 class DashboardSettings:
     """What a page shows of an SAE's features.
 
@@ -49,6 +80,7 @@ class DashboardSettings:
         max_length: tokens of a sequence; by default as for the spans, or 256, or what the model reads if that is less.
         compress: details as gzip, or as JSON that grep can read.
         samples: continuations that are made.
+        export: other layouts than a page.
     """
 
     features: tuple[int, ...] | None = None
@@ -61,6 +93,7 @@ class DashboardSettings:
     max_length: int | None = None
     compress: bool = True
     samples: SteeredSamplesSettings = field(default_factory=SteeredSamplesSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
 
     def __post_init__(self) -> None:
         check_integers(self, number=0, judgement=0, neighbours=0, max_tokens=0, after=0, max_length=2)

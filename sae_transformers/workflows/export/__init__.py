@@ -1,0 +1,1 @@
+"""What is known of features in the layouts of other tools."""
