@@ -15,7 +15,7 @@ from ..latents.output_files import whole_file
 MARK = "<!-- sae-transformers card {digest} -->"
 _MARK = re.compile(r"<!-- sae-transformers card ([0-9a-f]{16}) -->\s*\Z")
 # Of a template with {fields}: what a field may hold. A field not named here is one line.
-_FIELDS = {"rows": r"(?:\|[^\n]*\n?)*", "base_line": r"(?:base_model: [^\n]+\n)?"}
+_FIELDS = {"rows": r"(?:\|[^\n]*\n?)*", "base_line": r"(?:base_model(?:_relation)?: [^\n]+\n)*"}
 
 
 def marked(text: str) -> str:

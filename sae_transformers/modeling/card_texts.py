@@ -16,12 +16,14 @@ def hub_id(name: str | None) -> str | None:
     return name if name and _HUB_ID.fullmatch(name) else None
 
 
-def base_line(name: str | None) -> str:
-    """The line of a card's metadata that names the base; empty without one."""
+def base_line(name: str | None, *, adapter: bool = False) -> str:
+    """The lines of a card's metadata that name the base, and as what the repository is listed on the base's page;
+    empty without one."""
     if name is None:
         return ""
     plain = "/" in name or (name[0].isalpha() and name.lower() not in _WORDS)
-    return f"base_model: {name}\n" if plain else f"base_model: '{name}'\n"
+    relation = "base_model_relation: adapter\n" if adapter else ""
+    return (f"base_model: {name}\n" if plain else f"base_model: '{name}'\n") + relation
 
 
 def one_line(text: Any) -> str:

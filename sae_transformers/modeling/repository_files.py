@@ -69,7 +69,7 @@ def model_card(model: Any, repo: str) -> str:
         for c in model.config.sae_configs
     ]
     return CARD.format(
-        base_line=base_line(public),
+        base_line=base_line(public, adapter=model.config.weights_scope != "full"),
         title=markdown(repo),
         base=code(public) if public else f"A {code(model.config.text_config.model_type)} model",
         count=len(rows),

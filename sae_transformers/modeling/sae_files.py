@@ -287,7 +287,7 @@ def first_facts(config: SparseAutoencoderConfig) -> dict[str, Any]:
         # Not a line of the card above: that is no import of this file.
         "imports": "from sae_transformers import SaeForCausalLM, SparseAutoencoder",
         "place": code(config.read_at) if config.placed else "hidden states",
-        "base_line": base_line(named),
+        "base_line": base_line(named, adapter=True),
         "base": named or "the base it was trained on",
         "d_in": config.d_in, "d_sae": config.d_sae, "activation": markdown(config.activation),
     }  # fmt: skip

@@ -29,6 +29,7 @@ tags:
 - sparse-autoencoder
 - steering
 base_model: org/base_1
+base_model_relation: adapter
 ---
 
 # my_model
@@ -108,9 +109,11 @@ def test_the_card_of_an_sae_too(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "org/base", "123", "1e5", "true", "No", "org/123", "0x1f", "1_000"])
 def test_a_hub_id_is_a_text_of_yaml(name: str) -> None:
     assert yaml.safe_load(base_line(hub_id(name))) == {"base_model": name}
+    named = {"base_model": name, "base_model_relation": "adapter"}
+    assert yaml.safe_load(base_line(hub_id(name), adapter=True)) == named
 
 
 def test_what_is_no_hub_id_is_not_named() -> None:
     for name in (None, "", *EVIL, "/root/base", str(Path.cwd()), "a/b/c", "C:\\base", "a b"):
         assert hub_id(name) is None
-    assert base_line(None) == ""
+    assert base_line(None) == base_line(None, adapter=True) == ""
