@@ -22,7 +22,9 @@ def test_a_marked_card_is_ours_until_it_is_edited() -> None:
     assert not is_ours(card + "more\n")
 
 
-@pytest.mark.parametrize("base_line", ["", "base_model: org/base\n", "base_model: org/base\nbase_model_relation: adapter\n"])
+@pytest.mark.parametrize(
+    "base_line", ["", "base_model: org/base\n", "base_model: org/base\nbase_model_relation: adapter\n"]
+)
 def test_the_first_card_of_save_pretrained_is_ours(base_line: str) -> None:
     rows = "| 0 | layers.1.resid_post | 64 | topk | good, bad |\n| 1 | x | 64 | relu | - |"
     fields = {"title": "me/m", "base": "`org/base`", "count": 2, "auto_class": "AutoModelForCausalLM", "repo": "me/m"}
