@@ -89,8 +89,11 @@ test-slow: $(STAMP)  ## the tests that take longer than ten seconds
 
 test-parity: $(STAMP)  ## our exports and SAEs in the libraries they are for, which get environments of their own
 	peers="$$($(BIN)/python benchmarks/peers.py)" && saebench="$$($(BIN)/python benchmarks/peers.py saebench)" && \
-	tracer="$$($(BIN)/python benchmarks/peers.py circuit-tracer)" && SAE_TRANSFORMERS_CIRCUIT_TRACER="$$tracer" \
-	annotations="$$($(BIN)/python benchmarks/peers.py annotations)" && SAE_TRANSFORMERS_ANNOTATION_PEERS="$$annotations" \
+	tracer="$$($(BIN)/python benchmarks/peers.py circuit-tracer)" && \
+	annotations="$$($(BIN)/python benchmarks/peers.py annotations)" && \
+	llama_cpp="$$($(BIN)/python benchmarks/peers.py llama.cpp)" && \
+	SAE_TRANSFORMERS_CIRCUIT_TRACER="$$tracer" SAE_TRANSFORMERS_ANNOTATION_PEERS="$$annotations" \
+	SAE_TRANSFORMERS_LLAMA_CPP="$$llama_cpp" \
 	SAE_TRANSFORMERS_PEERS="$$peers" SAE_TRANSFORMERS_SAEBENCH="$$saebench" $(BIN)/python $(PYTEST) -m parity
 
 test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with the oldest and the newest releases of transformers

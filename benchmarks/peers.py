@@ -4,6 +4,7 @@
     python benchmarks/peers.py saebench     the same for SAEBench, which needs older versions than the others
     python benchmarks/peers.py circuit-tracer   and for circuit-tracer, which wants an older transformers
     python benchmarks/peers.py annotations  a folder of packages that read annotations, to stand beside the first
+    python benchmarks/peers.py llama.cpp    the same for llama.cpp, as the wheel that holds it in one library
 
 `make test-parity`, training.py and saebench.py use them.
 """
@@ -26,6 +27,8 @@ VERSIONS = ("sae-lens==6.54.12", "eai-sparsify==1.3.3", "dictionary-learning==0.
 SAEBENCH_FOLDER = Path("~/.cache/sae_transformers/benchmark-saebench")
 CIRCUIT_TRACER_FOLDER = Path("~/.cache/sae_transformers/benchmark-circuit-tracer")
 CIRCUIT_TRACER_VERSIONS = ("circuit-tracer==0.5.0",)  # transformers up to 4.57.3, huggingface_hub before 1.0
+LLAMA_CPP_FOLDER = Path("~/.cache/sae_transformers/benchmark-llama-cpp")
+LLAMA_CPP = "xllamacpp==2026.10.11549"
 SAEBENCH_VERSIONS = ("sae-bench==0.6.0", "sae-probes==0.4.2", "sae-lens==6.54.12")
 
 # delphi wants vLLM, some 10 GB that take no part in reading: these are installed without what they want.
@@ -71,7 +74,20 @@ def make_environment(folder: Path, say: Callable[[str], object], versions: Seque
     return python
 
 
+def llama_cpp_python() -> Path:
+    """The Python of an environment with llama.cpp; nothing else is in it."""
+    folder = LLAMA_CPP_FOLDER.expanduser()
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+    subprocess.run([python, "-m", "pip", "-qq", "--disable-pip-version-check", "install", LLAMA_CPP], check=True)
+    return python
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["llama.cpp"]:
+        print(llama_cpp_python())
+        raise SystemExit
     asked, to_stderr = sys.argv[1:2], functools.partial(print, file=sys.stderr)
     others = {
         "saebench": (SAEBENCH_FOLDER, SAEBENCH_VERSIONS),

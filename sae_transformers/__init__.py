@@ -132,6 +132,8 @@ if TYPE_CHECKING:
     from .workflows.space import space
     from .workflows.steering.align_topic import TopicTexts, align_topic
     from .workflows.steering.concept_set import concept_set
+    from .workflows.steering.export.export_steering import export_steering
+    from .workflows.steering.export.load_control_vector import load_control_vector
     from .workflows.steering.generate import generate
     from .workflows.steering.knowledge.published import select_published_knowledge
     from .workflows.steering.learn_steering import learn_steering
@@ -165,8 +167,9 @@ __all__ = [
     "chat_prompts", "chat_tokens", "choose_on_validation", "classification_metrics", "classify", "code_aurocs",
     "concept_data", "concept_set", "continue_prompts", "convert", "counterfactual_features", "dashboard", "detect",
     "difference_sae", "direction_sae", "encode_texts", "evaluate", "evaluate_concept_steering", "explain",
-    "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe", "generate", "generated_correlations",
-    "get_scorer", "harvest", "judge", "leace", "learn_steering", "load", "load_base", "load_classifier_base",
+    "export_steering", "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe", "generate",
+    "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load", "load_base",
+    "load_classifier_base", "load_control_vector",
     "log_loss_terms", "make_swaps", "measure_receipt", "measure_reconstruction", "open_annotations", "open_text",
     "outcome_correlations", "project_out", "prompt_ids", "push", "read_bias_data", "read_concept_sets",
     "read_labelled", "read_unintended", "reduce_bias", "register_suite", "search_features", "select_behaviour",
@@ -256,6 +259,7 @@ NAMESAKES = {  # folder -> functions that are in the file of their name
     ".workflows.reading": "ask_features dashboard detect explain feature_table find judge spans top_features",
     ".workflows.steering": "concept_set generate learn_steering reduce_bias select_behaviour select_knowledge steer "
     "steer_feature",
+    ".workflows.steering.export": "export_steering load_control_vector",
 }
 ELSEWHERE = {name: module for module, names in HOMES.items() for name in names.split()}
 ELSEWHERE |= {name: f"{folder}.{name}" for folder, names in NAMESAKES.items() for name in names.split()}

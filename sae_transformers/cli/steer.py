@@ -82,3 +82,18 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "repeated": f"{row['repetition']:.1%}",
     }
     return {**cells, "within budget": "yes" if row["within_budget"] else "no"} if "within_budget" in row else cells
+
+
+@verb()
+def export_steering(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="A file (gguf), or a new folder (baked_bias).")],
+    steering: Annotated[str, typer.Option(help="JSON, a file of it, or the name of one in the model's folder.")],
+    to: Annotated[str, typer.Option(help="gguf (llama.cpp's control vector) or baked_bias (a model).")] = "gguf",
+    sae: Saes = None,
+    hook_point: HookPoint = None,
+) -> None:
+    """Write a steering for llama.cpp, or into the biases of a plain checkpoint, where that is exact."""
+    from ..workflows.steering.export.export_steering import export_by_name
+
+    show_lines(open_console(), export_by_name(model, sae or (), steering, out, to, hook_point).summary())

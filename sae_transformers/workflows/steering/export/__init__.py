@@ -1,0 +1,1 @@
+"""Steering out to what other programs run, and in from there."""
