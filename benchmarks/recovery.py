@@ -34,9 +34,9 @@ from sae_transformers import (
 )
 from sae_transformers.evaluation.steering.recovery import (
     ATTACKS,
-    Pairs,
     RecoverySettings,
     Suppression,
+    TargetPairs,
     measure_recovery,
     suppression_costs,
 )
@@ -60,12 +60,12 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pairs_of(one: Any, part: str, label: int, most: int, seed: int) -> Pairs:
+def pairs_of(one: Any, part: str, label: int, most: int, seed: int) -> TargetPairs:
     """Instructions and answers with the concept (1) or without."""
     examples, labels = one.labelled(part)
     found = [e for e, own in zip(examples, labels, strict=True) if own == label and len(e.instruction) <= 200]
     chosen = random.Random(seed).sample(found, min(most, len(found)))
-    return Pairs([e.instruction for e in chosen], [e.text for e in chosen])
+    return TargetPairs([e.instruction for e in chosen], [e.text for e in chosen])
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def main() -> None:
     model = SaeForCausalLM.from_base(model.unwrap(), saes=[sae, direction_sae(direction[None], sae.config)]).eval()
     held_out, known = pairs_of(one, "test", 1, args.pairs, args.seed), pairs_of(one, "train", 1, args.known, args.seed)
     neutral = pairs_of(one, "test", 0, 2 * args.pairs, args.seed)
-    choosing, reporting = (Pairs(*(column[part::2] for column in neutral)) for part in (0, 1))
+    choosing, reporting = (TargetPairs(*(column[part::2] for column in neutral)) for part in (0, 1))
     suppressions = {}
     for op in ("ablate", "erase"):
         ways = [Suppression(), *(on_latents(op, ranked[:count]) for count in args.counts)]

@@ -20,8 +20,15 @@ if TYPE_CHECKING:
     from .evaluation.scorers.registry import get_scorer
     from .evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
     from .evaluation.steering.axbench import OfflineJudge, SteeringMethod, evaluate_concept_steering
+    from .evaluation.steering.early_signs import difference_agreement, early_signs
     from .evaluation.steering.receipt import Receipt, ReceiptTexts, measure_receipt
-    from .evaluation.steering.will_it_work import will_it_work
+    from .evaluation.steering.recovery import RecoverySettings, Suppression, TargetPairs, measure_recovery
+    from .evaluation.steering.will_it_work import (
+        SteeringForecaster,
+        on_unseen_concepts,
+        steering_outcome,
+        will_it_work,
+    )
     from .evaluation.steering_methods import DiffMean, Latents, Prompting
     from .evaluation.suites import (
         CapabilitySuite,
@@ -148,34 +155,36 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSettings", "AskFeaturesSettings", "BiasSettings", "BootstrapSettings", "CapabilitySuite",
     "CardSettings", "ClassifySettings", "ComparisonSettings", "ConceptDataSettings", "ConceptRecipe",
-    "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection", "DetectionSuite",
-    "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings", "ExportSettings", "FairnessSuite",
-    "FeatureAnnotations", "FeatureEdit", "FeatureReweighting", "FeatureSelectionSettings", "FeatureTableSettings",
-    "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings", "HarvestSettings", "HeadSettings",
-    "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings", "LLMSettings",
-    "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",
-    "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings", "ReadingSettings", "Receipt",
-    "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite", "SaeConfig", "SaeForCausalLM",
-    "SaeForSequenceClassification", "SaeModel", "SaeTrainer", "SaeTrainingArguments", "ScarSuite",
-    "ScoringSettings", "SearchSettings", "SelectBehaviourSettings", "SelectKnowledgeSettings", "SendSettings",
-    "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings", "SparseAutoencoder",
-    "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite", "SteerFeatureSettings",
-    "SteerSettings", "Steering", "SteeringMethod", "SteeringPlan", "SteeringSuite", "SteeringSuiteSettings",
-    "Strength", "StrengthSettings", "TensorTokens", "TextSettings", "TopFeatures", "TopicEmbeddingSettings",
-    "TopicGenerationSettings", "TopicMeasuringSettings", "TopicScoringSettings", "TopicSettings", "TopicTexts",
-    "__version__", "align_topic", "annotate", "ask_features", "attach", "auroc", "card", "ce_loss_recovered",
-    "chat_prompts", "chat_tokens", "choose_on_validation", "classification_metrics", "classify", "code_aurocs",
-    "concept_data", "concept_set", "continue_prompts", "convert", "counterfactual_features", "dashboard", "detect",
-    "difference_sae", "direction_sae", "encode_texts", "evaluate", "evaluate_concept_steering", "explain",
-    "export_steering", "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe", "generate",
-    "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load", "load_base",
-    "load_classifier_base", "load_control_vector",
-    "log_loss_terms", "make_swaps", "measure_receipt", "measure_reconstruction", "open_annotations", "open_text",
-    "outcome_correlations", "project_out", "prompt_ids", "push", "read_bias_data", "read_concept_sets",
-    "read_labelled", "read_unintended", "reduce_bias", "register_suite", "search_features", "select_behaviour",
-    "select_knowledge", "select_published_knowledge", "selfreg_classifier", "serve", "space", "spans", "steer",
-    "steer_feature", "swap_directions", "swap_measures", "top_features", "train", "train_concept", "train_heads",
-    "train_recipe", "will_it_work", "write_metric",
+    "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection",
+    "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings", "ExportSettings",
+    "FairnessSuite", "FeatureAnnotations", "FeatureEdit", "FeatureReweighting", "FeatureSelectionSettings",
+    "FeatureTableSettings", "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings",
+    "HarvestSettings", "HeadSettings", "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal",
+    "JudgeSettings", "LLMSettings", "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights",
+    "OfflineJudge", "Prompting", "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings",
+    "ReadingSettings", "Receipt", "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite",
+    "RecoverySettings", "SaeConfig", "SaeForCausalLM", "SaeForSequenceClassification", "SaeModel", "SaeTrainer",
+    "SaeTrainingArguments", "ScarSuite", "ScoringSettings", "SearchSettings", "SelectBehaviourSettings",
+    "SelectKnowledgeSettings", "SendSettings", "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings",
+    "SparseAutoencoder", "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite",
+    "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod", "SteeringPlan",
+    "SteeringSuite", "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression", "TargetPairs",
+    "TensorTokens", "TextSettings", "TopFeatures", "TopicEmbeddingSettings", "TopicGenerationSettings",
+    "TopicMeasuringSettings", "TopicScoringSettings", "TopicSettings", "TopicTexts", "__version__",
+    "align_topic", "annotate", "ask_features", "attach", "auroc", "card", "ce_loss_recovered", "chat_prompts",
+    "chat_tokens", "choose_on_validation", "classification_metrics", "classify", "code_aurocs", "concept_data",
+    "concept_set", "continue_prompts", "convert", "counterfactual_features", "dashboard", "detect",
+    "difference_agreement", "difference_sae", "direction_sae", "early_signs", "encode_texts", "evaluate",
+    "evaluate_concept_steering", "explain", "export_steering", "feature_table", "find", "fit_diffmean",
+    "fit_gate", "fit_linear_probe", "generate", "generated_correlations", "get_scorer", "harvest", "judge",
+    "leace", "learn_steering", "load", "load_base", "load_classifier_base", "load_control_vector",
+    "log_loss_terms", "make_swaps", "measure_receipt", "measure_reconstruction", "measure_recovery",
+    "on_unseen_concepts", "open_annotations", "open_text", "outcome_correlations", "project_out", "prompt_ids",
+    "push", "read_bias_data", "read_concept_sets", "read_labelled", "read_unintended", "reduce_bias",
+    "register_suite", "search_features", "select_behaviour", "select_knowledge", "select_published_knowledge",
+    "selfreg_classifier", "serve", "space", "spans", "steer", "steer_feature", "steering_outcome",
+    "swap_directions", "swap_measures", "top_features", "train", "train_concept", "train_heads", "train_recipe",
+    "will_it_work", "write_metric",
 ]  # fmt: skip
 HOMES = {  # module -> the names that are there; `modeling` has all others
     ".create_training_data.chat_roles": "chat_tokens",
@@ -192,8 +201,10 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".evaluation.scorers.registry": "get_scorer",
     ".evaluation.settings": "BootstrapSettings FluencyBudget GenerationSettings",
     ".evaluation.steering.axbench": "OfflineJudge SteeringMethod evaluate_concept_steering",
+    ".evaluation.steering.early_signs": "difference_agreement early_signs",
     ".evaluation.steering.receipt": "Receipt ReceiptTexts measure_receipt",
-    ".evaluation.steering.will_it_work": "will_it_work",
+    ".evaluation.steering.recovery": "RecoverySettings Suppression TargetPairs measure_recovery",
+    ".evaluation.steering.will_it_work": "SteeringForecaster on_unseen_concepts steering_outcome will_it_work",
     ".evaluation.steering_methods": "DiffMean Latents Prompting",
     ".evaluation.suites": "CapabilitySuite DetectionSuite FairnessSuite InterventionSuite ReceiptSuite "
     "ReconstructionSuite ScarSuite SpeedSuite SteeringSuite register_suite",

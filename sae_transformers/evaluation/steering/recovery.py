@@ -66,7 +66,7 @@ class RecoverySettings:
         check_numbers(self, "learning_rate", above=0)
 
 
-class Pairs(NamedTuple):
+class TargetPairs(NamedTuple):
     """Prompts, and the text that is written after each."""
 
     prompts: Sequence[str]
@@ -100,9 +100,9 @@ def measure_recovery(
     model: Any,
     tokenizer: Any,
     suppressions: Mapping[str, Suppression],
-    held_out: Pairs,
-    known: Pairs,
-    neutral: Pairs,
+    held_out: TargetPairs,
+    known: TargetPairs,
+    neutral: TargetPairs,
     settings: RecoverySettings | None = None,
 ) -> dict[str, Recovery]:
     """Attack every suppression in three ways.
@@ -145,7 +145,7 @@ def suppression_costs(
     model: Any,
     tokenizer: Any,
     suppressions: Sequence[Suppression],
-    pairs: Pairs,
+    pairs: TargetPairs,
     settings: RecoverySettings | None = None,
 ) -> list[float]:
     """Mean loss of targets under each suppression, without an attack, in nats a token: to choose one by its cost."""
@@ -173,11 +173,11 @@ class _Attacked:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.steering, self.instruction = by.steering or False, by.instruction
 
-    def plain(self, pairs: Pairs) -> Tensor:
+    def plain(self, pairs: TargetPairs) -> Tensor:
         """Nats a token of each target under no attack."""
         return self._scored(*self._ids(pairs))
 
-    def losses(self, held_out: Pairs, known: Pairs, neutral: Pairs) -> dict[str, Tensor]:
+    def losses(self, held_out: TargetPairs, known: TargetPairs, neutral: TargetPairs) -> dict[str, Tensor]:
         """Nats a token of each held-out target under every attack, and of the neutral ones under none."""
         before, after = self._ids(held_out)
         seen, wanted = self._ids(known)
@@ -191,7 +191,9 @@ class _Attacked:
             found["fine-tune"] = self._scored(before, after)
         return found
 
-    def _ids(self, pairs: Pairs, examples: Sequence[tuple[str, str]] = ()) -> tuple[list[list[int]], list[list[int]]]:
+    def _ids(
+        self, pairs: TargetPairs, examples: Sequence[tuple[str, str]] = ()
+    ) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of prompts, as the model reads them, and of targets."""
         rule = f"{self.instruction}\n\n" if self.instruction else ""
         if getattr(self.tokenizer, "chat_template", None):

@@ -13,18 +13,18 @@ from sae_transformers.evaluation.generation.log_likelihood import token_scores
 from sae_transformers.evaluation.steering import recovery as module
 from sae_transformers.evaluation.steering.recovery import (
     ATTACKS,
-    Pairs,
     RecoverySettings,
     Suppression,
+    TargetPairs,
     measure_recovery,
     suppression_costs,
 )
 from tests.create_training_data.words import word_texts
 
 ALL = Steering([FeatureEdit(feature=feature, op="ablate") for feature in range(64)])
-HELD_OUT = Pairs(word_texts(6, seed=1), word_texts(6, shortest=4, seed=2))
-KNOWN = Pairs(word_texts(4, seed=3), word_texts(4, shortest=4, seed=4))
-NEUTRAL = Pairs(word_texts(5, seed=5), word_texts(5, shortest=4, seed=6))
+HELD_OUT = TargetPairs(word_texts(6, seed=1), word_texts(6, shortest=4, seed=2))
+KNOWN = TargetPairs(word_texts(4, seed=3), word_texts(4, shortest=4, seed=4))
+NEUTRAL = TargetPairs(word_texts(5, seed=5), word_texts(5, shortest=4, seed=6))
 SETTINGS = RecoverySettings(
     suffix_tokens=3, suffix_steps=4, candidates=6, steps=3, rank=2, target_tokens=6, tokens_per_batch=64, resamples=50
 )
@@ -122,7 +122,7 @@ def test_the_fine_tune_learns_and_leaves_no_trace(model: Any, tokenizer: Any) ->
 
 def test_examples_stand_before_the_prompt(model: Any, tokenizer: Any) -> None:
     one = attacked(model, tokenizer, Suppression(None, "w9"))
-    before, _ = one._ids(Pairs(["w1"], ["w2"]), [("w3", "w4")])
+    before, _ = one._ids(TargetPairs(["w1"], ["w2"]), [("w3", "w4")])
     assert tokenizer.decode(before[0]).split() == ["w9", "w3", "w4", "w1"]
 
 
@@ -130,7 +130,7 @@ def test_examples_are_turns_of_a_chat(model: Any, tokenizer: Any, monkeypatch: A
     template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
     one = attacked(model, tokenizer, Suppression())
-    shown = [one._ids(Pairs(["w1"], ["w2"]), examples)[0][0] for examples in ([], [("w3", "w4")])]
+    shown = [one._ids(TargetPairs(["w1"], ["w2"]), examples)[0][0] for examples in ([], [("w3", "w4")])]
     assert [len(row) for row in shown] == [2, 6]  # a role is an unknown word
     assert tokenizer.decode(shown[1]).split()[1::2] == ["w3", "w4", "w1"]
 
@@ -158,13 +158,13 @@ def test_recovery_is_the_gap_that_closes(model: Any, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "pairs", "told"),
     [
-        (0, Pairs([], []), "`held_out` needs.*0 prompts"),
-        (1, Pairs(["w1"], ["w2", "w3"]), "`known` needs.*1 prompts, 2 targets"),
-        (1, Pairs(["w1"], ["w2"]), "needs 2 pairs or more.*Received: 1"),
-        (2, Pairs(["w1", "w2"], ["w3", ""]), "none in pair 1"),
+        (0, TargetPairs([], []), "`held_out` needs.*0 prompts"),
+        (1, TargetPairs(["w1"], ["w2", "w3"]), "`known` needs.*1 prompts, 2 targets"),
+        (1, TargetPairs(["w1"], ["w2"]), "needs 2 pairs or more.*Received: 1"),
+        (2, TargetPairs(["w1", "w2"], ["w3", ""]), "none in pair 1"),
     ],
 )
-def test_bad_pairs(model: Any, tokenizer: Any, place: int, pairs: Pairs, told: str) -> None:
+def test_bad_pairs(model: Any, tokenizer: Any, place: int, pairs: TargetPairs, told: str) -> None:
     given = [HELD_OUT, KNOWN, NEUTRAL]
     given[place] = pairs
     with pytest.raises(ValueError, match=told):
