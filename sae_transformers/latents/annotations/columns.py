@@ -13,6 +13,7 @@ import pyarrow as pa
 MOST_FEATURES = 2**24  # a number beyond it is a mistake, and columns of its length would not fit into memory
 ROWS_AT_ONCE = 2**16  # Python values that wait before they become a part of a column
 NUMBERS = ("maximum", "frequency", "output_score")
+LONGEST_TEXT = 2**16  # characters of a description
 SHOWN = 80  # characters of a wrong value in a message
 WORDS = ("description", "explainer", "method")
 SCHEMA = pa.schema([("feature", pa.int32()), *((name, pa.large_string()) for name in WORDS), ("score", pa.float32())])
@@ -84,6 +85,10 @@ class Columns:
         for name, value in (("description", text), ("explainer", explainer), ("method", method)):
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{where}: `{name}` must be a text. Received: {shown(value)}.")
+            if value is not None and len(value) > LONGEST_TEXT:
+                raise ValueError(
+                    f"{where}: `{name}` must have at most {LONGEST_TEXT:,} characters. Received: {len(value):,}."
+                )
         if text is None or not text.strip():
             return
         empty = embedding is None or (isinstance(embedding, (str, list)) and not embedding)

@@ -16,14 +16,13 @@ import torch
 
 from ...modeling import SparseAutoencoder
 from ..output_files import whole_file
-from .columns import MOST_FEATURES, NUMBERS, WORDS, Columns, as_long, from_rows
+from .columns import NUMBERS, WORDS, Columns, as_long, from_rows
+from .stored import FORMAT, KEY, read_columns
 from .words import WordIndex
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FORMAT = "sae_transformers feature annotations"
-KEY = b"sae_transformers"  # of the file's metadata
 FOLDED = "folded"  # `facts["maxima"]`: activations times the norm of the decoder row
 
 
@@ -244,37 +243,8 @@ class FeatureAnnotations:
             ValueError: it is something else, or damaged.
             OSError: it cannot be read.
         """
-        where = str(path)
-        try:
-            file = pq.ParquetFile(path)
-            about = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
-        except (pa.ArrowException, ValueError) as error:
-            raise ValueError(f"{where} is no Parquet file, or damaged: {error}") from error
-        n, width, facts = about.get("n_features"), about.get("embedding"), about.get("facts", {})
-        if about.get("format") != FORMAT or about.get("version") != 1:
-            raise ValueError(f"Expected annotations that `save` wrote. Received: {where}, which says {about!r:.200}.")
-        if type(n) is not int or not 0 <= n <= MOST_FEATURES or not isinstance(facts, dict):
-            raise ValueError(f"{where} is damaged: `n_features` or `facts`. Received: {about!r:.200}.")
-        columns, row = Columns(n or None), 0
-        try:
-            for batch in file.iter_batches(batch_size=8192):
-                for values in batch.to_pylist():
-                    row += 1
-                    place = f"{where}, row {row}"
-                    feature = columns.feature(values.get("feature"), place)
-                    vector = values.get("embedding")
-                    if vector is not None:
-                        vector = np.frombuffer(vector, np.float16)
-                        if len(vector) != width:
-                            raise ValueError(f"{place}: an embedding of {len(vector)} numbers. Expected {width}.")
-                    known = {name: values.get(name) for name in ("explainer", "method", "score")}
-                    columns.describe(feature, values.get("description"), place, embedding=vector, **known)
-                    for name in NUMBERS:
-                        columns.set(feature, name, values.get(name), place)
-                    columns.near(feature, values.get("neighbours"), place)
-        except pa.ArrowException as error:
-            raise ValueError(f"{where} is damaged: {error}") from error
-        return cls.from_columns(columns, {str(name): str(value) for name, value in facts.items()})
+        columns, facts = read_columns(path)
+        return cls.from_columns(columns, facts)
 
     # -- what shows them ----------------------------------------------------------------------------------------------
 

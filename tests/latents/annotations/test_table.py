@@ -127,6 +127,47 @@ def test_a_large_number_takes_no_memory_of_its_size() -> None:
         Columns().feature("x" * 10**6, "row 1")
 
 
+def rewritten(notes: FeatureAnnotations, folder: Path, **columns: pa.Array) -> Path:
+    """The file of `notes` with other columns."""
+    table = pyarrow.parquet.read_table(notes.save(folder / "a.parquet"))
+    about = table.schema.metadata
+    for name, column in columns.items():
+        place = table.schema.names.index(name)
+        table = table.set_column(place, name, column)
+    pyarrow.parquet.write_table(table.replace_schema_metadata(about), folder / "large.parquet")
+    return folder / "large.parquet"
+
+
+def test_small_files_that_unpack_to_much(notes: FeatureAnnotations, tmp_path: Path) -> None:
+    rows = 5
+    long = pa.array(["x" * 2**20] * rows, pa.large_string())
+    near = pa.array([[1] * 1000] * rows, pa.list_(pa.int32()))
+    wide = pa.array([b"x" * 2**16] * rows, pa.binary(2**16))
+    for column, told in (
+        ({"description": long}, "`description` must have at most 65,536 characters"),
+        ({"neighbours": near}, "64 values in one.*up to 1000 values"),
+        ({"embedding": wide}, "32,768 numbers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            FeatureAnnotations.load(rewritten(notes, tmp_path, **column))
+
+
+def test_more_rows_than_there_can_be(
+    notes: FeatureAnnotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = notes.save(tmp_path / "a.parquet")
+    monkeypatch.setattr("sae_transformers.latents.annotations.stored.MOST_ROWS", 4)
+    with pytest.raises(ValueError, match="at most 4 rows.*Received: 5 rows"):
+        FeatureAnnotations.load(file)
+
+
+def test_a_description_of_a_book(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="row 0: `description` must have at most 65,536 characters. Received: 65,537"):
+        FeatureAnnotations.from_rows([{"feature": 0, "description": "x" * 65_537}])
+    whole = FeatureAnnotations.from_rows([{"feature": 0, "description": "漢" * 65_536}])
+    assert FeatureAnnotations.load(whole.save(tmp_path / "a.parquet")).description(0) == "漢" * 65_536
+
+
 def test_embeddings_of_different_lengths() -> None:
     rows = [
         {"feature": 0, "description": "a", "embedding": [1, 2]},

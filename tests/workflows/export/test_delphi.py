@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_spans_are_rows_of_tokens_with_the_activations_of_their_feature(world: M
     tokens, places, values = cached["tokens"], cached["locations"], cached["activations"]
     assert places.dtype == np.uint16 and values.dtype == np.float16 and tokens.dtype == np.int64
     assert len(tokens) == len(world.spans.span) and (values > 0).all()
-    tokenizer = word_tokenizer()
+    tokenizer: Any = word_tokenizer()
     page = world.found.page
     spans = [(feature, span) for feature in world.found.features for span in page.spans.get(feature, ())]
     for row, (feature, span) in enumerate(spans):
@@ -86,5 +87,5 @@ def test_spans_without_a_tokenizer_are_refused(world: Made, tmp_path: Path) -> N
         ({}, "sae"),
     ],
 )  # fmt: skip
-def test_places_have_delphis_names(world: Made, place: dict[str, object], module: str) -> None:
+def test_places_have_delphis_names(world: Made, place: dict[str, Any], module: str) -> None:
     assert module_of(KnownFeatures(world.found.page, [], tiny_sae(k=4, **place))) == module
