@@ -135,11 +135,12 @@ GPU := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvi
 UV_COMPILE = .matrix/lock/bin/uv pip compile --quiet --universal --python-version 3.11.7 --generate-hashes --no-annotate \
 	--no-header -c constraints.txt $(GPU:%=--no-emit-package %) pyproject.toml .matrix/lock/build.in
 
+# `dev` has every extra but vllm, which pins another transformers.
 lock:  ## requirements-dev.txt and requirements-demo.txt: constraints.txt with the hashes of every file
 	$(PYTHON) -m venv .matrix/lock
 	.matrix/lock/bin/python $(PIP_INSTALL) uv
 	printf 'hatchling\neditables\n' > .matrix/lock/build.in
-	$(UV_COMPILE) --all-extras -o requirements-dev.txt
+	$(UV_COMPILE) --extra dev -o requirements-dev.txt
 	$(UV_COMPILE) --extra quickstart -o requirements-demo.txt
 
 .PRECIOUS: .matrix/%/.installed

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .latents.sparse_codes import encode_texts
     from .latents.texts import open_text
     from .latents.vector_saes import direction_sae
+    from .mcp_server.server import tool_server
     from .modeling import (
         Detection,
         FeatureEdit,
@@ -183,8 +184,8 @@ __all__ = [
     "push", "read_bias_data", "read_concept_sets", "read_labelled", "read_unintended", "reduce_bias",
     "register_suite", "search_features", "select_behaviour", "select_knowledge", "select_published_knowledge",
     "selfreg_classifier", "serve", "space", "spans", "steer", "steer_feature", "steering_outcome",
-    "swap_directions", "swap_measures", "top_features", "train", "train_concept", "train_heads", "train_recipe",
-    "will_it_work", "write_metric",
+    "swap_directions", "swap_measures", "tool_server", "top_features", "train", "train_concept", "train_heads",
+    "train_recipe", "will_it_work", "write_metric",
 ]  # fmt: skip
 HOMES = {  # module -> the names that are there; `modeling` has all others
     ".create_training_data.chat_roles": "chat_tokens",
@@ -217,6 +218,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".latents.sparse_codes": "encode_texts",
     ".latents.texts": "open_text",
     ".latents.vector_saes": "direction_sae",
+    ".mcp_server.server": "tool_server",
     ".modeling.conversion.attach": "attach",
     ".serving.limits": "ServeLimits",
     ".training.heads.choice": "choose_on_validation",

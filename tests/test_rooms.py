@@ -36,11 +36,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
         "vllm",
     },
+    # tools for agents; only here is the package mcp imported
+    "mcp_server": {"evaluation", "latents", "modeling", "serving", "workflows"},
     # only cli uses it
     "quickstart": {"create_training_data", "evaluation", "hub_cards", "latents", "modeling", "training"},
 }
 TOP_FILES = {"__init__", "__main__"}  # these may import every folder
-MAY_IMPORT["cli"] = {"modeling", "quickstart", "workflows"}  # parses and shows; no folder uses it
+MAY_IMPORT["cli"] = {"mcp_server", "modeling", "quickstart", "workflows"}  # parses and shows; no folder uses it
 MODELING_NEEDS = {"torch", "transformers", "safetensors", "huggingface_hub", "accelerate", *sys.stdlib_module_names}
 MODELING_NEEDS |= {"filelock"}  # torch and huggingface_hub bring it
 MODELING_MAY_TRY = {"peft"}  # inside `try:` only: the user's machine may not have it

@@ -21,7 +21,7 @@ VERBS = {
     "Steer": "generate steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias "
     "export_steering",
     "Classify": "classify",
-    "Evaluate, publish, serve": "evaluate card push space serve",
+    "Evaluate, publish, serve": "evaluate card push space serve mcp",
 }
 FILES = {"attach": "checkpoints", "convert": "checkpoints", "features": "detect", "explain": "annotate"}
 FILES |= {"judge": "annotate", "ask_features": "annotate", "card": "publish", "push": "publish", "space": "publish"}
