@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import HookPoint
+from .options import FoldDecoderNorm, HookPoint
 from .tables import open_console, show_lines, show_rows
 from .verb import verb
 
@@ -30,6 +30,7 @@ def attach(
     head: Annotated[str, typer.Option(help="causal-lm or sequence-classification.")] = "causal-lm",
     revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Whatever model the SAEs were made for.")] = False,
+    fold_decoder_norm: FoldDecoderNorm = False,
     show: Annotated[
         bool, typer.Option("--list", help="List known releases; --sae WORDS searches them and SAELens'.")
     ] = False,
@@ -45,9 +46,10 @@ def attach(
         raise ValueError("Which SAE? Give --sae; --list shows what is known.")
     from ..modeling.conversion.attach import attach as attach_saes
     from ..modeling.conversion.export import describe
+    from ..modeling.decoder_norm import maxima_convention
     from ..workflows.loading import load_sae
 
-    loaded = [load_sae(name, hook_point) for name in sae]
+    loaded = [load_sae(name, hook_point, fold_decoder_norm=fold_decoder_norm) for name in sae]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         model = attach_saes(base, loaded, out, head=head, revision=revision, force=force)
@@ -56,7 +58,8 @@ def attach(
     rows = []
     for number, one in enumerate(loaded):
         form = one.config.metadata.get("format", "sae_transformers")
-        rows.append({"SAE": number, "what it is": describe(one.config), "format": form})
+        maxima = maxima_convention(one.config, one.feature_max) or "not known"
+        rows.append({"SAE": number, "what it is": describe(one.config), "format": form, "maxima": maxima})
     show_rows(console, rows, title=f"{model.config.base_model_name_or_path} in {out}")
     loader = f"{type(model).auto_model.__name__}.from_pretrained"
     console.print(f"{loader}({str(out)!r}, trust_remote_code=True)")
@@ -74,6 +77,7 @@ def convert(
     k: Annotated[int | None, typer.Option(help="For top-k checkpoints that do not say.")] = None,
     input_scale: Annotated[float | None, typer.Option(help="For checkpoints whose scale is not in the file.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; by default as stored.")] = None,
+    fold_decoder_norm: FoldDecoderNorm = False,
     base: Annotated[
         str | None, typer.Option(help="A model to take the probe's hidden states from, in place of random ones.")
     ] = None,
@@ -82,6 +86,7 @@ def convert(
     from ..workflows.convert import convert as convert_sae
     from ..workflows.loading import load_base, load_sae
 
-    sae = load_sae(source, hook_point, dtype=dtype, sae_id=sae_id, k=k, input_scale=input_scale)
+    given = {"sae_id": sae_id, "k": k, "input_scale": input_scale, "fold_decoder_norm": fold_decoder_norm}
+    sae = load_sae(source, hook_point, dtype=dtype, **given)
     model, tokenizer, _ = (None, None, None) if base is None else load_base(base)
     show_lines(open_console(), convert_sae(sae, out, to, model=model, tokenizer=tokenizer).summary())

@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 from .card_texts import base_line, code, hub_id, markdown
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import SparseAutoencoderConfig
+from .decoder_norm import check_foldable, folded_decoder_norm
 from .output_files import locked_folder, whole_file, write_whole
 from .plain_files import read_json, written_tensors
 from .repository_files import HUB_OPTIONS, MAPPED_FROM_BYTES, check_values, read_adapter
@@ -111,6 +112,7 @@ class SaeFiles(nn.Module):
         sae_id: str | None = None,
         dtype: torch.dtype | None = None,
         check_values: bool = True,
+        fold_decoder_norm: bool = False,
         **options: Any,
     ) -> Sae:
         """Read an SAE: what `save_pretrained` wrote, one of a model with SAEs, or a checkpoint of another library.
@@ -125,6 +127,9 @@ class SaeFiles(nn.Module):
                 same, and so is what follows a Hub id's second part or a model's folder.
             dtype: of its parameters; as stored by default.
             check_values: look for NaN and infinite weights, which reads all of the file.
+            fold_decoder_norm: bring decoder rows to norm 1 and multiply latents, thresholds and `feature_max` by their
+                norms, as SAELens' `fold_W_dec_norm` does: activations are those that Neuronpedia shows, the
+                reconstruction stays. `config.metadata` says so. It takes memory for both matrices.
             options: `layer` and `site`, or `hook` (and `hook_out`), put the SAE at another place than its files say;
                 `k` and `input_scale` are for checkpoints that leave them out; `revision`, `token`, `cache_dir`,
                 `local_files_only`, `force_download` are the Hub's.
@@ -161,7 +166,14 @@ class SaeFiles(nn.Module):
         config = SparseAutoencoderConfig.from_dict(values)
         with torch.device("meta"):  # nothing is allocated for sizes that a config merely claims
             sae = cls(config)
+        if fold_decoder_norm:
+            check_foldable(config, name)
         _fill(sae, tensors, name, dtype, check_values)
+        if fold_decoder_norm:
+            config, folded = folded_decoder_norm(config, sae.state_dict())
+            with torch.device("meta"):
+                sae = cls(config)
+            _fill(sae, folded, name, None, check=False)
         if not foreign or Path(name).is_dir():
             sae.stored_annotations.point(name, *of_sae)
         return sae

@@ -27,6 +27,14 @@ def run_saelens(folder, x):
     return features, out.flatten(1)
 
 
+def run_folded_saelens(folder, x):
+    from sae_lens import SAE  # pyright: ignore[reportMissingImports]
+
+    sae = SAE.load_from_disk(folder)
+    sae.fold_W_dec_norm()
+    return sae.encode(x), sae(x)
+
+
 def run_sparsify(folder, x):
     from sparsify import SparseCoder  # pyright: ignore[reportMissingImports]
 
@@ -44,7 +52,12 @@ def run_dictionary_learning(folder, x):
     return features, dictionary.decode(features)
 
 
-RUN = {"saelens": run_saelens, "sparsify": run_sparsify, "dictionary_learning": run_dictionary_learning}
+RUN = {
+    "saelens": run_saelens,
+    "folded saelens": run_folded_saelens,
+    "sparsify": run_sparsify,
+    "dictionary_learning": run_dictionary_learning,
+}
 
 
 @torch.no_grad()

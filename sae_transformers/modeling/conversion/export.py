@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import CONFIG_NAME
 
+from ..decoder_norm import FOLDED
 from ..output_files import LOCK, locked_folder
 from ..sae_files import FORMAT
 from ..sparse_autoencoder import SparseAutoencoder
@@ -115,6 +116,8 @@ def describe(config: Any) -> str:
     notes = [kind, wide, place]
     if config.normalization != "none":
         notes.insert(1, config.normalization)
+    if config.metadata.get(FOLDED):
+        notes.append("decoder norms folded")
     if config.metadata.get("base_model"):
         notes.append(f"for {config.metadata['base_model']}")
     return ", ".join(notes)

@@ -55,6 +55,19 @@ def test_attach_writes_a_model_that_loads_without_the_weights_of_the_base(base, 
     torch.testing.assert_close(features, SparseAutoencoder.from_pretrained(sae).encode(hidden))
 
 
+def test_attach_and_convert_fold_decoder_norms_and_say_which_latents_the_maxima_are_of(base, tmp_path):
+    tiny_sae(layer=1, d_in=D).save_pretrained(tmp_path / "sae")
+    given = ["attach", "--base", base, "--sae", tmp_path / "sae", "--out", tmp_path / "model"]
+    assert "of latents as stored" in " ".join(run(*given).output.split())
+    folded = run(*given, "--fold-decoder-norm")
+    assert folded.exit_code == 0, folded.output
+    assert "as on Neuronpedia" in folded.output and "decoder norms folded" in folded.output
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    torch.testing.assert_close(model.saes[0].W_dec.norm(dim=-1), torch.ones(64))
+    assert run("convert", tmp_path / "sae", tmp_path / "copy", "--fold-decoder-norm").exit_code == 0
+    assert torch.equal(SparseAutoencoder.from_pretrained(tmp_path / "copy").W_dec, model.saes[0].W_dec)
+
+
 def test_attach_several_to_a_classifier(base, tmp_path):
     first = FAMILIES["saelens"](tmp_path / "one")
     second = FAMILIES["dictionary_learning"](tmp_path / "two")
