@@ -16,7 +16,7 @@ OF = {"modelId": MODEL, "layer": SOURCE}
 EXPLANATIONS = [
     {"index": "3", "description": " remarks that mean the opposite", "explanationModelName": "gpt-4o-mini",
      "typeName": "oai_token-act-pair", "embedding": "[0.6, 0.8]"},
-    {"index": "5", "description": "rivers", "explanationModelName": "claude-4-5-haiku", "embedding": [1, 0]},
+    {"index": "5", "description": "rivers", "explanationModelName": "gpt-4o-mini", "embedding": [1, 0]},
     {"index": "5", "description": "fresh water", "scores": [{"value": 0.5}, {"value": 1.0}]},
     {"index": "40", "description": None},
 ]  # fmt: skip
