@@ -84,8 +84,9 @@ def write_llama(base: Any, path: Path) -> None:
 def compare(
     model: Any, prompts: list[list[int]], steerings: dict[str, Any], new_tokens: int, python: str | Path
 ) -> list[dict[str, Any]]:
-    """A row for each steering: in how many prompts all greedy tokens are equal, where the others part, and the largest
-    difference of the first new token's logits, relative to the largest logit."""
+    """A row for each steering, of which the first is none: in how many prompts all greedy tokens are equal, where the
+    others part, how many texts the steering changes, and the largest difference of the first new token's logits,
+    relative to the largest logit."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_llama(model.lm, place / "model.gguf")
@@ -100,9 +101,9 @@ def compare(
         (place / "jobs.json").write_text(json.dumps(asked))
         subprocess.run([str(python), str(RUNNER), str(place / "jobs.json")], check=True)
         theirs = json.loads((place / "out.json").read_text())
-    rows = []
+    rows, unsteered = [], {}
     for number, (name, steering) in enumerate(steerings.items()):
-        equal, parts, largest = 0, [], 0.0
+        equal, changed, parts, largest = 0, 0, [], 0.0
         for prompt, other in zip(prompts, theirs[number * len(prompts) :], strict=False):
             ids = torch.tensor([prompt])
             with torch.no_grad():
@@ -112,6 +113,7 @@ def compare(
                     do_sample=False, pad_token_id=0, eos_token_id=None,
                 )  # fmt: skip
             own = whole[0, len(prompt) :].tolist()
+            changed += own != unsteered.setdefault(tuple(prompt), own)  # the first steering is none
             difference = (logits - torch.tensor(other["logits"])).abs().max() / logits.abs().max()
             largest = max(largest, float(difference))
             if own == other["tokens"]:
@@ -119,7 +121,14 @@ def compare(
             else:
                 parts.append(next(i for i, (a, b) in enumerate(zip(own, other["tokens"], strict=True)) if a != b))
         rows.append(
-            {"steering": name, "prompts": len(prompts), "equal": equal, "part_at": parts, "logits": f"{largest:.1e}"}
+            {
+                "steering": name,
+                "prompts": len(prompts),
+                "equal": equal,
+                "part_at": parts,
+                "changed": changed,
+                "logits": f"{largest:.1e}",
+            }
         )
     return rows
 
