@@ -95,6 +95,7 @@ test-parity: $(STAMP)  ## our exports and SAEs in the libraries they are for, wh
 	SAE_TRANSFORMERS_CIRCUIT_TRACER="$$tracer" SAE_TRANSFORMERS_ANNOTATION_PEERS="$$annotations" \
 	SAE_TRANSFORMERS_LLAMA_CPP="$$llama_cpp" \
 	SAE_TRANSFORMERS_PEERS="$$peers" SAE_TRANSFORMERS_SAEBENCH="$$saebench" $(BIN)/python $(PYTEST) -m parity
+	inspect="$$($(BIN)/python benchmarks/peers.py inspect)" && "$$inspect" $(PYTEST) -m parity tests/parity/test_inspect.py
 
 test-matrix: $(TRANSFORMERS_VERSIONS:%=test-matrix-%)  ## the fast tests with the oldest and the newest releases of transformers
 

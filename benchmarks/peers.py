@@ -3,6 +3,7 @@
     python benchmarks/peers.py              makes it where there is none and prints its Python
     python benchmarks/peers.py saebench     the same for SAEBench, which needs older versions than the others
     python benchmarks/peers.py circuit-tracer   and for circuit-tracer, which wants an older transformers
+    python benchmarks/peers.py inspect      and for Inspect AI, which wants an older fsspec; this library is in it too
     python benchmarks/peers.py annotations  a folder of packages that read annotations, to stand beside the first
     python benchmarks/peers.py llama.cpp    the same for llama.cpp, as the wheel that holds it in one library
 
@@ -30,6 +31,10 @@ CIRCUIT_TRACER_VERSIONS = ("circuit-tracer==0.5.0",)  # transformers up to 4.57.
 LLAMA_CPP_FOLDER = Path("~/.cache/sae_transformers/benchmark-llama-cpp")
 LLAMA_CPP = "xllamacpp==2026.10.11549"
 SAEBENCH_VERSIONS = ("sae-bench==0.6.0", "sae-probes==0.4.2", "sae-lens==6.54.12")
+INSPECT_FOLDER = Path("~/.cache/sae_transformers/benchmark-inspect")
+INSPECT_VERSIONS = (
+    "inspect-ai==0.3.285", "pytest", "pytest-xdist", "hypothesis", "-e", f"{Path(__file__).parents[1]}[serve,inspect]",
+)  # fmt: skip
 
 # delphi wants vLLM, some 10 GB that take no part in reading: these are installed without what they want.
 ANNOTATIONS_FOLDER = Path("~/.cache/sae_transformers/benchmark-annotations")
@@ -92,6 +97,7 @@ if __name__ == "__main__":
     others = {
         "saebench": (SAEBENCH_FOLDER, SAEBENCH_VERSIONS),
         "circuit-tracer": (CIRCUIT_TRACER_FOLDER, CIRCUIT_TRACER_VERSIONS),
+        "inspect": (INSPECT_FOLDER, INSPECT_VERSIONS),
     }
     place, wanted = others.get("".join(asked), (FOLDER, VERSIONS))
     made = make_environment(place.expanduser(), to_stderr, wanted)
