@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sae_transformers import SparseAutoencoder, SparseAutoencoderConfig, attach
 from tests.create_training_data.words import word_tokenizer
+from tests.docs.world import tiny_world
 from tests.tiny import tiny_base
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -48,9 +50,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def place(notebook: Path, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Where a notebook runs: `find` beside a Hub that has the SAE it names."""
+    if notebook.stem != "find":
+        yield request.getfixturevalue("folder")
+        return
+    with tiny_world(tmp_path) as world:
+        yield world.folder
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_code_of(notebook: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def test_the_code_of(notebook: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
     names: dict = {}
     for number, cell in enumerate(cells(notebook, "code")):
         source = "".join(cell["source"])
@@ -71,5 +83,5 @@ def test_the_outputs_were_kept_and_hold_nothing_of_a_machine(notebook: Path) -> 
         assert place not in shown
 
 
-def test_there_is_one_to_read_to_steer_and_to_train() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["read", "steer", "train_and_publish"]
+def test_there_is_one_to_find_to_read_to_steer_and_to_train() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["find", "read", "steer", "train_and_publish"]
