@@ -84,7 +84,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     return {**cells, "within budget": "yes" if row["within_budget"] else "no"} if "within_budget" in row else cells
 
 
-@verb()
+@verb(writes="file")
 def export_steering(
     model: Model,
     out: Annotated[Path, typer.Argument(help="A file (gguf), or a new folder (baked_bias).")],

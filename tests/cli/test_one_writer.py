@@ -23,7 +23,18 @@ from sae_transformers.workflows.train import train
 from tests.create_training_data.words import word_texts, word_tokenizer
 from tests.tiny import tiny_base, tiny_sae
 
-FILES = {"ask-features", "concept-data", "dashboard", "detect", "explain", "features", "find", "generate", "judge"}
+FILES = {
+    "ask-features",
+    "concept-data",
+    "dashboard",
+    "detect",
+    "explain",
+    "export-steering",
+    "features",
+    "find",
+    "generate",
+    "judge",
+}
 FILES |= {"steer-feature"}
 # These take the lock themselves: they share a folder between processes, take it from a recipe, or have other uses too.
 OWN = {"attach", "card", "harvest", "spans", "train"}

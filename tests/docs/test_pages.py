@@ -39,6 +39,7 @@ RUN = {
 # Page and reason of every block that is not run.
 NOT_RUN = [
     ("docs/evaluation.md", "HellaSwag comes from the Hub"),
+    ("docs/evaluation.md", "Inspect needs an environment of its own"),
     ("docs/evaluation.md", "SAEBench needs an environment of its own"),
     ("docs/papers/feature-tables.md", "needs the weights of gpt2 and of its SAE"),
     ("docs/papers/feature-tables.md", "needs the weights of gpt2 and of its SAE"),

@@ -28,7 +28,7 @@ def test_each_name_gives_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return ["Rating: [[2]]" if "love" in question else "Rating: [[1]]" for question in questions]
 
     names = {
-        "sentiment": {}, "profanity": {}, "words": {"labelled": labelled},
+        "sentiment": {}, "profanity": {}, "refusal": {}, "words": {"labelled": labelled},
         f"classifier:{folder}#unclear": {}, "judge:happiness": {"ask": ask}, "perspective": {"key_env": "SOME_KEY"},
         "perspective:INSULT": {"key_env": "SOME_KEY"},
     }  # fmt: skip
