@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .detection.metrics import auroc
+from .fresh_intervals import t_quantile
 
 OBJECTIVES = ("binary", "multi_class", "multi_label", "pairwise")
 ALTERNATIVES = ("two-sided", "greater", "less")
@@ -285,7 +286,7 @@ def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, Summary]:
         values = [float(row[name]) for row in rows if not math.isnan(row[name])]
         n, centre = len(values), mean(values) if values else math.nan
         std = stdev(values) if n > 1 else math.nan
-        half = _student_quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else math.nan
+        half = t_quantile(0.975, n - 1) * std / math.sqrt(n) if n > 1 else math.nan
         result[name] = Summary(centre, std, centre - half, centre + half, n)
     return result
 
@@ -328,14 +329,3 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
         if abs(c * d - 1) < 1e-15:
             break
     return front * value
-
-
-def _student_quantile(probability: float, degrees: int) -> float:
-    """t with P(T <= t) = probability > 1/2, by halving."""
-    low, high = 0.0, 1.0
-    while 1 - student_tail(high, degrees) < probability:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if 1 - student_tail(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2

@@ -29,7 +29,7 @@ class Number(NamedTuple):
 
 
 def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t, for 2 degrees of freedom or more, which need not be whole.
+    """Quantile of Student's t, for 1 degree of freedom or more, which need not be whole.
 
     With t = sqrt(v) tan(a) its distribution is 1/2 + Gamma((v + 1) / 2) / (sqrt(pi) Gamma(v / 2)) * integral of
     cos(x)^(v - 1) from 0 to a, which is smooth; the quantile is found by halving.

@@ -21,7 +21,14 @@ from sae_transformers.evaluation.fresh_intervals import (
 
 @pytest.mark.parametrize(
     ("probability", "freedom", "expected"),
-    [(0.95, 2, 2.91999), (0.95, 3, 2.35336), (0.95, 7, 1.89458), (0.975, 7, 2.36462), (0.95, 1000, 1.64638)],
+    [
+        (0.975, 1, 12.70620),
+        (0.95, 2, 2.91999),
+        (0.95, 3, 2.35336),
+        (0.95, 7, 1.89458),
+        (0.975, 7, 2.36462),
+        (0.95, 1000, 1.64638),
+    ],
 )
 def test_quantiles_are_those_of_the_tables(probability: float, freedom: int, expected: float) -> None:
     assert t_quantile(probability, freedom) == pytest.approx(expected, abs=1e-5)
