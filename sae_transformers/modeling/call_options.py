@@ -25,6 +25,13 @@ class SaeCallOptions:
         output_features: report the active latents of every SAE, as `SparseFeatures`.
         features: report only these latents: indices or concept names of SAE 0, or a dict by SAE number, in which None
             stands for all active ones, as `SparseFeatures`.
+        features_require_grad: the reported features are in the graph of the outputs: `torch.autograd.grad(logit,
+            out.sae_features[0].values)`. True: what the SAEs do not reconstruct is detached; "with_error": it is not,
+            and gradients are derivatives of the base's own outputs. These stay the same in both; see
+            `features_in_graph`. Places of value 0 have gradient 0.
+        edit_features: a function from the `SparseFeatures` of SAE 0 to new values (batch, seq, width) of the same
+            latents, which take the place of theirs; what the SAE does not reconstruct stays. Or a dict by SAE number.
+            Reported features are those before.
         pre_activations: report pre-activations.
         output_sae_inputs: report the hidden states that the SAEs read.
         stop_at_last_sae: end the pass after the last SAE that is needed; `logits` is None.
@@ -36,6 +43,8 @@ class SaeCallOptions:
     steering_past: int | None = None
     output_features: bool | None = None
     features: Any = None
+    features_require_grad: bool | str = False
+    edit_features: Any = None
     pre_activations: bool = False
     output_sae_inputs: bool | None = None
     stop_at_last_sae: bool = False
@@ -52,9 +61,9 @@ class SaeCallOptions:
     @property
     def reports(self) -> bool:
         """Whether anything is reported or the pass ended, whatever is steered."""
-        return bool(
-            self.output_features or self.features is not None or self.output_sae_inputs or self.stop_at_last_sae
-        )
+        given = self.features is not None or self.edit_features is not None
+        asked = self.output_features or self.features_require_grad or self.output_sae_inputs or self.stop_at_last_sae
+        return bool(given or asked)
 
     def last_needed(self, reported: Collection[int], every: Collection[int], *, with_losses: bool) -> frozenset[int]:
         """Numbers of the SAEs after which the pass ends; none where it does not."""

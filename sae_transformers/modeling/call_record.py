@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .features_in_graph import FeatureGraph
 from .gate_run import GateRun
 from .outputs import SparseFeatures
 from .steering_plan import SteeringPlan
@@ -26,7 +27,8 @@ class SiteResult(NamedTuple):
 
     delta: (batch or 1, seq or 1, d_out), to be added. replacement: (batch, seq, d_out), in place of the hidden state.
     replace_rows: (batch,) bool, the rows to be replaced; None for all. opened: (batch, seq) bool, the tokens that any
-    gate lets through; None for all.
+    gate lets through; None for all. linked: (batch, seq, d_out), the hidden state with latents in its graph, to be
+    steered in place of the base's.
     """
 
     delta: Tensor | None
@@ -35,6 +37,7 @@ class SiteResult(NamedTuple):
     features: SparseFeatures | Tensor | None
     losses: dict[str, Tensor] | None
     opened: Tensor | None = None
+    linked: Tensor | None = None
 
     def applied(self, hidden: Tensor) -> Tensor:
         """The hidden state (batch, length, d) that this makes of `hidden`, in the SAE's precision and then rounded
@@ -68,6 +71,7 @@ class CallRequest:
     concept_targets: SAE number -> (batch, length, n_concepts).
     stop_after: the pass ends when these SAEs are done; empty: it does not.
     gates: on which the steering depends.
+    graph: which latents are in the graph of the outputs.
     """
 
     batch_size: int
@@ -83,6 +87,7 @@ class CallRequest:
     concept_targets: Mapping[int, Tensor] = field(default_factory=dict)
     stop_after: frozenset[int] = frozenset()
     gates: GateRun | None = None
+    graph: FeatureGraph | None = None
 
     def concerns(self, number: int) -> bool:
         """Whether SAE `number` has anything to do in this pass."""
@@ -92,7 +97,8 @@ class CallRequest:
         """Whether SAE `number` has to run, and not only to be seen."""
         steered = self.plan is not None and number in self.plan.saes
         read = self.gates is not None and bool(self.gates.read_at(number))
-        return steered or read or number in self.features or bool(self.losses)
+        edited = self.graph is not None and self.graph.works_at(number, self.features)
+        return steered or read or edited or number in self.features or bool(self.losses)
 
     def steered_columns(self) -> Tensor | None:
         """The columns with a steered token, (c,) int64, where they are less than half of all; None for all columns."""
@@ -112,6 +118,7 @@ class CallRequest:
     def edit(self, hidden: Tensor, result: SiteResult) -> Tensor:
         """The hidden state (batch, length, d) that an SAE's result makes of `hidden`, where tokens are steered;
         `hidden` itself where nothing changes."""
+        hidden = hidden if result.linked is None else result.linked
         edited = result.applied(hidden)
         for mask in (self.mask, result.opened):
             if edited is not hidden and mask is not None:

@@ -20,6 +20,7 @@ from .compatibility import check_states, check_width
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import LossWeights
 from .feature_reading import detect, top_features
+from .features_in_graph import feature_graph
 from .hook_points import find_hook_point, hook_tensor
 from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes
 from .repository import RepositoryMixin
@@ -185,6 +186,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
                 record.features[number] = result.features
             if result.losses is not None:
                 record.losses[number] = result.losses
+            if result.linked is not None and number in record.inputs and number not in record.read:
+                record.inputs[number] = result.linked  # what a feature head scores
             edited = request.edit(here, result).view_as(hidden)
         record.finished.add(number)
         if record.is_complete:
@@ -236,6 +239,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
                 rows=steered.rows,
                 mask=steered.mask,
                 gates=steered.gates,
+                graph=feature_graph(options, features, steered.plan, len(self._entries)),
                 features=features,
                 pre_activations=options.pre_activations,
                 keep_inputs=bool(options.output_sae_inputs),

@@ -19,6 +19,7 @@ from .steered_tokens import GenerationState
 
 # Options of `forward` that report or end a pass, which a loop over passes cannot hand back.
 FORWARD_ONLY = ("output_features", "features", "pre_activations", "output_sae_inputs", "stop_at_last_sae")
+FORWARD_ONLY += ("features_require_grad", "edit_features")
 # What `generate` asks of a model's class is the base's to answer.
 BASE_TRAITS = ("_can_compile_fullgraph", "_is_stateful", "_supports_cache_class", "_supports_static_cache")
 

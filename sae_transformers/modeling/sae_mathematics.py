@@ -128,7 +128,11 @@ class SaeMathematics(SaeFiles):
 
     def decode_code(self, code: Code, normalized: Normalized, hidden: Tensor) -> Tensor:
         """The output (..., d_out), in the units of the hidden state."""
-        return self._skip(self.denormalize(code.decoded(self.W_dec) + self.b_dec, normalized), hidden)
+        return self.output_of(code.decoded(self.W_dec), normalized, hidden)
+
+    def output_of(self, decoded: Tensor, normalized: Normalized, hidden: Tensor) -> Tensor:
+        """The output (..., d_out) of a decoded code `z @ W_dec`, in the units of the hidden state."""
+        return self._skip(self.denormalize(decoded + self.b_dec, normalized), hidden)
 
     def _skip(self, output: Tensor, hidden: Tensor) -> Tensor:
         return output + hidden.to(self.dtype) @ self.W_skip.T if self.config.skip_connection else output

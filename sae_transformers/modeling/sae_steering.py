@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .call_record import CallRequest, SiteResult
+from .features_in_graph import place_in_graph
 from .gate_run import GateRun
 from .outputs import SparseFeatures
 from .sae_code import Code, Normalized
@@ -27,11 +28,15 @@ def serve(
         target: (batch, seq, d_out), what it must reconstruct; `hidden` by default.
     """
     plan = request.plan.saes.get(number) if request.plan is not None else None
-    features = losses = delta = replacement = rows = opened = None
+    features = losses = delta = replacement = rows = opened = linked = None
     x = hidden.to(sae.dtype)
     if request.gates is not None:
         _read_for_gates(sae, x, request.gates, number)
-    if number in request.features:
+    if request.graph is not None and request.graph.works_at(number, request.features):
+        here, columns = hidden if target is None else target, request.features.get(number)
+        features, linked = place_in_graph(sae, x, here, columns, request.graph, number)
+        features = features if number in request.features else None
+    elif number in request.features:
         features = _reported(sae, x, request.features[number], request.pre_activations)
     if plan is not None:
         gates = None
@@ -45,7 +50,7 @@ def serve(
         seen = x.detach() if request.detach else x
         goal = seen if target is None else (target.detach() if request.detach else target)
         losses = sae.token_losses(seen, request.losses, request.concept_targets.get(number), goal)
-    return SiteResult(delta, replacement, rows, features, losses, opened)
+    return SiteResult(delta, replacement, rows, features, losses, opened, linked)
 
 
 def _read_for_gates(sae: SaeMathematics, x: Tensor, gates: GateRun, number: int) -> None:

@@ -85,6 +85,10 @@ def language_model_answers(model: SaeForCausalLM, ids: torch.Tensor) -> dict[str
         "hidden": model(ids, output_hidden_states=True).hidden_states[-1],
     }
     one, steered = model.generate(ids[:1], **greedy), model.generate(ids[:1], **greedy, steering=STEERING)
+    with torch.enable_grad():
+        found = model(ids, output_features=True, features_require_grad=True, steering=False)
+        gradients = torch.autograd.grad(found.logits[:, -1].square().sum(), found.sae_features[0].values)
+    answers |= {"gradient": gradients[0]}
     answers |= {"tokens_pipeline": one[:, ids.shape[1] :], "tokens_pipeline_steered": steered[:, ids.shape[1] :]}
     return answers
 

@@ -69,7 +69,9 @@ def test_the_classes_come_from_the_repository(loaded: Loaded, scope: str) -> Non
     assert loaded.facts[scope]["training"] is False
 
 
-@pytest.mark.parametrize("answer", ["logits", "features", "detected", "hidden", "tokens_none", "tokens_default"])
+@pytest.mark.parametrize(
+    "answer", ["logits", "features", "detected", "gradient", "hidden", "tokens_none", "tokens_default"]
+)
 def test_the_answers_are_the_originals(loaded: Loaded, scope: str, answer: str) -> None:
     assert torch.equal(loaded.tensors[f"{scope}.{answer}"], loaded.expected[f"{scope}.{answer}"])
 

@@ -59,6 +59,10 @@ def look_at_language_model(repository: str, job: dict, ids, out: Path, facts: di
         tensors[f"tokens_{name}"] = model.generate(ids, max_new_tokens=6, do_sample=False, steering=steering)
     tensors["tokens_default"] = model.generate(ids, max_new_tokens=6, do_sample=False)
     tensors["features"] = model(ids, output_features=True).sae_features[0].to_dense()
+    with torch.enable_grad():
+        found = model(ids, output_features=True, features_require_grad=True, steering=False)
+        values = found.sae_features[0].values
+        (tensors["gradient"],) = torch.autograd.grad(found.logits[:, -1].square().sum(), values)
     tensors["detected"] = model.detect(ids, feature="good", pre_activations=True, skip_first=0).per_text
     tensors["hidden"] = AutoModel.from_pretrained(repository, **options)(ids).last_hidden_state
     with warnings.catch_warnings(record=True):  # a new head, which is told
