@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from .workflows.publish import card, push
     from .workflows.reading.annotations import annotate, open_annotations
     from .workflows.reading.ask_features import ask_features
+    from .workflows.reading.attribute import attribute
     from .workflows.reading.dashboard import dashboard
     from .workflows.reading.dashboard_sources import DashboardSources
     from .workflows.reading.detect import detect
@@ -119,7 +120,7 @@ if TYPE_CHECKING:
     from .workflows.settings.classify import ClassifySettings, ComparisonSettings, LabelSettings
     from .workflows.settings.concept_set import ConceptDataSettings, ConceptSetSettings
     from .workflows.settings.dashboard import DashboardSettings, ExportSettings
-    from .workflows.settings.detect import DetectSettings
+    from .workflows.settings.detect import AttributionSettings, DetectSettings
     from .workflows.settings.evaluate import EvaluateSettings
     from .workflows.settings.feature_table import FeatureTableSettings
     from .workflows.settings.generate import GenerateSettings
@@ -154,38 +155,37 @@ if TYPE_CHECKING:
     from .workflows.unintended import make_swaps, read_unintended
 
 __all__ = [
-    "AnswerSettings", "AskFeaturesSettings", "BiasSettings", "BootstrapSettings", "CapabilitySuite",
-    "CardSettings", "ClassifySettings", "ComparisonSettings", "ConceptDataSettings", "ConceptRecipe",
-    "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection",
+    "AnswerSettings", "AskFeaturesSettings", "AttributionSettings", "BiasSettings", "BootstrapSettings",
+    "CapabilitySuite", "CardSettings", "ClassifySettings", "ComparisonSettings", "ConceptDataSettings",
+    "ConceptRecipe", "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection",
     "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings", "ExportSettings",
     "FairnessSuite", "FeatureAnnotations", "FeatureEdit", "FeatureReweighting", "FeatureSelectionSettings",
-    "FeatureTableSettings", "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings",
-    "HarvestSettings", "HeadSettings", "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal",
-    "JudgeSettings", "LLMSettings", "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights",
-    "OfflineJudge", "Prompting", "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings",
-    "ReadingSettings", "Receipt", "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite",
-    "RecoverySettings", "SaeConfig", "SaeForCausalLM", "SaeForSequenceClassification", "SaeModel", "SaeTrainer",
-    "SaeTrainingArguments", "ScarSuite", "ScoringSettings", "SearchSettings", "SelectBehaviourSettings",
-    "SelectKnowledgeSettings", "SendSettings", "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings",
-    "SparseAutoencoder", "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite",
-    "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod", "SteeringPlan",
-    "SteeringSuite", "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression", "TargetPairs",
-    "TensorTokens", "TextSettings", "TopFeatures", "TopicEmbeddingSettings", "TopicGenerationSettings",
-    "TopicMeasuringSettings", "TopicScoringSettings", "TopicSettings", "TopicTexts", "__version__",
-    "align_topic", "annotate", "ask_features", "attach", "auroc", "card", "ce_loss_recovered", "chat_prompts",
-    "chat_tokens", "choose_on_validation", "classification_metrics", "classify", "code_aurocs", "concept_data",
-    "concept_set", "continue_prompts", "convert", "counterfactual_features", "dashboard", "detect",
-    "difference_agreement", "difference_sae", "direction_sae", "early_signs", "encode_texts", "evaluate",
-    "evaluate_concept_steering", "explain", "export_steering", "feature_table", "find", "fit_diffmean",
-    "fit_gate", "fit_linear_probe", "generate", "generated_correlations", "get_scorer", "harvest", "judge",
-    "leace", "learn_steering", "load", "load_base", "load_classifier_base", "load_control_vector",
-    "log_loss_terms", "make_swaps", "measure_receipt", "measure_reconstruction", "measure_recovery",
-    "on_unseen_concepts", "open_annotations", "open_text", "outcome_correlations", "project_out", "prompt_ids",
-    "push", "read_bias_data", "read_concept_sets", "read_labelled", "read_unintended", "reduce_bias",
-    "register_suite", "search_features", "select_behaviour", "select_knowledge", "select_published_knowledge",
-    "selfreg_classifier", "serve", "space", "spans", "steer", "steer_feature", "steering_outcome",
-    "swap_directions", "swap_measures", "tool_server", "top_features", "train", "train_concept", "train_heads",
-    "train_recipe", "will_it_work", "write_metric",
+    "FeatureTableSettings", "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings", "HarvestSettings",
+    "HeadSettings", "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings",
+    "LLMSettings", "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",
+    "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings", "ReadingSettings", "Receipt",
+    "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite", "RecoverySettings", "SaeConfig",
+    "SaeForCausalLM", "SaeForSequenceClassification", "SaeModel", "SaeTrainer", "SaeTrainingArguments",
+    "ScarSuite", "ScoringSettings", "SearchSettings", "SelectBehaviourSettings", "SelectKnowledgeSettings",
+    "SendSettings", "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings", "SparseAutoencoder",
+    "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite", "SteerFeatureSettings",
+    "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod", "SteeringPlan", "SteeringSuite",
+    "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression", "TargetPairs", "TensorTokens",
+    "TextSettings", "TopFeatures", "TopicEmbeddingSettings", "TopicGenerationSettings", "TopicMeasuringSettings",
+    "TopicScoringSettings", "TopicSettings", "TopicTexts", "__version__", "align_topic", "annotate",
+    "ask_features", "attach", "attribute", "auroc", "card", "ce_loss_recovered", "chat_prompts", "chat_tokens",
+    "choose_on_validation", "classification_metrics", "classify", "code_aurocs", "concept_data", "concept_set",
+    "continue_prompts", "convert", "counterfactual_features", "dashboard", "detect", "difference_agreement",
+    "difference_sae", "direction_sae", "early_signs", "encode_texts", "evaluate", "evaluate_concept_steering",
+    "explain", "export_steering", "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe",
+    "generate", "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load",
+    "load_base", "load_classifier_base", "load_control_vector", "log_loss_terms", "make_swaps", "measure_receipt",
+    "measure_reconstruction", "measure_recovery", "on_unseen_concepts", "open_annotations", "open_text",
+    "outcome_correlations", "project_out", "prompt_ids", "push", "read_bias_data", "read_concept_sets",
+    "read_labelled", "read_unintended", "reduce_bias", "register_suite", "search_features", "select_behaviour",
+    "select_knowledge", "select_published_knowledge", "selfreg_classifier", "serve", "space", "spans", "steer",
+    "steer_feature", "steering_outcome", "swap_directions", "swap_measures", "tool_server", "top_features",
+    "train", "train_concept", "train_heads", "train_recipe", "will_it_work", "write_metric",
 ]  # fmt: skip
 HOMES = {  # module -> the names that are there; `modeling` has all others
     ".create_training_data.chat_roles": "chat_tokens",
@@ -248,7 +248,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".workflows.settings.classify": "ClassifySettings ComparisonSettings LabelSettings",
     ".workflows.settings.concept_set": "ConceptDataSettings ConceptSetSettings",
     ".workflows.settings.dashboard": "DashboardSettings ExportSettings",
-    ".workflows.settings.detect": "DetectSettings",
+    ".workflows.settings.detect": "AttributionSettings DetectSettings",
     ".workflows.settings.evaluate": "EvaluateSettings",
     ".workflows.settings.feature_table": "FeatureTableSettings",
     ".workflows.settings.generate": "GenerateSettings",
@@ -269,7 +269,8 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
 }
 NAMESAKES = {  # folder -> functions that are in the file of their name
     ".workflows": "concept_data convert evaluate harvest selfreg_classifier serve space",
-    ".workflows.reading": "ask_features dashboard detect explain feature_table find judge spans top_features",
+    ".workflows.reading": "ask_features attribute dashboard detect explain feature_table find judge spans "
+    "top_features",
     ".workflows.steering": "concept_set generate learn_steering reduce_bias select_behaviour select_knowledge steer "
     "steer_feature",
     ".workflows.steering.export": "export_steering load_control_vector",

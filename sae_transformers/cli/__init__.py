@@ -17,7 +17,8 @@ from .errors import remember_options
 VERBS = {
     "Begin": "quickstart attach convert check",
     "Train": "concept_data harvest train",
-    "Read features": "detect features spans explain judge feature_table ask_features annotate find dashboard",
+    "Read features": "detect features attribute spans explain judge feature_table ask_features annotate find "
+    "dashboard",
     "Steer": "generate steer steer_feature concept_set select_knowledge select_behaviour align_topic reduce_bias "
     "export_steering",
     "Classify": "classify",
@@ -26,6 +27,7 @@ VERBS = {
 FILES = {"attach": "checkpoints", "convert": "checkpoints", "features": "detect", "explain": "annotate"}
 FILES |= {"judge": "annotate", "ask_features": "annotate", "card": "publish", "push": "publish", "space": "publish"}
 FILES |= {"concept_set": "concept_data", "steer_feature": "generate", "annotate": "find", "export_steering": "steer"}
+FILES |= {"attribute": "detect"}
 FLAGS = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}  # every setting is a flag
 # Markdown: in the other forms typer takes `[default: ...]` for markup and shows nothing.
 LOOKS: Any = {"rich_markup_mode": "markdown", "add_completion": False, "pretty_exceptions_show_locals": False}

@@ -17,9 +17,7 @@ def check(
     sae: Saes = None,
     hook_point: HookPoint = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Largest relative difference; by default 1e-4 in float32.")
-    ] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest relative difference, 1e-4 in float32.")] = None,
 ) -> None:
     """Compare what must be equal on a model of yours: idle and base, with and without the cache, padded and alone."""
     from ..modeling import SaeForCausalLM

@@ -31,9 +31,7 @@ def attach(
     revision: Annotated[str | None, typer.Option(help="Revision of the base on the Hub.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Whatever model the SAEs were made for.")] = False,
     fold_decoder_norm: FoldDecoderNorm = False,
-    show: Annotated[
-        bool, typer.Option("--list", help="List known releases; --sae WORDS searches them and SAELens'.")
-    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="List known releases; --sae WORDS searches them.")] = False,
 ) -> None:
     """Put published SAEs into a model: a repository that from_pretrained loads, a few MB beside its SAEs."""
     console = open_console()  # names stay whole, to be copied

@@ -1,4 +1,4 @@
-"""The verbs `detect` and `features`."""
+"""The verbs `detect`, `features` and `attribute`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ..workflows.settings.detect import DetectSettings
+from ..workflows.settings.detect import METHODS, AttributionSettings, DetectSettings
 from ..workflows.settings.generate import parse_feature
 from .options import HookPoint, Model, ModelDtype, Saes
-from .tables import open_console, progress_bar, show_lines, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows, show_saved
 from .verb import verb
 
+Text = Annotated[str, typer.Argument(help="The text itself.")]
+Shown = Annotated[int, typer.Option("--k", help="Features shown.")]
 PRE_ACTIVATIONS = typer.Option("--pre-activations/--activations", help="Score before the activation function.")
 
 
@@ -39,19 +41,17 @@ def detect(
     console = open_console()
     with progress_bar("texts") as progress:
         found = detect_texts(loaded, tokenizer, rows, name, labels, settings, sae=number, progress=progress)
-    if out is not None:
-        found.save(out)
-        console.print(f"{out}")
+    show_saved(console, found, out)
     show_lines(console, found.summary())
 
 
 @verb(writes="file")
 def features(
     model: Model,
-    text: Annotated[str, typer.Argument(help="The text itself.")],
+    text: Text,
     sae: Saes = None,
     number: Annotated[int, typer.Option(help="Which of the model's SAEs, from 0.")] = 0,
-    k: Annotated[int, typer.Option("--k", help="Features shown.")] = 10,
+    k: Shown = 10,
     per_token: Annotated[bool, typer.Option("--per-token", help="The strongest of each token.")] = False,
     skip_first: Annotated[int, typer.Option(help="Leading tokens that are not read.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Table to write, .csv: every token's features.")] = None,
@@ -65,11 +65,38 @@ def features(
     loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     found = top_features(loaded, tokenizer, text, k, sae=number, skip_first=skip_first)
     console = open_console()
-    if out is not None:
-        found.save(out)
-        console.print(f"{out}")
+    show_saved(console, found, out)
     rows = found.rows() if per_token else found.strongest(k)
     if rows:
         show_rows(console, rows, title=f"{len(found.tokens)} tokens, SAE {found.sae}")
     else:
         console.print("No feature is active.")
+
+
+@verb(AttributionSettings, writes="file")
+def attribute(
+    model: Model,
+    text: Text,
+    settings: AttributionSettings,
+    target: Annotated[list[str] | None, typer.Option(help="Token; twice: a difference. [default: likeliest]")] = None,
+    position: Annotated[str | None, typer.Option(help="Token that is explained, or number of the one before.")] = None,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = METHODS[0],
+    sae: Saes = None,
+    k: Shown = 10,
+    out: Annotated[Path | None, typer.Option(help="Table to write, .csv: every feature at every token.")] = None,
+    hook_point: HookPoint = None,
+    model_dtype: ModelDtype = "auto",
+) -> None:
+    """Say which features, at which tokens, made the model say what it says."""
+    from ..workflows.loading import load
+    from ..workflows.reading.attribute import attribute as attribute_text
+
+    loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
+    place = int(position) if position and position.lstrip("-").isdecimal() else position
+    with progress_bar("rows") as progress:
+        options = {"position": place, "settings": settings, "progress": progress}
+        found = attribute_text(loaded, tokenizer, text, target or None, method, **options)
+    console = open_console()
+    show_saved(console, found, out)
+    show_lines(console, found.summary())
+    show_rows(console, found.strongest(k), title=f"effects on {found.target}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .tables import open_console, progress_bar, show_lines, show_rows
+from .tables import open_console, progress_bar, show_lines, show_rows, show_saved
 from .verb import verb
 
 SOURCES = "a file or folder of Neuronpedia, delphi, explain, spans or feature-table, or an id modelId/source"
@@ -52,6 +52,4 @@ def find(
     if found.found:
         show_rows(console, found.table(), title=f"{query}, by {found.by}")
     show_lines(console, found.summary())
-    if out is not None:
-        found.save(out)
-        console.print(f"{out}")
+    show_saved(console, found, out)

@@ -15,7 +15,7 @@ from ..workflows.settings.steer_feature import SteerFeatureSettings
 from ..workflows.settings.texts import read_lines
 from .errors import sentence
 from .options import HookPoint, Model, ModelDtype, Saes
-from .tables import open_console, progress_bar, show_rows
+from .tables import open_console, progress_bar, show_rows, show_saved
 from .verb import verb
 
 
@@ -91,9 +91,7 @@ def steer_feature(
     for row in found.rows():
         table.add_row(*row.values())
     console.print(table)
-    if out is not None:
-        found.save(out)
-        console.print(f"{out}")
+    show_saved(console, found, out)
 
 
 class _Growing:

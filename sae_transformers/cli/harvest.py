@@ -30,16 +30,12 @@ def harvest(
     ],
     out: Annotated[str, typer.Option(help="Folder or fsspec URL of the store. An interrupted harvest continues.")],
     settings: HarvestOptions,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Column of a 0/1 label, carried to the tokens. Repeatable.")
-    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Column of a 0/1 label of all tokens. Repeatable.")] = None,
     images: Annotated[
         str | None,
         typer.Option(help="Column of a row's image or images, for a multimodal base: pictures or paths of files."),
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Use the first rows that give so many tokens, up to a whole shard.")
-    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The first rows of so many tokens, to a whole shard.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
     model_dtype: ModelDtype = "auto",
 ) -> None:

@@ -16,9 +16,7 @@ def mcp(
     model: Model,
     sae: Saes = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in answers. [default: its folder or id]")] = None,
-    allow_write: Annotated[
-        Path | None, typer.Option(help="Folder that steerings may be saved in; without it nothing is written.")
-    ] = None,
+    allow_write: Annotated[Path | None, typer.Option(help="Folder for steerings; else nothing is written.")] = None,
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,

@@ -23,13 +23,9 @@ def card(
     facts: Annotated[
         Path | None, typer.Option(help="YAML or JSON: licence, training_data, languages, intended_use, authors, ...")
     ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="Table of explain or judge: what the features of one SAE mean.")
-    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Table of explain or judge: what features mean.")] = None,
     repo_id: Annotated[str | None, typer.Option(help="User/name on the Hub; by default push fills it in.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="The base's id on the Hub, where the config names a folder.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base's id on the Hub, for the config's folder.")] = None,
 ) -> None:
     """Write README.md from what is known of a model or a data set; what is not known is said to be so."""
     from ..workflows.publish import card as write_card

@@ -23,9 +23,7 @@ def select_behaviour(
     sae: Saes = None,
     out: Annotated[Path, typer.Option(help="Folder of the features and the steering.")] = Path("outputs/behaviour"),
     text_column: Annotated[str, typer.Option(help="Column of the prompts.")] = "text",
-    save_model: Annotated[
-        str | None, typer.Option(help="a or b: also save a model that is steered so by default.")
-    ] = None,
+    save_model: Annotated[str | None, typer.Option(help="a or b: also save a model steered so by default.")] = None,
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
 ) -> None:

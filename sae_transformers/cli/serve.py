@@ -17,9 +17,7 @@ def serve(
     model: Annotated[str, typer.Argument(help="A model with SAEs, or a base model: a folder or a Hub id.")],
     settings: ServeSettings,
     sae: Saes = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model in requests; by default its folder or id.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name in requests. [default: its folder or id]")] = None,
     steering: Annotated[
         str | None,
         typer.Option(

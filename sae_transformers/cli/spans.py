@@ -33,9 +33,7 @@ def spans(
         str | None, typer.Option(help="What the model reads, with {text} where a row goes. [default: the row]")
     ] = None,
     template_file: Annotated[Path | None, typer.Option(help="The same, from a file.")] = None,
-    save_sae: Annotated[
-        Path | None, typer.Option(help="Folder to save the SAE to, with its largest activations (feature_max).")
-    ] = None,
+    save_sae: Annotated[Path | None, typer.Option(help="Folder to save the SAE to, with its feature_max.")] = None,
     hook_point: HookPoint = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the model.")] = None,
     model_dtype: ModelDtype = "auto",

@@ -56,6 +56,13 @@ def show_rows(console: Any, rows: Sequence[Mapping[str, Any]], title: str | None
     console.print(table)
 
 
+def show_saved(console: Any, found: Any, out: Path | None) -> None:
+    """Save a result where a file was asked for, and say so."""
+    if out is not None:
+        found.save(out)
+        console.print(f"{out}")
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -13,9 +13,7 @@ from .verb import verb
 @verb()
 def train(
     context: typer.Context,
-    config: Annotated[
-        str | None, typer.Option(help="A YAML file, or topk, selfreg-pretrain, selfreg-finetune or scar.")
-    ] = None,
+    config: Annotated[str | None, typer.Option(help=".yaml, topk, selfreg-pretrain, selfreg-finetune, scar.")] = None,
     data: Annotated[str | None, typer.Option(help="Folder or URL of harvested hidden states.")] = None,
     method: Annotated[str | None, typer.Option(help="pretrain, finetune or condition.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the result: the recipe's output_dir.")] = None,

@@ -149,3 +149,27 @@ def plot_curves(
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return save_figure(figure, path)
+
+
+def plot_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, x: str, y: str) -> Path | None:
+    """Lines over numbers of things, which double: 0, 1, 2, 4, ...
+
+    Args:
+        lines: name -> its points.
+        path: of the picture, in the format of its ending.
+        x, y: what the axes show.
+
+    Returns:
+        The path; None without matplotlib.
+    """
+    figure = new_figure(6, 4)
+    if figure is None:
+        return None
+    axes = figure.add_subplot()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save_figure(figure, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -156,6 +156,18 @@ def sae_of(model: PreTrainedModel, number: int) -> SparseAutoencoder:
     if not 0 <= number < len(model.saes):
         raise ValueError(f"The model has SAEs 0 to {len(model.saes) - 1}. Received: SAE {number!r}.")
     return model.saes[number]
+
+
+def feature_names(
+    sae: SparseAutoencoder, features: Collection[int], names: Mapping[int, str] | None = None
+) -> dict[int, str]:
+    """What features are called, of those that have a name: by `names`, the SAE's own names and concepts, and where it
+    has `annotations`, their descriptions."""
+    config, notes = sae.config, sae.annotations
+    known = notes.names(sorted(features)) if notes is not None else {}
+    known |= {number: name for name, number in config.concepts.items()}
+    known |= {int(number): name for number, name in config.feature_names.items()} | dict(names or {})
+    return {number: name for number, name in known.items() if number in features}
 
 
 def named_features(

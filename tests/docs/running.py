@@ -32,6 +32,7 @@ SHORTER = {
     "train": "--max_steps 2",
 }
 SMALLER = {"steps=500": "steps=2", "max_new_tokens=40": "max_new_tokens=4"}  # the same for Python
+SMALLER |= {" Paris": "P", " London": "L"}  # tokens of the tiny vocabulary
 
 
 class PageRun:

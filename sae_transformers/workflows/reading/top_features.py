@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ...evaluation.plots import plot_bars
 from ...latents.context import reading_length
 from ...latents.text_input import tokenized
-from ...latents.text_latents import sae_of
+from ...latents.text_latents import feature_names, sae_of
 from ...modeling.modeling_sae import SaePreTrainedModel
 from ..results import Result, save_csv
 
@@ -124,15 +124,11 @@ def top_features(
     found = tokenized(tokenizer, text, max_length=reading_length(model, max_length, 1024))
     if len(found.texts) != 1:
         raise ValueError(f"Expected one text. Received: {len(found.texts)}.")
-    config = sae_of(model, sae).config
+    one = sae_of(model, sae)
     ids = torch.tensor(found.ids)
     read = model.top_features(ids, k=k, sae=sae, skip_first=skip_first)
-    known = {number: name for name, number in config.concepts.items()}
-    known |= {int(number): name for number, name in config.feature_names.items()} | dict(names or {})
     features, values = read.features[0].cpu(), read.values[0].float().cpu()
-    active = set(features.unique().tolist())
-    if (notes := sae_of(model, sae).annotations) is not None:
-        known = notes.names(sorted(active - {-1})) | known
+    active = set(features.unique().tolist()) - {-1}
+    named = feature_names(one, active, names)
     tokens = [str(tokenizer.decode([token])) for token in found.ids[0]]
-    named = {number: name for number, name in known.items() if number in active}
     return TopFeaturesResult(found.texts[0], tokens, features, values, named, sae, found.cut > 0)
