@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .modeling import (
         Detection,
         FeatureEdit,
+        FeaturePenalty,
         FeatureReweighting,
         Gate,
         LossWeights,
@@ -159,7 +160,8 @@ __all__ = [
     "CapabilitySuite", "CardSettings", "ClassifySettings", "ComparisonSettings", "ConceptDataSettings",
     "ConceptRecipe", "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection",
     "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings", "ExportSettings",
-    "FairnessSuite", "FeatureAnnotations", "FeatureEdit", "FeatureReweighting", "FeatureSelectionSettings",
+    "FairnessSuite", "FeatureAnnotations", "FeatureEdit", "FeaturePenalty", "FeatureReweighting",
+    "FeatureSelectionSettings",
     "FeatureTableSettings", "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings", "HarvestSettings",
     "HeadSettings", "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings",
     "LLMSettings", "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",

@@ -15,6 +15,7 @@ from transformers import (
 from .configuration_sae import SaeConfig
 from .configuration_sparse_autoencoder import LossWeights, SparseAutoencoderConfig
 from .feature_edits import FeatureEdit, FeatureReweighting
+from .feature_penalty import FeaturePenalty
 from .gates import Gate
 from .modeling_sae import SaeModel
 from .modeling_sae_causal_lm import SaeForCausalLM
@@ -28,6 +29,7 @@ from .strength import Strength
 __all__ = [
     "Detection",
     "FeatureEdit",
+    "FeaturePenalty",
     "FeatureReweighting",
     "Gate",
     "LossWeights",

@@ -79,6 +79,7 @@ CALL_OPTIONS = (
     *(name for name in NAMES if name not in ("steering_rows", "steering_past")),
     "concept_targets",
     "labels",
+    "penalty_mask",
 )
 
 

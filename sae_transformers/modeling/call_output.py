@@ -39,7 +39,8 @@ def call_output(
     lm_loss = values.pop("loss", None) if lm_loss is None else lm_loss
     if lm_loss is not None or terms:
         weights = LossWeights(**model.config.loss_weights)
-        loss = weighted_loss(weights, lm_loss, terms or {})
+        weights_of_terms = {**model.config.loss_weights, **model._penalty_weights}
+        loss = weighted_loss(weights_of_terms, lm_loss, terms or {})
         if loss is not None:
             values["loss"] = loss
             if model.training and not loss.requires_grad and torch.is_grad_enabled():

@@ -19,6 +19,7 @@ from torch import Tensor
 from .features_in_graph import FeatureGraph
 from .gate_run import GateRun
 from .outputs import SparseFeatures
+from .penalty_costs import PenaltyOfCall
 from .steering_plan import SteeringPlan
 
 
@@ -28,7 +29,7 @@ class SiteResult(NamedTuple):
     delta: (batch or 1, seq or 1, d_out), to be added. replacement: (batch, seq, d_out), in place of the hidden state.
     replace_rows: (batch,) bool, the rows to be replaced; None for all. opened: (batch, seq) bool, the tokens that any
     gate lets through; None for all. linked: (batch, seq, d_out), the hidden state with latents in its graph, to be
-    steered in place of the base's.
+    steered in place of the base's. penalties: number of each -> its cost at each token, (batch, seq).
     """
 
     delta: Tensor | None
@@ -38,6 +39,7 @@ class SiteResult(NamedTuple):
     losses: dict[str, Tensor] | None
     opened: Tensor | None = None
     linked: Tensor | None = None
+    penalties: dict[int, Tensor] | None = None
 
     def applied(self, hidden: Tensor) -> Tensor:
         """The hidden state (batch, length, d) that this makes of `hidden`, in the SAE's precision and then rounded
@@ -72,6 +74,7 @@ class CallRequest:
     stop_after: the pass ends when these SAEs are done; empty: it does not.
     gates: on which the steering depends.
     graph: which latents are in the graph of the outputs.
+    penalties: SAE number -> penalties on its features.
     """
 
     batch_size: int
@@ -88,6 +91,7 @@ class CallRequest:
     stop_after: frozenset[int] = frozenset()
     gates: GateRun | None = None
     graph: FeatureGraph | None = None
+    penalties: Mapping[int, tuple[PenaltyOfCall, ...]] = field(default_factory=dict)
 
     def concerns(self, number: int) -> bool:
         """Whether SAE `number` has anything to do in this pass."""
@@ -98,7 +102,8 @@ class CallRequest:
         steered = self.plan is not None and number in self.plan.saes
         read = self.gates is not None and bool(self.gates.read_at(number))
         edited = self.graph is not None and self.graph.works_at(number, self.features)
-        return steered or read or edited or number in self.features or bool(self.losses)
+        wanted = number in self.features or number in self.penalties or bool(self.losses)
+        return steered or read or edited or wanted
 
     def steered_columns(self) -> Tensor | None:
         """The columns with a steered token, (c,) int64, where they are less than half of all; None for all columns."""
@@ -132,6 +137,7 @@ class CallRecord:
     request: what they are to do.
     read: hidden state where the SAE reads, if it writes elsewhere.
     features, inputs, losses: what was reported.
+    penalties: number of each -> its cost at each token, (batch, seq).
     finished: SAEs that are done.
     recomputing: whether gradient checkpointing runs a part of the pass again.
     """
@@ -142,6 +148,7 @@ class CallRecord:
         self.features: dict[int, SparseFeatures | Tensor] = {}
         self.inputs: dict[int, Tensor] = {}
         self.losses: dict[int, dict[str, Tensor]] = {}
+        self.penalties: dict[int, Tensor] = {}
         self.finished: set[int] = set()
         self.recomputing = False
 

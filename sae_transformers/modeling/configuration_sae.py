@@ -19,6 +19,7 @@ from .configuration_sparse_autoencoder import (
     read_fields,
 )
 from .feature_head import FeatureHeadConfig
+from .feature_penalty import FeaturePenalty, penalties_from
 from .steering import Steering
 
 WEIGHTS_SCOPES = ("sae", "full")
@@ -54,6 +55,7 @@ class SaeConfig(PreTrainedConfig):
         detach_hidden: whether the SAE losses leave the base alone (True) or also regularise it (False).
         feature_head: `FeatureHeadConfig` or its dict: a classifier reads an SAE's hidden state in place of the base's
             last one.
+        feature_penalties: `FeaturePenalty` objects or their dicts: terms of the loss on features of the SAEs.
     """
 
     model_type = "sae_transformer"
@@ -78,6 +80,7 @@ class SaeConfig(PreTrainedConfig):
         loss_weights: LossWeights | Mapping[str, float] | None = None,
         detach_hidden: bool = True,
         feature_head: FeatureHeadConfig | Mapping[str, Any] | None = None,
+        feature_penalties: Sequence[FeaturePenalty | Mapping[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         check_choice("weights_scope", weights_scope, WEIGHTS_SCOPES)
@@ -114,6 +117,7 @@ class SaeConfig(PreTrainedConfig):
         if feature_head is not None:
             values = feature_head if isinstance(feature_head, Mapping) else feature_head.to_dict()
             self.feature_head = FeatureHeadConfig.from_dict(values).to_dict()
+        self.feature_penalties = [penalty.to_dict() for penalty in penalties_from(feature_penalties)]
         for entry in self.sae_configs:
             if not entry.placed:
                 raise ValueError(

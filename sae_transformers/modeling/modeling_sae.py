@@ -23,6 +23,7 @@ from .feature_reading import detect, top_features
 from .features_in_graph import feature_graph
 from .hook_points import find_hook_point, hook_tensor
 from .outputs import Detection, SaeModelOutput, TopFeatures, make_output_classes
+from .penalised_model import PenaltyMixin
 from .repository import RepositoryMixin
 from .sae_bank import SaeBank, new_saes
 from .sae_losses import loss_names, split_labels
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # these two lines make every head travel with every other whe
     from .modeling_sae_sequence_classification import SaeForSequenceClassification as SaeForSequenceClassification
 
 
-class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # pyright: ignore[reportIncompatibleVariableOverride]
+class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PenaltyMixin, PreTrainedModel):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A base model with SAEs in its forward pass.
 
     `lm` is the base, untouched; `saes` the SAEs, by number. Without steering, features to report or losses to compute
@@ -81,6 +82,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
             part._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         self._slot = RecordSlot()
         self._init_steering()
+        self._init_penalties()
         self._install_hooks()
         self.post_init()
         if self._default:
@@ -188,6 +190,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
                 record.losses[number] = result.losses
             if result.linked is not None and number in record.inputs and number not in record.read:
                 record.inputs[number] = result.linked  # what a feature head scores
+            record.penalties.update(result.penalties or {})
             edited = request.edit(here, result).view_as(hidden)
         record.finished.add(number)
         if record.is_complete:
@@ -207,6 +210,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         concept_targets: Tensor | None = None,
         *,
         with_losses: bool = False,
+        penalties: Mapping[int, Any] | None = None,
     ) -> CallRecord | None:
         """The record of a pass over `inputs`, or None when there is nothing for the SAEs to do."""
         generation = self._scope.generation
@@ -218,7 +222,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
         if with_losses:
             weights = LossWeights(**self.config.loss_weights)
             losses = loss_names(weights, with_concepts=concept_targets is not None)
-        if steering is None and not losses and not options.reports:
+        if steering is None and not losses and not options.reports and not penalties:
             return None
         source = source_of(inputs)
         every = range(len(self.config.saes))
@@ -246,7 +250,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PreTrainedModel):  # py
                 losses=losses,
                 detach=self.config.detach_hidden,
                 concept_targets=targets,
-                stop_after=options.last_needed(features, every, with_losses=bool(losses)),
+                stop_after=options.last_needed(features, every, with_losses=bool(losses or penalties)),
+                penalties=penalties or {},
             )
         )
 

@@ -35,6 +35,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
     other_auto_models = (AutoModelForImageTextToText,)  # wrappers that are no language models by that name
     _keys_to_ignore_on_load_unexpected = [r"^(lm\.)?score\."]
     _losses = ("lm", *SAE_LOSSES)
+    _penalised_tokens = ("all", "answer", "mask")
 
     def __init__(self, config: Any, lm: Any = None, saes: Any = None) -> None:
         super().__init__(config, lm, saes)
@@ -53,6 +54,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         concept_targets: Tensor | None = None,
+        penalty_mask: Tensor | None = None,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -64,6 +66,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             concept_targets: (batch, n_concepts) per text or (batch, seq, n_concepts) per token, 0 to 1, -100 where
                 unknown; an unknown label adds nothing. All SAE terms are means over the tokens that carry an LM label
                 (all real tokens without `labels`), so accumulated micro-batches add up to the large batch's loss.
+            penalty_mask: (batch, seq), 1 at the tokens of penalties with over='mask'; see `FeaturePenalty`.
             num_items_in_batch: set by `Trainer`: LM labels in the whole accumulated batch.
         """
         options, kwargs = SaeCallOptions.take(kwargs)
@@ -78,7 +81,8 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         }
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
         with_losses = labels is not None or concept_targets is not None or self.training
-        record = self._open_record(options, inputs, concept_targets, with_losses=with_losses)
+        penalties = self._penalties_of_call(inputs, labels, penalty_mask, with_labels=labels is not None)
+        record = self._open_record(options, inputs, concept_targets, with_losses=with_losses, penalties=penalties)
         if labels is not None and not options.stop_at_last_sae:
             inputs["labels"] = labels
             if num_items_in_batch is not None and self.base_arguments.open:
@@ -87,11 +91,11 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             inputs["logits_to_keep"] = logits_to_keep
         inputs["return_dict"] = True
         out = self._run(record, inputs)
-        terms = {}
+        count, terms = num_items_in_batch if labels is not None else None, {}
         if record is not None and record.request.losses:
             weights = counted_tokens(source_of(inputs), inputs.get("attention_mask"), labels)
-            count = num_items_in_batch if labels is not None else None
             terms = mean_losses(record.request.losses, record.losses, weights, count)
+        terms |= self._penalty_terms(record, inputs, labels, penalty_mask, count)
         return call_output(self, SaeCausalLMOutput, out, record, options, terms=terms, return_dict=return_dict)
 
     def check(self, *, tolerance: float | None = None, seed: int = 0) -> CheckReport:

@@ -34,6 +34,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
     _base_options = LABEL_FIELDS
     _head_is_saved = True
     _losses = ("lm", *SAE_LOSSES, *HEAD_LOSSES)
+    _penalised_tokens = ("all", "mask")
 
     def __init__(self, config: SaeConfig, lm: Any = None, saes: Any = None) -> None:
         if lm is None and config.text_config is not None:
@@ -123,10 +124,13 @@ class SaeForSequenceClassification(SaePreTrainedModel):
 
         SAE terms are means over texts of the mean over a text's real tokens. With `num_items_in_batch` (set by
         `Trainer`: labels in the whole accumulated batch) they and the base's loss add up over micro-batches.
+        Penalties on features are means alike; those with over='mask' count tokens that are 1 in the keyword
+        argument `penalty_mask` (batch, seq), a column that `Trainer` keeps with `remove_unused_columns=False`.
         """
         if pooled_states is not None:
             return self._score(pooled_states, labels, num_items_in_batch, return_dict=return_dict)
         options, kwargs = SaeCallOptions.take(kwargs)
+        penalty_mask = kwargs.pop("penalty_mask", None)  # `take` made this dict
         head = self.feature_head
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)
@@ -135,17 +139,18 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             inputs = self.with_positions(inputs)
             asked = replace(options, output_sae_inputs=True, stop_at_last_sae=True)
         with_losses = labels is not None or concept_targets is not None or self.training
-        record = self._open_record(asked, inputs, concept_targets, with_losses=with_losses)
+        penalties = self._penalties_of_call(inputs, None, penalty_mask, with_labels=labels is not None)
+        record = self._open_record(asked, inputs, concept_targets, with_losses=with_losses, penalties=penalties)
         if labels is not None and not asked.stop_at_last_sae:
             inputs["labels"] = labels
         if asked.stop_at_last_sae:
             inputs["use_cache"] = False
         out = self._run(record, {**inputs, "return_dict": True})
-        terms = {}
+        count, terms = num_items_in_batch if labels is not None else None, {}
         if record is not None and record.request.losses:
             weights = _by_text(counted_tokens(source_of(inputs), inputs.get("attention_mask"), None), labels)
-            count = num_items_in_batch if labels is not None else None
             terms = mean_losses(record.request.losses, record.losses, weights, count)
+        terms |= self._penalty_terms_by_text(record, inputs, labels, penalty_mask, count)
         if head is not None and record is not None:
             hidden, sae = record.inputs[head.config.sae], self.saes[head.config.sae]
             mask = self._real_tokens(input_ids, attention_mask)

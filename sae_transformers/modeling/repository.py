@@ -24,6 +24,7 @@ from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
 from .output_files import locked_folder, write_whole
+from .penalised_model import penalties_of_head
 from .plain_files import named_errors, plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
@@ -101,6 +102,9 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             force: put an SAE into a model of another name than the one it was made for.
             base_options: for loading the base: `revision`, `dtype`, `device_map`, `quantization_config`, ...
 
+        Keyword Args:
+            feature_penalties (list): terms of the loss on features of the SAEs, see `FeaturePenalty`.
+
         Raises:
             ValueError: a loss that this head does not compute, an SAE without a place, or one that does not fit this
                 base: made for another model, of another width, for a layer or module that is not there.
@@ -113,6 +117,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                     f"`sae.config.hook`."
                 )
         check_applicable(loss_weights, cls._losses, cls.__name__, with_head=feature_head is not None)
+        penalties = penalties_of_head(cls, base_options.pop("feature_penalties", None), [sae.config for sae in saes])
         name = getattr(base, "name_or_path", None) if isinstance(base, nn.Module) else str(base)
         for number, sae in enumerate(saes):  # before a large base is loaded
             if not force:
@@ -140,6 +145,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             loss_weights=loss_weights,
             detach_hidden=detach_hidden,
             feature_head=feature_head,
+            feature_penalties=penalties,
         )
         model = cls(config, lm=cls._wrap_base(base), saes=saes)
         adopt(model, base)

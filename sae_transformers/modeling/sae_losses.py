@@ -150,10 +150,10 @@ def mean_losses(
     return terms
 
 
-def weighted_loss(weights: LossWeights, lm_loss: Tensor | None, terms: Mapping[str, Tensor]) -> Tensor | None:
+def weighted_loss(weights: Mapping[str, float], lm_loss: Tensor | None, terms: Mapping[str, Tensor]) -> Tensor | None:
     """The sum of the base's loss and the SAEs' terms, (); None where there is none."""
-    loss = None if lm_loss is None else (lm_loss if weights.lm == 1 else weights.lm * lm_loss)
+    loss = None if lm_loss is None else (lm_loss if weights["lm"] == 1 else weights["lm"] * lm_loss)
     for name, value in terms.items():
-        value = getattr(weights, name) * value
+        value = weights[name] * value
         loss = value if loss is None else loss + value.to(loss.device)
     return loss

@@ -12,6 +12,7 @@ from .call_record import CallRequest, SiteResult
 from .features_in_graph import place_in_graph
 from .gate_run import GateRun
 from .outputs import SparseFeatures
+from .penalty_costs import penalty_costs
 from .sae_code import Code, Normalized
 from .sae_mathematics import SaeMathematics
 from .steering_plan import SaePlan
@@ -50,7 +51,8 @@ def serve(
         seen = x.detach() if request.detach else x
         goal = seen if target is None else (target.detach() if request.detach else target)
         losses = sae.token_losses(seen, request.losses, request.concept_targets.get(number), goal)
-    return SiteResult(delta, replacement, rows, features, losses, opened, linked)
+    penalties = penalty_costs(sae, x, request.penalties[number]) if number in request.penalties else None
+    return SiteResult(delta, replacement, rows, features, losses, opened, linked, penalties)
 
 
 def _read_for_gates(sae: SaeMathematics, x: Tensor, gates: GateRun, number: int) -> None:
