@@ -32,6 +32,7 @@ def dashboard(
     spans: Annotated[str | None, typer.Option(help="Folder that spans wrote.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Table that explain or judge wrote.")] = None,
     results: Annotated[list[Path] | None, typer.Option(help="results.json of evaluate. Repeatable.")] = None,
+    attributions: Annotated[list[Path] | None, typer.Option(help="attribute's --out, .json. Repeatable.")] = None,
     samples: Annotated[
         Path | None, typer.Option(help="Steered texts, .json or .jsonl: feature, strength, prompt, text, perplexity.")
     ] = None,
@@ -79,7 +80,7 @@ def dashboard(
 
     sources = read_sources(
         table=table, spans=spans, with_texts=texts is not None, annotations=annotations, results=results or (),
-        samples=samples,
+        samples=samples, attributions=attributions or (),
     )  # fmt: skip
     text = None if texts is None else open_text_of_spans(texts, sources, text_column, txt_rows)
     asked = [] if prompts is None else read_lines(prompts)

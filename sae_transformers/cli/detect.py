@@ -83,7 +83,9 @@ def attribute(
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = METHODS[0],
     sae: Saes = None,
     k: Shown = 10,
-    out: Annotated[Path | None, typer.Option(help="Table to write, .csv: every feature at every token.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Every feature at every token: .csv, or .json for dashboard.")
+    ] = None,
     hook_point: HookPoint = None,
     model_dtype: ModelDtype = "auto",
 ) -> None:

@@ -46,6 +46,16 @@ class SteeringSample(NamedTuple):
     perplexity: float | None = None
 
 
+class Raised(NamedTuple):
+    """What a feature did to an output in one text: the effect, summed over its tokens, on a target such as
+    "' Paris' - ' London'"; the token of the largest effect, and the text up to there."""
+
+    target: str
+    effect: float
+    token: str
+    text: str
+
+
 @dataclass(frozen=True)
 class DashboardData:
     """All that is known of the features of an SAE; what is not known stays empty and is left out of the page.
@@ -53,7 +63,7 @@ class DashboardData:
     title: of the page. facts: name -> value, such as the base model. activation: of the spans, for their caption.
     features: which are shown, in this order; by default all of `table`, or those that anything is known of.
     measures: further columns by name, a number for some features each, such as AUROC on a data set.
-    neighbours: latents with cosines of decoder rows, nearest first.
+    neighbours: latents with cosines of decoder rows, nearest first. raised: effects, the largest first.
     """
 
     title: str
@@ -64,6 +74,7 @@ class DashboardData:
     annotations: Mapping[int, FeatureAnnotation] = field(default_factory=dict)
     samples: Mapping[int, Sequence[SteeringSample]] = field(default_factory=dict)
     neighbours: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    raised: Mapping[int, Sequence[Raised]] = field(default_factory=dict)
     measures: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     histograms: ActivationHistograms | None = None
     results: Results | None = None
@@ -77,7 +88,8 @@ class DashboardData:
             ValueError: there are none, one is given twice, or the table has no such feature.
         """
         known: set[int] = set() if self.table is None else set(range(len(self.table)))
-        for by_feature in (self.names, self.spans, self.annotations, self.samples, *self.measures.values()):
+        parts = (self.names, self.spans, self.annotations, self.samples, self.raised, *self.measures.values())
+        for by_feature in parts:
             known |= set(by_feature)
         size = None if self.table is None else len(self.table)
         chosen = sorted(known) if self.features is None else list(self.features)
@@ -229,6 +241,8 @@ def feature_details(data: DashboardData, feature: int) -> dict[str, Any]:
         found["samples"] = [[s.prompt, s.text, s.setting, _short(s.perplexity)] for s in rows]
     if near := data.neighbours.get(feature):
         found["neighbours"] = [[latent, round(cosine, 3)] for latent, cosine in near]
+    if raised := data.raised.get(feature):
+        found["raised"] = [[one.target, _short(one.effect, 3), one.token, one.text] for one in raised]
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from sae_transformers.create_training_data.annotation.tables import FeatureAnnotation
 from sae_transformers.evaluation.features.histograms import ActivationHistograms
 from sae_transformers.evaluation.features.table import FeatureTable, LogitWeights
-from sae_transformers.hub_cards.dashboard_data import DashboardData, SpanShown, SteeringSample
+from sae_transformers.hub_cards.dashboard_data import DashboardData, Raised, SpanShown, SteeringSample
 
 PICTURES = Path(__file__).parents[2] / "docs" / "dashboard_screenshots.py"
 EVIL = [
@@ -69,6 +69,7 @@ def evil() -> DashboardData:
             i: [SteeringSample(text, text), SteeringSample(text, text, text, 1.0, 3.0)] for i, text in enumerate(EVIL)
         },
         neighbours={i: [((i + 1) % n, 0.5)] for i in range(n)},
+        raised={i: [Raised(text, -0.25, text, text)] for i, text in enumerate(EVIL)},
         measures={EVIL[0]: {0: 0.5}},
         histograms=histograms,
         activation=EVIL[0],

@@ -86,6 +86,7 @@ def test_everything_is_in_the_file(tmp_path: Path, compress: bool) -> None:
         assert one["spans"] == [[2.0, 4, ["before ", text, " after"], [None, 2.0, 0.5], 1]]
         assert one["judgements"] == [[text, text]] and one.get("verified", "") == text
         assert [row[1] for row in one["samples"]] == [text, text] and one["samples"][-1][3] in (None, 3.0)
+        assert one["raised"] == [[text, -0.25, text, text]]
         assert one["neighbours"] == [[(number + 1) % n, 0.5]] and sum(one["histogram"][1]) == 1
     # Texts opened no element: the file has the template's, and one script without a type.
     assert [a for tag, a in found.tags if tag == "script" and "type" not in a] == [{}]

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .effects import ScaledLatents
 
+NAMES = ("keep", "remove", "keep_random", "remove_random")
+
 
 class Agreement(NamedTuple):
     """How effects go along with another method's, over n pairs.
@@ -83,12 +85,12 @@ class FaithfulnessCurve:
     def shares(self, of: str) -> list[float]:
         """`keep`, `remove`, ... as shares of what lies between none of the pairs (0) and all (1); NaN where nothing
         does."""
-        values = {
-            "keep": self.keep, "remove": self.remove, "keep_random": self.keep_random,
-            "remove_random": self.remove_random,
-        }[of]  # fmt: skip
         between = self.whole - self.none
-        return [(value - self.none) / between if between else float("nan") for value in values]
+        return [(value - self.none) / between if between else float("nan") for value in self.values(of)]
+
+    def values(self, of: str) -> list[float]:
+        """`keep`, `remove`, ... as the target's values."""
+        return dict(zip(NAMES, (self.keep, self.remove, self.keep_random, self.remove_random), strict=True))[of]
 
     def area(self, of: str) -> float:
         """The mean share over the curve's points but its ends, which are known: n are powers of two, so this is the
@@ -102,8 +104,7 @@ class FaithfulnessCurve:
 
     def rows(self) -> list[dict[str, float]]:
         """One for each n: n, and the shares of the four curves."""
-        names = ("keep", "remove", "keep_random", "remove_random")
-        columns = {"n": self.n, **{name: self.shares(name) for name in names}}
+        columns = {"n": self.n, **{name: self.shares(name) for name in NAMES}}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,14 +168,19 @@ def _mean(rows: Tensor) -> list[float]:
     return rows.mean(0).tolist() if len(rows) else [float("nan")] * rows.shape[1]
 
 
-def mean_curves(curves: Sequence[FaithfulnessCurve], points: Sequence[int]) -> list[dict[str, float]]:
-    """The mean shares of several texts' curves at some numbers of pairs, over the texts that have so many: rows with
-    n, the four shares, and texts (how many)."""
+def pooled_curves(curves: Sequence[FaithfulnessCurve]) -> list[dict[str, float]]:
+    """The curves of several texts as one: a row for each n that all of them have, with n and the four shares.
+
+    A share is that of sums over the texts, (sum m(C) - sum m(none)) / (sum m(all) - sum m(none)): a text whose pairs
+    hardly move the target would else count most. Points that are a text's number of all pairs are left out.
+    """
+    common = sorted(set.intersection(*(set(curve.n[:-1]) for curve in curves))) if curves else []
+    between = sum(curve.whole - curve.none for curve in curves)
     found = []
-    for n in points:
-        rows = [row for curve in curves for row in curve.rows() if row["n"] == n]
-        if rows:
-            names = ("keep", "remove", "keep_random", "remove_random")
-            means = {name: sum(row[name] for row in rows) / len(rows) for name in names}
-            found.append({"n": n, **means, "texts": len(rows)})
+    for n in common:
+        row: dict[str, float] = {"n": n}
+        for name in NAMES:
+            total = sum(curve.values(name)[curve.n.index(n)] - curve.none for curve in curves)
+            row[name] = total / between if between else float("nan")
+        found.append(row)
     return found

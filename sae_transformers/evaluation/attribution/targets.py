@@ -75,7 +75,10 @@ def read_target(
         return Target(_shown(tokenizer, token), ids, _logit((token,)), options)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     tokens = tuple(_token(tokenizer, one, vocabulary) for one in _one_or_two(target, "token"))
-    return Target(" - ".join(_shown(tokenizer, token) for token in tokens), ids, _logit(tokens), options)
+    name = " - ".join(_shown(tokenizer, token) for token in tokens)
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"`target` must be two different tokens. Received: target={target!r}, both {tokens[0]}.")
+    return Target(name, ids, _logit(tokens), options)
 
 
 def scores_of(target: Target, output: Any, rows: int) -> Tensor:
@@ -149,6 +152,9 @@ def _token(tokenizer: Any, choice: Choice, vocabulary: int) -> int:
             raise ValueError(f"Token ids are from 0 to {vocabulary - 1}. Received: target={choice!r}.")
         return choice
     ids = tokenizer(choice, add_special_tokens=False)["input_ids"] if choice else []
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if len(ids) == 1 and ids[0] == unknown and choice.strip() != tokenizer.unk_token:
+        raise ValueError(f"`target` must be a token of the vocabulary. Received: {choice!r}, which it does not know.")
     if len(ids) == 1:
         return int(ids[0])
     parts = [str(tokenizer.decode([token])) for token in ids]
@@ -186,4 +192,6 @@ def _of_labels(model: SaePreTrainedModel, ids: list[int], target: TargetLike) ->
         if not 0 <= number < len(known):
             raise ValueError(f"Labels are {', '.join(known)} (0 to {len(known) - 1}). Received: target={choice!r}.")
         numbers.append(number)
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"`target` must be two different labels. Received: target={target!r}.")
     return Target(" - ".join(str(names[number]) for number in numbers), ids, _logit(tuple(numbers)), {})

@@ -173,6 +173,12 @@ function neighboursCard(near) {
   return card("Neighbours", "Features that write in nearly the same direction, with the cosine of their decoder rows.", element("ul", { class: "chips" }, ...near.map(chip)));
 }
 
+function raisedCard(rows) {
+  const told = "Its effect on what the model says in some texts, summed over tokens: activation times gradient, or as attribute measured it.";
+  const cells = rows.map(([target, effect, token, text]) => [visible(target), effect > 0 ? `+${number(effect)}` : number(effect), visible(token), visible(text)]);
+  return card("What it raises", told, dataTable("What it raises", ["target", "effect", "most at", "in the text"], cells));
+}
+
 function judgementsCard(judgements, label) {
   const note = label ? `Counts as ${label === "intended" ? "intended by the task" : "not intended by the task"}.` : "";
   return card("Judgement", note, ...judgements.map(([said, reason]) => element("div", {}, element("p", {}, element("span", { class: "badge", text: `judge: ${visible(said) || "no label"}` })), reason ? element("p", { class: "reason", dir: "auto", text: visible(reason).replaceAll("↵", "\n") }) : null)));
@@ -213,7 +219,7 @@ async function openFeature(feature, focus) {
     found.verified ? element("p", { class: "note", text: `A second look at the explanation says: ${visible(found.verified)}` }) : null,
     found.failure ? element("p", { class: "note", role: "alert", text: found.failure }) : null,
     tiles.length ? element("dl", { class: "tiles" }, ...tiles) : null,
-    columnsOf("columns", [found.spans && spansCard(found.spans), found.samples && samplesCard(found.samples), found.judgements && judgementsCard(found.judgements, labelOf(i))],
+    columnsOf("columns", [found.spans && spansCard(found.spans), found.samples && samplesCard(found.samples), found.raised && raisedCard(found.raised), found.judgements && judgementsCard(found.judgements, labelOf(i))],
       [found.top && logitsCard(found.top, found.bottom), found.histogram && histogramCard(found.histogram), found.neighbours && neighboursCard(found.neighbours)]),
   ];
   show(parts.filter(Boolean), focus ? heading : null);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 from ...evaluation.attribution.effects import ABLATION, Effects
 from ...evaluation.attribution.faithfulness import Agreement, FaithfulnessCurve
 from ...evaluation.plots import plot_lines
+from ...modeling.output_files import write_whole
 from ..results import Result, html_table, save_csv
 from ..settings.detect import AttributionSettings
 
@@ -122,8 +124,11 @@ class AttributionResult(Result):
         }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write `rows()` as .csv."""
-        save_csv(path, self.rows())
+        """Write `rows()` as .csv; or, where the path ends in .json, `to_dict()`."""
+        if Path(path).suffix == ".json":
+            write_whole(Path(path), json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        else:
+            save_csv(path, self.rows())
 
     def plot(self, path: str | Path) -> Path | None:
         """The faithfulness curve; None without matplotlib.

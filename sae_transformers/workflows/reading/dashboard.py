@@ -187,6 +187,7 @@ def dashboard(
         annotations=_among({f: note for f, note in notes.items() if note.meaning or note.judgements}, chosen),
         samples=_among(samples_of(shown, sae=number), chosen),
         neighbours=near,
+        raised=_among(sources.raised(number), chosen),
         measures=_measures(sources, number, called)
         | _known_numbers(beside, chosen, with_table=sources.table is not None),
         histograms=histograms,

@@ -13,8 +13,13 @@ from ...create_training_data.spans.files import Spans, TextSpan, read_spans
 from ...evaluation.features.table import FeatureTable
 from ...evaluation.features.table_files import read_feature_table
 from ...evaluation.results import Results, read_results
+from ...hub_cards.dashboard_data import Raised
 from ...latents.texts import TextSource, open_text
+from ...modeling.plain_files import read_json
+from .attribution_result import AttributionResult
 from .spans import SpansResult, read_spans_result
+
+RAISED_SHOWN = 20  # texts of a feature
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class DashboardSources:
         annotations: rows of `explain` or `judge`.
         results: of `evaluate`; a later one's suites replace those of the same name.
         samples: steered texts: rows of feature, strength, prompt, text, perplexity; see `samples_of`.
+        attributions: of `attribute`, or their `to_dict()`: what each feature raises.
         names: what the page calls `Base model` and `SAE`; by default as the table says, and the model's own name.
     """
 
@@ -35,12 +41,13 @@ class DashboardSources:
     annotations: Sequence[AnnotationRow] = ()
     results: Sequence[Results] = ()
     samples: Sequence[Mapping[str, Any]] = ()
+    attributions: Sequence[AttributionResult | Mapping[str, Any]] = ()
     names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def given(self) -> bool:
         """Whether there is any part."""
-        parts = self.annotations, self.results, self.samples
+        parts = self.annotations, self.results, self.samples, self.attributions
         return self.table is not None or self.spans is not None or any(map(len, parts))
 
     @property
@@ -51,6 +58,25 @@ class DashboardSources:
     def spans_by_feature(self) -> Mapping[int, Sequence[TextSpan]]:
         """The spans of each feature that has some, best first."""
         return self.spans.by_feature() if isinstance(self.spans, Spans) else self.spans or {}
+
+    def raised(self, sae: int) -> dict[int, list[Raised]]:
+        """What each feature of an SAE did in the texts of `attributions`, the largest effects first.
+
+        Raises:
+            ValueError: one is no result of `attribute`.
+        """
+        found: dict[int, list[Raised]] = {}
+        for one in self.attributions:
+            values = one.to_dict() if isinstance(one, AttributionResult) else one
+            try:
+                for feature, row in _effects(values, sae).items():
+                    found.setdefault(feature, []).append(row)
+            except (KeyError, TypeError, IndexError) as error:
+                raise ValueError(
+                    f"Expected what `attribute` found, as its `to_dict()` or its .json. Received: {sorted(values)}, "
+                    f"{type(error).__name__}: {error}."
+                ) from error
+        return {f: sorted(rows, key=lambda row: -abs(row.effect))[:RAISED_SHOWN] for f, rows in found.items()}
 
     def merged(self) -> Results | None:
         """The results as one record."""
@@ -69,6 +95,7 @@ def read_sources(
     annotations: Path | None = None,
     results: Sequence[Path] = (),
     samples: Path | None = None,
+    attributions: Sequence[Path] = (),
 ) -> DashboardSources:
     """The files of other verbs.
 
@@ -79,6 +106,7 @@ def read_sources(
         annotations: table that `explain` or `judge` wrote.
         results: results.json of `evaluate`.
         samples: steered texts, .json or .jsonl.
+        attributions: .json of `attribute`.
 
     Raises:
         ValueError: a file is not what it should be.
@@ -93,7 +121,21 @@ def read_sources(
         () if annotations is None else read_annotations(annotations),
         [read_results(path) for path in results],
         () if samples is None else _read_samples(samples),
+        [read_json(path) for path in attributions],
     )
+
+
+def _effects(values: Mapping[str, Any], sae: int) -> dict[int, Raised]:
+    """Of one text: feature -> its effects summed, and where the largest one is."""
+    sums: dict[int, float] = {}
+    strongest: dict[int, tuple[float, int]] = {}
+    for pair in values["pairs"]:
+        if pair["sae"] == sae:
+            feature, effect = int(pair["feature"]), float(pair["effect"])
+            sums[feature] = sums.get(feature, 0.0) + effect
+            strongest[feature] = max(strongest.get(feature, (0.0, 0)), (abs(effect), int(pair["position"])))
+    text, tokens = "".join(values["tokens"]), values["tokens"]
+    return {f: Raised(str(values["target"]), total, tokens[strongest[f][1]], text) for f, total in sums.items()}
 
 
 def open_text_of_spans(

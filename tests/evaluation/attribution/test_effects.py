@@ -19,7 +19,7 @@ from sae_transformers.evaluation.attribution.faithfulness import (
     agreement,
     curve_points,
     faithfulness_curve,
-    mean_curves,
+    pooled_curves,
     rank_correlation,
 )
 from sae_transformers.evaluation.attribution.targets import Target
@@ -225,13 +225,17 @@ def test_a_curves_points_double(n, points):
     assert curve_points(n) == points
 
 
-def test_mean_curves_are_over_the_texts_that_have_so_many_pairs(planted):
+def test_pooled_curves_are_shares_of_sums(planted):
     model, _ = planted
     found = gradient_effects(model, AIM, [0])
-    scaled = ScaledLatents(model, AIM, found.pairs, skip_first=1)
-    curve = faithfulness_curve(scaled, found.effect, draws=1, seed=0, **SIZES)
-    small = ScaledLatents(model, AIM, found.pairs.take(torch.arange(3)), skip_first=1)
-    short = faithfulness_curve(small, found.effect[:3], draws=1, seed=0, **SIZES)
-    first, last = mean_curves([curve, short], [2, 4])
-    assert (first["texts"], last["texts"]) == (2, 1)
-    assert first["keep"] == pytest.approx((curve.rows()[2]["keep"] + short.rows()[2]["keep"]) / 2)
+    curves = []
+    for count in (9, 3):
+        some = ScaledLatents(model, AIM, found.pairs.take(torch.arange(count)), skip_first=1)
+        curves.append(faithfulness_curve(some, found.effect[:count], draws=1, seed=0, **SIZES))
+    rows = pooled_curves(curves)
+    assert [row["n"] for row in rows] == [0, 1, 2]  # of which both curves have no last point
+    long, short = curves
+    total = long.keep[2] - long.none + short.keep[2] - short.none
+    assert rows[2]["keep"] == pytest.approx(total / (long.whole - long.none + short.whole - short.none))
+    assert rows[0]["keep"] == pytest.approx(0) and rows[0]["remove"] == pytest.approx(1)
+    assert pooled_curves([]) == []

@@ -84,7 +84,9 @@ REFUSED = {
     "two tokens": ("w30 w31", None, r"which is 2: \['w30', 'w31'\]"),
     "no token": ("", None, "give its id. Received: ''"),
     "an id that is not there": (99, None, "from 0 to 98. Received: target=99"),
+    "a word that is not known": ("Paris", None, "Received: 'Paris', which it does not know"),
     "the same twice": (("w30", "w30"), None, "two different ones"),
+    "a token and its id": (("w30", 34), None, "both 34"),
     "three": (("w3", "w4", "w5"), None, "one token or two"),
     "a position beyond the end": ("w30", 4, "from -4 to 3: the text has 4 tokens. Received: position=4"),
     "a position before the start": ("w30", -5, "position=-5"),
@@ -123,6 +125,8 @@ def test_kinds_that_are_no_targets(model, classifier):
             read_target(model, TOKENIZER, IDS, target, None)
     with pytest.raises(ValueError, match=r"Labels are bad, fine, good \(0 to 2\). Received: target='great'"):
         read_target(classifier, TOKENIZER, IDS, "great", None)
+    with pytest.raises(ValueError, match="two different labels"):
+        read_target(classifier, TOKENIZER, IDS, ("bad", 0), None)
     with pytest.raises(ValueError, match="one output for a text. Received: position=1"):
         read_target(classifier, TOKENIZER, IDS, "good", 1)
 

@@ -12,11 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 from sae_transformers import (
+    AttributionSettings,
     DashboardSettings,
     DashboardSources,
     DetectSettings,
     SaeForCausalLM,
     SpanSettings,
+    attribute,
     dashboard,
     detect,
     feature_table,
@@ -103,6 +105,32 @@ def test_results_of_other_verbs_in_memory(loaded: Any, tmp_path: Path) -> None:
     assert done[-1] == (2, 2) and "mine" in (tmp_path / "page.html").read_text()
     found.save_samples(tmp_path / "samples.json")
     assert json.loads((tmp_path / "samples.json").read_text()) == found.samples
+
+
+def test_what_features_raise(loaded: Any, folder: Path, tmp_path: Path) -> None:
+    """Effects that `attribute` found, in memory and by the verbs' files: summed over tokens, the largest first."""
+    model, tokenizer, _ = loaded
+    quick = AttributionSettings(check=0, curve=False)
+    found = [attribute(model, tokenizer, text, "w3", settings=quick) for text in TEXTS[:3]]
+    page = dashboard(DashboardSources(attributions=found), model, tokenizer).page
+    expected: dict[int, list[float]] = {}
+    for one in found:
+        for row in one.strongest(1000):
+            expected.setdefault(row["feature"], []).append(row["effect"])
+    assert set(page.raised) == set(expected)
+    for feature, rows in page.raised.items():
+        assert [row.effect for row in rows] == pytest.approx(sorted(expected[feature], key=lambda e: -abs(e)))
+        assert {row.target for row in rows} == {"'w3'"}
+    files = []
+    for number, one in enumerate(found):
+        one.save(tmp_path / f"{number}.json")
+        files += ["--attributions", str(tmp_path / f"{number}.json")]
+    command = ["dashboard", str(folder / "model"), *files, "--out", str(tmp_path / "page.html"), "--no-compress"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "'w3'" in (tmp_path / "page.html").read_text()
+    with pytest.raises(ValueError, match="Expected what `attribute` found"):
+        dashboard(DashboardSources(attributions=[{"a": 1}]), model, tokenizer)
 
 
 def test_what_is_missing_is_told(loaded: Any) -> None:
