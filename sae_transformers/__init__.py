@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .evaluation.generation.continuations import chat_prompts, continue_prompts, prompt_ids
     from .evaluation.journal import Journal
     from .evaluation.metrics.space import write_metric
+    from .evaluation.reconstruction.cross_layer import cross_layer_outputs
     from .evaluation.reconstruction.metrics import ce_loss_recovered, measure_reconstruction
     from .evaluation.scorers.registry import get_scorer
     from .evaluation.settings import BootstrapSettings, FluencyBudget, GenerationSettings
@@ -94,7 +95,7 @@ if TYPE_CHECKING:
     from .workflows.convert import convert
     from .workflows.evaluate import evaluate
     from .workflows.harvest import harvest
-    from .workflows.loading import load, load_base
+    from .workflows.loading import load, load_base, load_saes
     from .workflows.publish import card, push
     from .workflows.reading.annotations import annotate, open_annotations
     from .workflows.reading.ask_features import ask_features
@@ -158,36 +159,38 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSettings", "AskFeaturesSettings", "AttributionSettings", "BiasSettings", "BootstrapSettings",
     "CapabilitySuite", "CardSettings", "ClassifySettings", "ComparisonSettings", "ConceptDataSettings",
-    "ConceptRecipe", "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings", "Detection",
-    "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings", "ExportSettings",
-    "FairnessSuite", "FeatureAnnotations", "FeatureEdit", "FeaturePenalty", "FeatureReweighting",
-    "FeatureSelectionSettings",
-    "FeatureTableSettings", "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings", "HarvestSettings",
-    "HeadSettings", "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings",
-    "LLMSettings", "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",
+    "ConceptRecipe", "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings",
+    "Detection", "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings",
+    "ExportSettings", "FairnessSuite", "FeatureAnnotations", "FeatureEdit", "FeaturePenalty",
+    "FeatureReweighting", "FeatureSelectionSettings", "FeatureTableSettings", "FluencyBudget", "Gate",
+    "GenerateSettings", "GenerationSettings", "HarvestSettings", "HeadSettings", "HiddenStateReader",
+    "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings", "LLMSettings", "LabelSettings",
+    "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",
     "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings", "ReadingSettings", "Receipt",
     "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite", "RecoverySettings", "SaeConfig",
     "SaeForCausalLM", "SaeForSequenceClassification", "SaeModel", "SaeTrainer", "SaeTrainingArguments",
     "ScarSuite", "ScoringSettings", "SearchSettings", "SelectBehaviourSettings", "SelectKnowledgeSettings",
     "SendSettings", "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings", "SparseAutoencoder",
-    "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite", "SteerFeatureSettings",
-    "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod", "SteeringPlan", "SteeringSuite",
-    "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression", "TargetPairs", "TensorTokens",
-    "TextSettings", "TopFeatures", "TopicEmbeddingSettings", "TopicGenerationSettings", "TopicMeasuringSettings",
-    "TopicScoringSettings", "TopicSettings", "TopicTexts", "__version__", "align_topic", "annotate",
-    "ask_features", "attach", "attribute", "auroc", "card", "ce_loss_recovered", "chat_prompts", "chat_tokens",
-    "choose_on_validation", "classification_metrics", "classify", "code_aurocs", "concept_data", "concept_set",
-    "continue_prompts", "convert", "counterfactual_features", "dashboard", "detect", "difference_agreement",
-    "difference_sae", "direction_sae", "early_signs", "encode_texts", "evaluate", "evaluate_concept_steering",
-    "explain", "export_steering", "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe",
-    "generate", "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load",
-    "load_base", "load_classifier_base", "load_control_vector", "log_loss_terms", "make_swaps", "measure_receipt",
-    "measure_reconstruction", "measure_recovery", "on_unseen_concepts", "open_annotations", "open_text",
-    "outcome_correlations", "project_out", "prompt_ids", "push", "read_bias_data", "read_concept_sets",
-    "read_labelled", "read_unintended", "reduce_bias", "register_suite", "search_features", "select_behaviour",
-    "select_knowledge", "select_published_knowledge", "selfreg_classifier", "serve", "space", "spans", "steer",
-    "steer_feature", "steering_outcome", "swap_directions", "swap_measures", "tool_server", "top_features",
-    "train", "train_concept", "train_heads", "train_recipe", "will_it_work", "write_metric",
+    "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite",
+    "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod", "SteeringPlan",
+    "SteeringSuite", "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression", "TargetPairs",
+    "TensorTokens", "TextSettings", "TopFeatures", "TopicEmbeddingSettings", "TopicGenerationSettings",
+    "TopicMeasuringSettings", "TopicScoringSettings", "TopicSettings", "TopicTexts", "__version__",
+    "align_topic", "annotate", "ask_features", "attach", "attribute", "auroc", "card", "ce_loss_recovered",
+    "chat_prompts", "chat_tokens", "choose_on_validation", "classification_metrics", "classify", "code_aurocs",
+    "concept_data", "concept_set", "continue_prompts", "convert", "counterfactual_features",
+    "cross_layer_outputs", "dashboard", "detect", "difference_agreement", "difference_sae", "direction_sae",
+    "early_signs", "encode_texts", "evaluate", "evaluate_concept_steering", "explain", "export_steering",
+    "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe", "generate",
+    "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load", "load_base",
+    "load_classifier_base", "load_control_vector", "load_saes", "log_loss_terms", "make_swaps",
+    "measure_receipt", "measure_reconstruction", "measure_recovery", "on_unseen_concepts", "open_annotations",
+    "open_text", "outcome_correlations", "project_out", "prompt_ids", "push", "read_bias_data",
+    "read_concept_sets", "read_labelled", "read_unintended", "reduce_bias", "register_suite", "search_features",
+    "select_behaviour", "select_knowledge", "select_published_knowledge", "selfreg_classifier", "serve",
+    "space", "spans", "steer", "steer_feature", "steering_outcome", "swap_directions", "swap_measures",
+    "tool_server", "top_features", "train", "train_concept", "train_heads", "train_recipe", "will_it_work",
+    "write_metric",
 ]  # fmt: skip
 HOMES = {  # module -> the names that are there; `modeling` has all others
     ".create_training_data.chat_roles": "chat_tokens",
@@ -200,6 +203,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".evaluation.generation.continuations": "chat_prompts continue_prompts prompt_ids",
     ".evaluation.journal": "Journal",
     ".evaluation.metrics.space": "write_metric",
+    ".evaluation.reconstruction.cross_layer": "cross_layer_outputs",
     ".evaluation.reconstruction.metrics": "ce_loss_recovered measure_reconstruction",
     ".evaluation.scorers.registry": "get_scorer",
     ".evaluation.settings": "BootstrapSettings FluencyBudget GenerationSettings",
@@ -239,7 +243,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".training.steering.gate_fitting": "fit_gate",
     ".training.steering.settings": "LearnSteeringSettings SearchSettings StrengthSettings",
     ".workflows.classify": "classify load_classifier_base read_labelled",
-    ".workflows.loading": "load load_base",
+    ".workflows.loading": "load load_base load_saes",
     ".workflows.publish": "card push",
     ".workflows.reading.annotations": "annotate open_annotations",
     ".workflows.reading.dashboard_sources": "DashboardSources",

@@ -21,11 +21,12 @@ def check(
 ) -> None:
     """Compare what must be equal on a model of yours: idle and base, with and without the cache, padded and alone."""
     from ..modeling import SaeForCausalLM
-    from ..workflows.loading import load_sae
+    from ..workflows.loading import load_saes
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if sae:
-        loaded = SaeForCausalLM.from_base(model, saes=[load_sae(name, hook_point) for name in sae], **options)
+        saes = [one for name in sae for one in load_saes(name, hook_point)]
+        loaded = SaeForCausalLM.from_base(model, saes=saes, **options)
     else:
         loaded = SaeForCausalLM.from_pretrained(model, **options)
     report = loaded.check(tolerance=tolerance)

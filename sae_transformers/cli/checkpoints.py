@@ -45,9 +45,9 @@ def attach(
     from ..modeling.conversion.attach import attach as attach_saes
     from ..modeling.conversion.export import describe
     from ..modeling.decoder_norm import maxima_convention
-    from ..workflows.loading import load_sae
+    from ..workflows.loading import load_saes
 
-    loaded = [load_sae(name, hook_point, fold_decoder_norm=fold_decoder_norm) for name in sae]
+    loaded = [one for name in sae for one in load_saes(name, hook_point, fold_decoder_norm=fold_decoder_norm)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         model = attach_saes(base, loaded, out, head=head, revision=revision, force=force)

@@ -117,7 +117,7 @@ def for_saebench(
         ValueError: a transcoder, or an SAE whose place has no name in TransformerLens and `hook_name` is not given.
     """
     config = sae.config
-    if config.d_in != config.d_out or (config.placed and config.read_at != config.write_at):
+    if config.d_in != config.d_out or (config.placed and not config.reconstructs):
         raise ValueError(
             f"SAEBench evaluates SAEs that write where they read. "
             f"Received: d_in={config.d_in}, d_out={config.d_out}, a transcoder."

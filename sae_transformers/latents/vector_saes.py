@@ -53,6 +53,10 @@ def constant_sae(state: Tensor, like: SparseAutoencoderConfig) -> SparseAutoenco
 
 
 def _written(like: SparseAutoencoderConfig, W_dec: Tensor, W_enc: Tensor, b_dec: Tensor | None) -> SparseAutoencoder:
+    if like.hooks_out:
+        raise ValueError(
+            f"A vector is written to one place. Expected the config of an SAE of one. Received: {like.write_at}."
+        )
     hook = like.hook_out or like.hook
     place: dict[str, Any] = {"hook": hook} if hook else {"layer": like.layer, "site": like.site}
     config = SparseAutoencoderConfig(

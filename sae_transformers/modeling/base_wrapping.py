@@ -37,7 +37,7 @@ def adopt(model: Any, base: Any) -> None:
 def device_at(model: Any, number: int) -> torch.device:
     """Where the module runs that an SAE writes to, wherever its weights wait."""
     entry = model.config.sae_configs[number]
-    module = find_hook_point(model.lm, model.config.text_config, entry.write_at).module
+    module = find_hook_point(model.lm, model.config.text_config, entry.writes_at[0]).module
     for part in module.modules():
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:

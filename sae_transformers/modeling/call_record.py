@@ -41,6 +41,10 @@ class SiteResult(NamedTuple):
     linked: Tensor | None = None
     penalties: dict[int, Tensor] | None = None
 
+    def part(self, place: int, places: int) -> SiteResult:
+        """Of an SAE that writes to so many places what it adds to one: (batch or 1, seq or 1, d_out / places)."""
+        return self if self.delta is None else self._replace(delta=self.delta.chunk(places, -1)[place])
+
     def applied(self, hidden: Tensor) -> Tensor:
         """The hidden state (batch, length, d) that this makes of `hidden`, in the SAE's precision and then rounded
         once; `hidden` itself where nothing changes."""
@@ -138,6 +142,7 @@ class CallRecord:
     read: hidden state where the SAE reads, if it writes elsewhere.
     features, inputs, losses: what was reported.
     penalties: number of each -> its cost at each token, (batch, seq).
+    results: of SAEs that write to several places, for those after the first.
     finished: SAEs that are done.
     recomputing: whether gradient checkpointing runs a part of the pass again.
     """
@@ -149,6 +154,7 @@ class CallRecord:
         self.inputs: dict[int, Tensor] = {}
         self.losses: dict[int, dict[str, Tensor]] = {}
         self.penalties: dict[int, Tensor] = {}
+        self.results: dict[int, SiteResult] = {}
         self.finished: set[int] = set()
         self.recomputing = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -45,12 +46,13 @@ def check_model(sae_config: Any, number: int, base: str | None) -> None:
 
 
 def check_width(
-    entry: Any, number: int, read: HookPoint, hidden_size: int | None, write: HookPoint | None = None
+    entry: Any, number: int, read: HookPoint, hidden_size: int | None, writes: Sequence[HookPoint] = ()
 ) -> None:
     """Raises ValueError where an SAE cannot read or write what its places hold, as far as known before a forward."""
     ends = [("reads", "d_in", entry.d_in, entry.read_at, read)]
-    if write is not None and entry.hook_out is not None:
-        ends.append(("writes", "d_out", entry.d_out, entry.write_at, write))
+    if entry.write_at != entry.read_at:
+        each = (entry.d_out or entry.d_in) // len(entry.writes_at)
+        ends += [("writes", "d_out", each, *end) for end in zip(entry.writes_at, writes, strict=False)]
     for verb, field, given, place, point in ends:
         width = _width_at(place, point, hidden_size)
         if width is not None and given != width:

@@ -119,6 +119,12 @@ class SaeConfig(PreTrainedConfig):
             self.feature_head = FeatureHeadConfig.from_dict(values).to_dict()
         self.feature_penalties = [penalty.to_dict() for penalty in penalties_from(feature_penalties)]
         for entry in self.sae_configs:
+            if entry.hooks_out and self.loss_weights["reconstruction"]:
+                raise ValueError(
+                    f"What an SAE of several places must reconstruct is the sum over all layers of its transcoder. "
+                    f"Expected loss_weights without `reconstruction`. Received: "
+                    f"reconstruction={self.loss_weights['reconstruction']!r}, an SAE that writes {entry.write_at}."
+                )
             if not entry.placed:
                 raise ValueError(
                     f"Every SAE needs a place in the base: `layer` (and `site`) or `hook`. Received: "

@@ -83,6 +83,9 @@ class SparseAutoencoderConfig:
         hook: instead of `layer` and `site`, a module path of the base, optionally ended by `.input` or `.output`
             (the default), as in `model.layers.10.mlp.output`.
         hook_out: where the decoder writes, when it is not where the encoder reads (transcoders).
+        hooks_out: the places that a layer of a cross-layer transcoder or of a crosscoder writes to, in the order in
+            which the model runs them, none before what is read. `d_out` is the sum of their widths, which are equal,
+            and the decoder's columns are theirs one after the other.
         concepts: name -> latent trained to detect it.
         feature_names: latent -> label; a label names its latent wherever a concept's name does.
         metadata: anything worth keeping: origin, licence, training data.
@@ -107,6 +110,7 @@ class SparseAutoencoderConfig:
     site: str | None = None
     hook: str | None = None
     hook_out: str | None = None
+    hooks_out: list[str] = field(default_factory=list)
     concepts: dict[str, int] = field(default_factory=dict)
     feature_names: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -163,6 +167,7 @@ class SparseAutoencoderConfig:
             if not optional and not (number and value > 0):  # pyright: ignore[reportOptionalOperand]
                 raise ValueError(f"`{name}` must be a finite positive number. Received: {name}={value!r}.")
         self._check_place()
+        self._check_places_written()
         for name, feature in self.concepts.items():
             if isinstance(feature, bool) or not isinstance(feature, int) or not 0 <= feature < self.d_sae:
                 raise ValueError(
@@ -190,10 +195,34 @@ class SparseAutoencoderConfig:
             )
         if self.layer is not None and self.site is None:
             self.site = "resid_post"
-        if self.hook_out is None and self.d_out != self.d_in and self.placed:
+        if self.hook_out is None and not self.hooks_out and self.d_out != self.d_in and self.placed:
             raise ValueError(
                 f"A transcoder writes {self.d_out} values where it reads {self.d_in}: say where with `hook_out`. "
                 f"Received: hook_out=None."
+            )
+
+    def _check_places_written(self) -> None:
+        places = self.hooks_out
+        if not isinstance(places, (list, tuple)) or not all(isinstance(place, str) and place for place in places):
+            raise TypeError(f"`hooks_out` must be a list of module paths. Received: hooks_out={places!r}.")
+        self.hooks_out = list(places)
+        if not places:
+            return
+        if self.hook_out is not None or len(set(places)) < len(places):
+            raise ValueError(
+                f"`hooks_out` must be different places, and goes without `hook_out`. "
+                f"Received: hooks_out={places!r}, hook_out={self.hook_out!r}."
+            )
+        if (self.d_out or 0) % len(places):
+            raise ValueError(
+                f"`d_out` must be a multiple of the number of places in `hooks_out`, {len(places)}. "
+                f"Received: d_out={self.d_out!r}."
+            )
+        if self.normalization not in ("none", "scalar") or self.apply_b_dec_to_input or self.tied:
+            raise ValueError(
+                f"An SAE with `hooks_out` has no output in the units of its input. Expected "
+                f"normalization 'none' or 'scalar', apply_b_dec_to_input=False and tied=False. Received: "
+                f"{self.normalization!r}, {self.apply_b_dec_to_input!r}, {self.tied!r}."
             )
 
     @property
@@ -208,8 +237,19 @@ class SparseAutoencoderConfig:
 
     @property
     def write_at(self) -> str:
-        """The place that is written; the same as `read_at` unless this is a transcoder."""
-        return self.hook_out or self.read_at
+        """The place that is written; the same as `read_at` unless this is a transcoder. All of `hooks_out` as one
+        text."""
+        return ", ".join(self.hooks_out) or self.hook_out or self.read_at
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the output is to be what is read: not that of a transcoder, nor of one layer of a crosscoder."""
+        return self.write_at == self.read_at and not self.hooks_out
+
+    @property
+    def writes_at(self) -> list[str]:
+        """The places that are written, one but for `hooks_out`."""
+        return self.hooks_out or [self.hook_out or self.read_at]
 
     def describe(self, stored: Any) -> SparseAutoencoderConfig:
         """Have features named by their whole descriptions too: those of a `StoredAnnotations`."""
@@ -256,7 +296,11 @@ class SparseAutoencoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; only what differs from the defaults."""
         defaults = {f.name: f.default for f in fields(self)}
-        return {k: v for k, v in asdict(self).items() if k in ("d_in", "d_sae") or (v != defaults[k] and v != {})}
+        return {
+            k: v
+            for k, v in asdict(self).items()
+            if k in ("d_in", "d_sae") or (v != defaults[k] and v != {} and v != [])
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SparseAutoencoderConfig:

@@ -53,13 +53,18 @@ class FeatureGraph:
 
 
 def feature_graph(
-    options: Any, reported: Collection[int], plan: SteeringPlan | None, n_saes: int
+    options: Any,
+    reported: Collection[int],
+    plan: SteeringPlan | None,
+    n_saes: int,
+    cross_layer: Collection[int] = (),
 ) -> FeatureGraph | None:
     """What the options of a call ask for; None where that is nothing.
 
     Args:
         options: `SaeCallOptions`.
         reported: numbers of the SAEs whose features are reported.
+        cross_layer: numbers of the SAEs that write to several places.
 
     Raises:
         ValueError: the options do not go together, or a steering reads latents of the same SAE.
@@ -74,6 +79,17 @@ def feature_graph(
             "itself. Received: both."
         )
     graph = FeatureGraph(functions=_functions(functions, n_saes)) if functions is not None else _with_grad(options)
+    if several := [number for number in cross_layer if graph.works_at(number, reported)]:
+        if graph.error == "detached":
+            raise ValueError(
+                f"An SAE that writes to several places has no error to detach: each place is the sum over all layers "
+                f"of the transcoder. Expected features_require_grad={WITH_ERROR!r}. Received: True, SAE {several[0]}."
+            )
+        if plan is not None and set(several) & set(plan.saes):
+            raise ValueError(
+                f"Steering of an SAE that writes to several places does not go together with its latents in the "
+                f"graph. Expected no steering there. Received: an edit of SAE {several[0]}."
+            )
     for number, own in (plan.saes if plan is not None else {}).items():
         if graph.works_at(number, reported) and not _is_constant(own):
             raise ValueError(

@@ -168,9 +168,10 @@ class GatePlan:
 
 def runs_before(configs: Sequence[SparseAutoencoderConfig], one: int, other: int) -> bool | None:
     """Whether SAE `one` has been reached when SAE `other` edits; None where their places do not say."""
-    if configs[one].write_at == configs[other].write_at:
+    one_writes, other_writes = configs[one].writes_at[0], configs[other].writes_at[0]
+    if one_writes == other_writes:
         return one <= other  # in the order of their numbers
-    first, second = _place(configs[one].write_at), _place(configs[other].write_at)
+    first, second = _place(one_writes), _place(other_writes)
     return None if first is None or second is None else first < second
 
 

@@ -139,16 +139,18 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PenaltyMixin, PreTraine
     def _install_hooks(self) -> None:
         self._handles = []
         self._entries = self.config.sae_configs
-        self._widths = [(entry.d_in, entry.d_out) for entry in self._entries]
+        self._widths = [(entry.d_in, (entry.d_out or 0) // len(entry.writes_at)) for entry in self._entries]
         base_config = self.config.get_text_config().get_text_config()  # of a multimodal base its text part
         width = getattr(base_config, "hidden_size", None)
         for number, entry in enumerate(self._entries):
             read = find_hook_point(self.lm, base_config, entry.read_at)
-            write = find_hook_point(self.lm, base_config, entry.write_at)
-            check_width(entry, number, read, width, write)
-            if entry.hook_out is not None:
+            writes = [find_hook_point(self.lm, base_config, place) for place in entry.writes_at]
+            check_width(entry, number, read, width, writes)
+            if entry.write_at != entry.read_at:
                 self._handles.append(hook_tensor(read, functools.partial(self._note, number)))
-            self._handles.append(hook_tensor(write, functools.partial(self._visit, number)))
+            self._handles.append(hook_tensor(writes[0], functools.partial(self._visit, number)))
+            later = [functools.partial(self._visit_again, number, place) for place in range(1, len(writes))]
+            self._handles += map(hook_tensor, writes[1:], later)
 
     def unwrap(self) -> nn.Module:
         """Remove every hook and give the base model back, as it was before. Until `rewrap` this model gives the base's
@@ -183,7 +185,9 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PenaltyMixin, PreTraine
             record.inputs[number] = seen
         edited = hidden
         if request.works_at(number):
-            result = self.saes.serve(number, seen, request, here if number in record.read else None)
+            places = len(self._entries[number].hooks_out)
+            target = here if number in record.read and not places else None
+            result = self.saes.serve(number, seen, request, target)
             if result.features is not None:
                 record.features[number] = result.features
             if result.losses is not None:
@@ -191,11 +195,22 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PenaltyMixin, PreTraine
             if result.linked is not None and number in record.inputs and number not in record.read:
                 record.inputs[number] = result.linked  # what a feature head scores
             record.penalties.update(result.penalties or {})
+            if places > 1:
+                record.results[number], result = result, result.part(0, places)
             edited = request.edit(here, result).view_as(hidden)
         record.finished.add(number)
         if record.is_complete:
             raise StopForward
         return edited
+
+    def _visit_again(self, number: int, place: int, hidden: Tensor) -> Tensor:
+        """A place that an SAE writes to after its first one."""
+        record = self._slot.get()
+        result = None if record is None else record.results.get(number)
+        if record is None or result is None:
+            return hidden
+        part = result.part(place, len(self._entries[number].writes_at))
+        return record.request.edit(record.request.shaped(hidden), part).view_as(hidden)
 
     # -- a forward pass ----------------------------------------------------------------------------------------------
 
@@ -243,7 +258,13 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PenaltyMixin, PreTraine
                 rows=steered.rows,
                 mask=steered.mask,
                 gates=steered.gates,
-                graph=feature_graph(options, features, steered.plan, len(self._entries)),
+                graph=feature_graph(
+                    options,
+                    features,
+                    steered.plan,
+                    len(self._entries),
+                    [number for number, entry in enumerate(self._entries) if entry.hooks_out],
+                ),  # fmt: skip
                 features=features,
                 pre_activations=options.pre_activations,
                 keep_inputs=bool(options.output_sae_inputs),

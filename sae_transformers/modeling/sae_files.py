@@ -28,7 +28,7 @@ from .stored_annotations import StoredAnnotations
 from .uploading import UPLOAD_OPTIONS, upload
 
 FORMAT = "sae_transformers sparse autoencoder"
-PLACE = ("layer", "site", "hook", "hook_out")
+PLACE = ("layer", "site", "hook", "hook_out", "hooks_out")
 # What some formats leave out.
 GIVEN = ("k", "input_scale")
 ALIGNMENT = 64  # bytes, of all memory that torch takes
@@ -130,9 +130,9 @@ class SaeFiles(nn.Module):
             fold_decoder_norm: bring decoder rows to norm 1 and multiply latents, thresholds and `feature_max` by their
                 norms, as SAELens' `fold_W_dec_norm` does: activations are those that Neuronpedia shows, the
                 reconstruction stays. `config.metadata` says so. It takes memory for both matrices.
-            options: `layer` and `site`, or `hook` (and `hook_out`), put the SAE at another place than its files say;
-                `k` and `input_scale` are for checkpoints that leave them out; `revision`, `token`, `cache_dir`,
-                `local_files_only`, `force_download` are the Hub's.
+            options: `layer` and `site`, or `hook` (with `hook_out` or `hooks_out`), put the SAE at another place than
+                its files say; `k` and `input_scale` are for checkpoints that leave them out; `revision`, `token`,
+                `cache_dir`, `local_files_only`, `force_download` are the Hub's.
 
         Raises:
             ValueError: the files are damaged, of a format that is not known, could run code, or do not fit each other.

@@ -35,7 +35,11 @@ def serve(
         _read_for_gates(sae, x, request.gates, number)
     if request.graph is not None and request.graph.works_at(number, request.features):
         here, columns = hidden if target is None else target, request.features.get(number)
+        if sae.config.hooks_out:  # only what changes is known, the values of 0: it is added to each place
+            here = x.new_zeros(*x.shape[:-1], sae.W_dec.shape[-1])
         features, linked = place_in_graph(sae, x, here, columns, request.graph, number)
+        if sae.config.hooks_out:
+            delta, linked = linked, None
         features = features if number in request.features else None
     elif number in request.features:
         features = _reported(sae, x, request.features[number], request.pre_activations)

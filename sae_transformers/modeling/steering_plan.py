@@ -132,6 +132,12 @@ class SaePlan:
         ]
         self.replace = "all" if all(replaced) else "mixed" if any(replaced) else "none"
         self.replace_rows = torch.tensor(replaced, device=like.device)
+        if config.hooks_out and (self.erasures is not None or self.replace != "none"):
+            raise ValueError(
+                f"What SAE {number} does not reconstruct is not known: each place that it writes to is the sum over "
+                f"all layers of the transcoder or crosscoder. Expected edits that keep the error "
+                f"(keep_error=True, no op 'erase', no `reconstruct`). Received: an SAE that writes {config.write_at}."
+            )
         units = {edit.unit for row in edits for _, edit, _ in row}
         self.uses_max, self.uses_norm = "max" in units, "norm" in units
 

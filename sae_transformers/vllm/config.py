@@ -44,6 +44,11 @@ class SaeModelConfig:
         base = sae_config(model_config).text_config
         if base is None:
             raise _refused("a model without a base", "no text_config", "save it with this library")
+        if several := [entry for entry in sae_config(model_config).sae_configs if entry.hooks_out]:
+            told = f"an SAE that writes {several[0].write_at}"
+            raise _refused(
+                "layers of a cross-layer transcoder or crosscoder", told, "`sae-transformers serve` without it"
+            )
         if getattr(base, "is_encoder_decoder", False):
             raise _refused("an encoder-decoder base", repr(base.model_type), "`sae-transformers serve` without it")
         if base.get_text_config() is not base:

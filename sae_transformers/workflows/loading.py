@@ -18,6 +18,7 @@ from ..create_training_data.base_model import find_base_model
 from ..modeling import SaeForCausalLM, SparseAutoencoder, Steering
 from ..modeling.base_classes import keep_soft_cap
 from ..modeling.configuration_sparse_autoencoder import SITES
+from ..modeling.conversion.attach import read_saes
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -43,7 +44,8 @@ def load(
 
     Args:
         name: a folder or Hub id.
-        saes: for a base: SAEs, or their names as `SparseAutoencoder.from_pretrained` takes them; [] for none.
+        saes: for a base: SAEs, or their names as `SparseAutoencoder.from_pretrained` takes them, or the folder of a
+            cross-layer transcoder or crosscoder; [] for none.
         hook_point: of SAEs that do not say where they read, such as `layers.14.resid_post`, or a module's path.
         base: for a saved model: another place of its base.
         model_dtype: auto (float32 on a CPU, else as published), float32, bfloat16 or float16.
@@ -124,10 +126,27 @@ def load_sae(
         ValueError: an unknown precision, or what `from_pretrained` refuses.
         OSError: it is not there.
     """
-    if dtype is not None and dtype not in DTYPES[1:]:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES[1:])}. Received: dtype={dtype!r}.")
-    options["dtype"] = None if dtype is None else getattr(torch, dtype)
-    return SparseAutoencoder.from_pretrained(name, **options, **parse_place(hook_point))
+    return SparseAutoencoder.from_pretrained(name, dtype=_dtype(dtype), **options, **parse_place(hook_point))
+
+
+def load_saes(
+    name: str, hook_point: str | None = None, *, dtype: str | None = None, **options: Any
+) -> list[SparseAutoencoder]:
+    """The SAE of a name, or all layers of a cross-layer transcoder or crosscoder, in their order.
+
+    Args:
+        name, hook_point, dtype, options: as of `load_sae`; layers of one transcoder say themselves where they read.
+
+    Raises:
+        ValueError, OSError: as of `load_sae`.
+    """
+    return read_saes(name, dtype=_dtype(dtype), **options, **parse_place(hook_point))
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is not None and name not in DTYPES[1:]:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES[1:])}. Received: dtype={name!r}.")
+    return None if name is None else getattr(torch, name)
 
 
 class LoadedBase(NamedTuple):
@@ -218,7 +237,9 @@ def _base_with_saes(name: str, saes: Any, hook_point: str | None, base: str | No
             f"{name!r} has no SAE: give one with `saes=`, or a model that `attach`, `steer` or `save_pretrained` "
             f"wrote. Received: saes={saes!r}."
         )
-    loaded = [one if isinstance(one, SparseAutoencoder) else load_sae(one, hook_point) for one in wanted]
+    loaded = [
+        sae for one in wanted for sae in ([one] if isinstance(one, SparseAutoencoder) else load_saes(one, hook_point))
+    ]
     return SaeForCausalLM.from_base(name, saes=loaded, **options)
 
 

@@ -129,7 +129,7 @@ def fill_hub(hub: LoopbackHub, folder: Path) -> None:
     bases = {
         BASE: tiny_base(**common),
         "HuggingFaceTB/SmolLM2-135M": tiny_base(**common, **OF_PAGES),
-        GEMMA: tiny_base("gemma3_text", **common, num_hidden_layers=13),
+        GEMMA: tiny_base("gemma3_text", **common, num_hidden_layers=16),
         MISTRAL: tiny_base("mistral", **common, num_hidden_layers=16),
     }
     for name, base in bases.items():
@@ -141,6 +141,7 @@ def fill_hub(hub: LoopbackHub, folder: Path) -> None:
     sae = tiny_sae(activation="jumprelu")
     weights = {"w_enc": sae.W_enc, "w_dec": sae.W_dec, "b_enc": sae.b_enc, "b_dec": sae.b_dec}
     save_file({**weights, "threshold": sae.threshold}, scope / "params.safetensors")
+    write_crosscoder(folder / "scope" / "crosscoder" / "layer_5_9_12_15_width_65k_l0_medium")
     put(hub, GEMMA_SCOPE, folder / "scope")
     tiny_sae(layer=13).save_pretrained(folder / "llama-sae")
     convert(folder / "llama-sae", folder / "llama" / "layers.13", to="sparsify")
@@ -148,6 +149,17 @@ def fill_hub(hub: LoopbackHub, folder: Path) -> None:
     (folder / "selfreg").mkdir()
     torch.save(SELFREG_SAE, folder / "selfreg" / "TopK7_l16_h65k_FT_epoch5_TD.pth")
     put(hub, "wuxs/Mistral_TopK_SAE_l16_FT_ToxicDetect", folder / "selfreg")
+
+
+def write_crosscoder(folder: Path) -> None:
+    """Gemma Scope 2's files of four layers."""
+    folder.mkdir(parents=True)
+    for layer in range(4):
+        sae = tiny_sae(seed=layer, activation="jumprelu", apply_b_dec_to_input=False, d_out=4 * WIDTH)
+        w_dec = sae.W_dec.detach().unflatten(1, (4, WIDTH)).clone()
+        w_dec[:, :layer] = 0
+        weights = {"w_enc": sae.W_enc, "w_dec": w_dec, "b_enc": sae.b_enc, "b_dec": sae.b_dec[:WIDTH].clone()}
+        save_file({**weights, "threshold": sae.threshold}, folder / f"params_layer_{layer}.safetensors")
 
 
 def write_models(hub: LoopbackHub, folder: Path) -> None:

@@ -254,6 +254,10 @@ def decoder_rows(sae: SparseAutoencoder, width: int) -> tuple[Tensor, dict[str, 
     """
     config = sae.config
     d_out = config.d_out or config.d_in
+    if len(config.hooks_out) > 1:
+        raise ValueError(
+            f"Logit weights are of an SAE that writes to one place. Received: one that writes {config.write_at}."
+        )
     if d_out != width:
         raise ValueError(
             f"The SAE must write {width} numbers, the width of this model's residual stream. Received: "
@@ -272,7 +276,7 @@ def decoder_rows(sae: SparseAutoencoder, width: int) -> tuple[Tensor, dict[str, 
     elif config.normalize_output and config.normalization in ("layer_norm", "constant_norm"):
         unit = f"the SAE's normalised input ({config.normalization}): a token's own scale multiplies mean and std"
     facts = {"unit": unit, "place": config.write_at if config.placed else None}
-    facts["transcoder"] = bool(config.placed and config.write_at != config.read_at)
+    facts["transcoder"] = bool(config.placed and not config.reconstructs)
     return rows, facts
 
 

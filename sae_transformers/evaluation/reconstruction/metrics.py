@@ -62,6 +62,11 @@ def measure_reconstruction(
         batches: hidden states, (n_tokens, d_in) each. Leave out what the SAE was not made for (first tokens).
         tokens_at_once: of a forward pass.
     """
+    if sae.config.hooks_out:
+        raise ValueError(
+            f"What is reconstructed is the sum over all layers of a cross-layer transcoder or crosscoder; "
+            f"`cross_layer_outputs` gives it. Received: one layer, which reads {sae.config.read_at}."
+        )
     meter = ReconstructionMeter(sae.config.d_sae)
     for batch in batches:
         for hidden in batch.split(tokens_at_once):
@@ -118,7 +123,7 @@ def site_means(
     means = {}
     for number in saes:
         config = model.saes[number].config
-        if config.read_at != config.write_at:
+        if not config.reconstructs:
             raise ValueError(
                 f"Expected SAEs that write where they read. Received: {config.read_at} and {config.write_at}."
             )
@@ -289,7 +294,7 @@ def _head_on(model: Any, counted: Tensor) -> Iterator[list[bool]]:
     """
     head = model.get_output_embeddings()
     narrowed: list[bool] = []
-    places = {place for config in model.config.sae_configs for place in (config.read_at, config.write_at)}
+    places = {place for config in model.config.sae_configs for place in (config.read_at, *config.writes_at)}
     at_head = any(find_hook_point(model.lm, model.config, place).module is head for place in places)
 
     def narrow(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -53,7 +53,7 @@ def text_means(
         ValueError: as `diffmean_direction`.
     """
     config = model.config.sae_configs[sae]
-    if config.read_at != config.write_at:
+    if not config.reconstructs:
         raise ValueError(
             f"DiffMean is fitted where the SAE reads and added where it writes. "
             f"Received: an SAE that reads {config.read_at} and writes {config.write_at}."

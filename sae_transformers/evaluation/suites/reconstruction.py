@@ -100,7 +100,7 @@ class ReconstructionSuite(Suite):
 
     def steps(self, model: SaeForCausalLM) -> int:
         """Texts of each pass; fewer where texts are too short."""
-        saes = sum(entry.read_at == entry.write_at for entry in model.config.sae_configs)
+        saes = sum(entry.reconstructs for entry in model.config.sae_configs)
         return len(self.texts) * (1 + saes + (saes > 1))
 
     def measure(self, model: SaeForCausalLM, tokenizer: PreTrainedTokenizerBase, watch: Watch) -> SuiteResult:
@@ -115,7 +115,7 @@ class ReconstructionSuite(Suite):
 
         max_length, skip_first = reading_length(model, self.reading.max_length, MAX_LENGTH), self.reading.skip_first
         configs = model.config.sae_configs
-        measured = [i for i, config in enumerate(configs) if config.read_at == config.write_at]
+        measured = [i for i, config in enumerate(configs) if config.reconstructs]
         if not measured:
             raise ValueError(f"Expected an SAE that writes where it reads. Received: {len(configs)} SAEs, none such.")
         rows, kept = text_ids(model, tokenizer, self.texts, max_length=max_length, least=skip_first + 2)

@@ -104,7 +104,7 @@ def reconstruction_sums(
         hidden: (n_tokens, d_in). text_index: (n_tokens,) int64.
         centre: (d_in,), the mean state of the reference texts.
     """
-    if sae.config.d_in != sae.config.d_out or centre.shape != hidden.shape[1:]:
+    if sae.config.d_in != sae.config.d_out or sae.config.hooks_out or centre.shape != hidden.shape[1:]:
         raise ValueError(
             f"Expected an SAE that reconstructs what it reads and a centre ({hidden.shape[1]},). "
             f"Received: d_in={sae.config.d_in}, d_out={sae.config.d_out}, centre {tuple(centre.shape)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import (
     circuit_tracer,
+    cross_layer,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
@@ -42,7 +44,27 @@ FORMATS: tuple[Format, ...] = (
     scar.FORMAT,
     selfreg.FORMAT,
     *torch_pairs.FORMATS,
+    *cross_layer.FORMATS,
 )
+
+
+class SeveralSaes(ValueError):
+    """A name that holds several SAEs.
+
+    root: the folder or Hub id. ids: path of each in it -> name of its format.
+    """
+
+    def __init__(self, message: str, root: str, ids: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.root, self.ids = root, ids
+
+    @property
+    def one_object(self) -> list[str]:
+        """The paths where all are layers of one cross-layer transcoder or crosscoder, in their order; else none."""
+        forms, folders = set(self.ids.values()), {path.rpartition("/")[0] for path in self.ids}
+        if len(folders) != 1 or not forms <= {form.name for form in cross_layer.FORMATS}:
+            return []
+        return sorted(self.ids, key=lambda path: int(re.findall(r"\d+", path)[-1]))
 
 
 def recognise(checkpoint: Checkpoint) -> Format | None:
@@ -82,12 +104,15 @@ def convert(name: str, part: str, hub: Mapping[str, Any], given: Mapping[str, An
         raise OSError(f"{checkpoint.root} holds nothing at {part!r}; it holds {', '.join(close) or 'no SAE'}.")
     form = recognise(checkpoint)
     if form is None:
-        ids = [path for path in sae_ids(checkpoint) if path != checkpoint.part]
+        forms = {path: form for path, form in sae_ids(checkpoint).items() if path != checkpoint.part}
+        ids = list(forms)
         if len(ids) == 1:
             return convert(checkpoint.root, ids[0], hub, given)
         if ids:
             shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-            raise ValueError(f"{checkpoint.label} holds several SAEs: {shown}. Name one with `sae_id=`.")
+            raise SeveralSaes(
+                f"{checkpoint.label} holds several SAEs: {shown}. Name one with `sae_id=`.", checkpoint.root, forms
+            )
         raise ValueError(
             f"{checkpoint.label} is of no format that is known ({', '.join(form.name for form in FORMATS)}). "
             f"It holds {', '.join(checkpoint.files[:8])}."

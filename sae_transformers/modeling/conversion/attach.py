@@ -16,9 +16,29 @@ from ..modeling_sae_causal_lm import SaeForCausalLM
 from ..modeling_sae_sequence_classification import SaeForSequenceClassification
 from ..output_files import locked_folder
 from ..repository_files import commit_of
+from ..sae_files import PLACE
 from ..sparse_autoencoder import SparseAutoencoder
+from . import SeveralSaes
 
 HEADS = {"causal-lm": SaeForCausalLM, "sequence-classification": SaeForSequenceClassification}
+
+
+def read_saes(name: str | os.PathLike, **options: Any) -> list[SparseAutoencoder]:
+    """The SAE of a name, or all layers of a cross-layer transcoder or crosscoder, in their order.
+
+    Args:
+        name, options: as `SparseAutoencoder.from_pretrained` takes them. Layers of one transcoder have places of their
+            own, which no option can give.
+    """
+    try:
+        return [SparseAutoencoder.from_pretrained(name, **options)]
+    except SeveralSaes as several:
+        if not several.one_object or any(options.get(place) for place in PLACE):
+            raise
+        return [
+            SparseAutoencoder.from_pretrained(several.root, **{**options, "sae_id": path})
+            for path in several.one_object
+        ]
 
 
 def attach(
@@ -36,7 +56,8 @@ def attach(
 
     Args:
         base: folder or Hub id; the one that the SAEs name by default.
-        saes: SAEs that know their place, or names of such as `SparseAutoencoder.from_pretrained` takes them.
+        saes: SAEs that know their place, or names of such as `SparseAutoencoder.from_pretrained` takes them, or the
+            folder of a cross-layer transcoder or crosscoder.
         out: folder.
         head: `causal-lm` or `sequence-classification`.
         revision: of the base; its commit is noted.
@@ -52,7 +73,7 @@ def attach(
     """
     if head not in HEADS:
         raise ValueError(f"`head` must be one of {', '.join(HEADS)}. Received: head={head!r}.")
-    saes = [sae if isinstance(sae, SparseAutoencoder) else SparseAutoencoder.from_pretrained(sae) for sae in saes]
+    saes = [one for sae in saes for one in ([sae] if isinstance(sae, SparseAutoencoder) else read_saes(sae))]
     named = {str(sae.config.metadata["base_model"]) for sae in saes if sae.config.metadata.get("base_model")}
     if base is None:
         if len(named) != 1:

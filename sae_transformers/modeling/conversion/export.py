@@ -16,6 +16,7 @@ from ..output_files import LOCK, locked_folder
 from ..sae_files import FORMAT
 from ..sparse_autoencoder import SparseAutoencoder
 from . import FORMATS, Checkpoint, recognise, sae_ids
+from .format import refuse
 
 OWN = "sae_transformers"
 # Plain English for a probe with a real model: enough tokens to tell a wrong scale from a right one, no more.
@@ -63,6 +64,8 @@ def export(sae: SparseAutoencoder, folder: str | os.PathLike, to: str, probe: Te
         OSError: the folder cannot be written.
     """
     form = next((form for form in FORMATS if form.name == to and form.write), None)
+    if sae.config.hooks_out and form is not None:
+        raise refuse("hooks_out", sae.config.hooks_out, to)
     if to != OWN and form is None:
         raise ValueError(f"`to` must be one of {', '.join(targets())}. Received: to={to!r}.")
     there = [file for file in Path(folder).iterdir() if file.name != LOCK] if Path(folder).is_dir() else []

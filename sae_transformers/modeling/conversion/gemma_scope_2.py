@@ -27,7 +27,9 @@ def read(checkpoint: Checkpoint) -> Converted:
     tensors = checkpoint.tensors(FILE)
     only(tensors, (*NAMES, SKIP), where)
     if "w_dec" in tensors and tensors["w_dec"].ndim == 3:
-        raise ValueError(f"{where} is a cross-layer transcoder, which writes to many layers; these are not read.")
+        raise ValueError(
+            f"{where} is a layer of a cross-layer transcoder; expected a file named params_layer_<number>.safetensors."
+        )
     d_in, d_sae = matrix(tensors, "w_enc", where).shape
     d_out = matrix(tensors, "w_dec", where).shape[1]
     shapes = {"w_enc": (d_in, d_sae), "w_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
@@ -54,7 +56,7 @@ def read(checkpoint: Checkpoint) -> Converted:
             f"affine_connection={config['affine_connection']!r}."
         )
     values.update(_place(checkpoint, config, where))
-    if base := _base(checkpoint, text(config, "model_name", where)):
+    if base := base_of(checkpoint, text(config, "model_name", where)):
         values["metadata"]["base_model"] = base
     return converted
 
@@ -80,7 +82,8 @@ def _place(checkpoint: Checkpoint, config: dict[str, Any], where: str) -> dict[s
     return {"layer": int(match[2]), "site": SITES[match[1]], "hook_out": written}
 
 
-def _base(checkpoint: Checkpoint, stated: str | None) -> str | None:
+def base_of(checkpoint: Checkpoint, stated: str | None) -> str | None:
+    """Hub id of the model, by the config or by the repository's name."""
     match = re.search(r"gemma-scope-2-(270m|1b|4b|12b|27b)-(pt|it)", whole_name(checkpoint))
     base = stated or (f"google/gemma-3-{match[1]}-{match[2]}" if match else None)
     if base and "/" not in base:

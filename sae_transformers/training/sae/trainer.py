@@ -376,8 +376,8 @@ def _check_data(config: Any, dataset: Any, *, needs_labels: bool) -> None:
             f"Training data is HiddenStateShards, TensorTokens or a stream of batches. "
             f"Received: {type(dataset).__name__}."
         )
-    if not config.placed:
-        raise ValueError("An SAE needs its place; set `config.layer` and `config.site`, or `config.hook`.")
+    if not config.placed or config.hooks_out:
+        raise ValueError("An SAE needs its place, one; set `config.layer` and `config.site`, or `config.hook`.")
     for place, width in ((config.read_at, config.d_in), (config.write_at, config.d_out)):
         if place not in widths:
             raise ValueError(f"The data holds hidden states of {', '.join(widths)}. Received: an SAE at {place!r}.")

@@ -150,6 +150,26 @@ def circuit_tracer(root: Path) -> Path:
     return root / "layer_1.safetensors"
 
 
+def gemma_scope_2_layers(root: Path) -> Path:
+    folder = root / "clt" / "width_262k_l0_big"
+    config = {"architecture": "jump_relu", "model_name": "google/gemma-3-270m", "affine_connection": False}
+    hooks = {f"hf_hook_point_{side}": f"model.layers.{{3,4}}.mlp.{side}put" for side in ("in", "out")}
+    _json(folder, "config.json", {**config, **hooks, "width": 2 * F})
+    weights = {"w_enc": W_ENC, "w_dec": W_DEC.unflatten(1, (2, D // 2)), "b_enc": B_ENC, "b_dec": B_DEC[: D // 2]}
+    _safetensors(folder, "params_layer_0.safetensors", {**weights, "threshold": THRESHOLD})
+    return folder / "params_layer_0.safetensors"
+
+
+def circuit_tracer_clt(root: Path) -> Path:
+    hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "config.yaml").write_text(f"model_name: Qwen/Qwen3-4B\nmodel_kind: cross_layer_transcoder\n{hooks}")
+    _safetensors(root, "W_dec_1.safetensors", {"W_dec_1": W_DEC.unflatten(1, (2, D // 2))})
+    weights = {"W_enc_1": W_ENC.T, "b_enc_1": B_ENC, "b_dec_1": B_DEC[: D // 2], "threshold_1": THRESHOLD}
+    _safetensors(root, "W_enc_1.safetensors", weights)
+    return root / "W_enc_1.safetensors"
+
+
 def kissane(root: Path) -> Path:
     name = "gpt2-small_L1_Hcat_z_lr1.20e-03_v9"
     _json(root, f"{name}_cfg.json", {"act_size": D, "dict_size": F, "act_name": "blocks.1.attn.hook_z"})
@@ -186,5 +206,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     for build in (
         saelens, sparsify, dictionary_learning, gemma_scope, gemma_scope_2, openai, llama_scope, llamascopium,
         goodfire, qwen_scope, deepseek_r1, circuit_tracer, kissane, scar, selfreg,
+        gemma_scope_2_layers, circuit_tracer_clt,
     )
 }  # fmt: skip

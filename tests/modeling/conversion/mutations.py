@@ -212,7 +212,7 @@ def swapped(root: Path, chance: random.Random, trap: Path) -> None:
         content = torch.load(file, weights_only=True)
         tensors = content.get("weight", content)
     names = [key for key, value in tensors.items() if isinstance(value, torch.Tensor)]
-    one, other = chance.sample(names, 2)
+    one, other = chance.sample(names, 2) if len(names) > 1 else names * 2
     tensors[one], tensors[other] = tensors[other], tensors[one]
     if file.suffix == ".safetensors":
         save_file(content, file)

@@ -17,6 +17,7 @@ FOLDERS = {
     "circuit_tracer": "circuit-tracer", "goodfire": "Goodfire", "kissane": "Kissane (attention)",
     "llama_scope": "Llama Scope", "llamascopium": "Llamascopium", "openai": "OpenAI",
     "qwen_scope": "Qwen Scope", "scar": "SCAR", "selfreg": "SelfReg",
+    "gemma_scope_2_layers": "Gemma Scope 2, several layers", "circuit_tracer_clt": "circuit-tracer, cross-layer",
 }  # fmt: skip
 GOLDEN = [
     (folder.name, variant)
@@ -49,6 +50,7 @@ def test_exactly_one_format_knows_a_small_checkpoint(tmp_path: Path, family: str
 # A word of another library, for each format that has a config: its own words are read, see the tests of the format.
 FOREIGN = {
     "saelens": "sae_type", "sparsify": "sae_type", "dictionary_learning": "sae_type", "gemma_scope_2": "activation",
+    "gemma_scope_2_layers": "activation",
     "llama_scope": "architecture", "llamascopium": "activation_fn", "scar": "dict_class",
 }  # fmt: skip
 

@@ -28,14 +28,17 @@ READERS = {
     "goodfire": "Goodfire",
     "llama_scope": "Llama Scope",
     "llama_scope_r1_distill": "Llama Scope R1-Distill",
+    "mntss_clt_layer_transcoder": "circuit-tracer, cross-layer",
     "mwhanna_transcoder": "circuit-tracer",
     "qwen_scope": "Qwen Scope",
 }
 REFUSED = {
-    "mntss_clt_layer_transcoder": "it is one layer's encoder of a cross-layer transcoder, whose latents write to "
-    "every layer after it",
     "temporal": "its encoder attends to earlier tokens, so a latent is no function of one hidden state",
 }
+
+
+# Where a reader's path is no path of the repository.
+PATHS = {"mntss_clt_layer_transcoder": "W_enc_{}.safetensors"}
 
 
 class RegisteredSae(NamedTuple):
@@ -97,6 +100,7 @@ def saes_of(release: str) -> Iterator[RegisteredSae]:
                 for field in ("id", "path" if "path" in rule else "id", "neuronpedia")
             )
             repository, base, reader, normalize = facts
+            path = PATHS.get(reader, "{}").format(path)
             yield RegisteredSae(release, sae_id, repository, path, base, reader, page, normalize)
 
 

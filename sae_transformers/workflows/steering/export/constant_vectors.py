@@ -53,15 +53,16 @@ def constant_vectors(model: SaeForCausalLM, steering: Steering) -> dict[int, Ten
                 f"What is exported is the same vector at every token, and an SAE with {config.normalization} scales "
                 f"what `add` writes by the token. Expected op='direction'. Received: edits[{number}].op='add'."
             )
-        layer = _block_behind(model, config.write_at, edit.sae)
+        layers = [_block_behind(model, place, edit.sae) for place in config.writes_at]
         feature = config.resolve_feature(edit.feature)
-        row = sae.W_dec[feature].detach().to("cpu", torch.float64)  # (d_model,)
+        row = sae.W_dec[feature].detach().to("cpu", torch.float64)  # (places * d_model,)
         value = float(edit.value or 0.0)
         if edit.unit == "max":
             value *= float(sae.feature_max[feature])
         if edit.op == "add" and config.normalize_output and config.normalization == "scalar":
             value /= config.output_scale or config.input_scale
-        found[layer] = found.get(layer, torch.zeros_like(row)) + value * row
+        for layer, part in zip(layers, row.chunk(len(layers)), strict=True):
+            found[layer] = found.get(layer, torch.zeros_like(part)) + value * part
     return {layer: found[layer].float() for layer in sorted(found)}
 
 
