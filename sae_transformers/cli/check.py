@@ -25,10 +25,8 @@ def check(
 
     options: dict[str, Any] = {"revision": revision} if revision else {}
     if sae:
-        saes = [one for name in sae for one in load_saes(name, hook_point)]
-        loaded = SaeForCausalLM.from_base(model, saes=saes, **options)
-    else:
-        loaded = SaeForCausalLM.from_pretrained(model, **options)
+        options["saes"] = [one for name in sae for one in load_saes(name, hook_point)]
+    loaded = (SaeForCausalLM.from_base if sae else SaeForCausalLM.from_pretrained)(model, **options)
     report = loaded.check(tolerance=tolerance)
     open_console().print(str(report))
     if not report:

@@ -19,7 +19,7 @@ Sparse feature circuits (https://arxiv.org/abs/2403.19647), section 3 and append
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .outputs import SparseFeatures
 from .sae_code import Normalized
 from .sae_mathematics import SaeMathematics
@@ -56,15 +57,14 @@ def feature_graph(
     options: Any,
     reported: Collection[int],
     plan: SteeringPlan | None,
-    n_saes: int,
-    cross_layer: Collection[int] = (),
+    configs: Sequence[SparseAutoencoderConfig],
 ) -> FeatureGraph | None:
     """What the options of a call ask for; None where that is nothing.
 
     Args:
         options: `SaeCallOptions`.
         reported: numbers of the SAEs whose features are reported.
-        cross_layer: numbers of the SAEs that write to several places.
+        configs: of all SAEs.
 
     Raises:
         ValueError: the options do not go together, or a steering reads latents of the same SAE.
@@ -78,8 +78,11 @@ def feature_graph(
             "Give `features_require_grad` or `edit_features`: a function can make its values require a gradient "
             "itself. Received: both."
         )
-    graph = FeatureGraph(functions=_functions(functions, n_saes)) if functions is not None else _with_grad(options)
-    if several := [number for number in cross_layer if graph.works_at(number, reported)]:
+    graph = (
+        FeatureGraph(functions=_functions(functions, len(configs))) if functions is not None else _with_grad(options)
+    )
+    worked = [number for number in range(len(configs)) if graph.works_at(number, reported)]
+    if several := [number for number in worked if configs[number].hooks_out]:
         if graph.error == "detached":
             raise ValueError(
                 f"An SAE that writes to several places has no error to detach: each place is the sum over all layers "

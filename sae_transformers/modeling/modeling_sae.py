@@ -258,13 +258,7 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PenaltyMixin, PreTraine
                 rows=steered.rows,
                 mask=steered.mask,
                 gates=steered.gates,
-                graph=feature_graph(
-                    options,
-                    features,
-                    steered.plan,
-                    len(self._entries),
-                    [number for number, entry in enumerate(self._entries) if entry.hooks_out],
-                ),  # fmt: skip
+                graph=feature_graph(options, features, steered.plan, self._entries),
                 features=features,
                 pre_activations=options.pre_activations,
                 keep_inputs=bool(options.output_sae_inputs),
