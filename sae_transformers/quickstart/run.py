@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -131,14 +131,14 @@ def _search(model: Any, tokenizer: Any, prepared: Prepared, console: Console) ->
     most = 2 * len(settings.size.strengths) + 1
     with progress_bar(console, "strength search          ") as report:
 
-        def measure(strength: float) -> Point:
-            point = steps.measure_strength(
-                model, tokenizer, SEARCH_PROMPTS, strength, settings, prepared.score,
+        def measure(strengths: Sequence[float]) -> list[Point]:
+            points = steps.measure_strengths(
+                model, tokenizer, SEARCH_PROMPTS, strengths, settings, prepared.score,
                 samples=settings.size.search_samples,
             )  # fmt: skip
-            measured.append(point)
+            measured.extend(points)
             report(len(measured), most)
-            return point
+            return points
 
         measured: list[Point] = []
         best, tried = steps.search_strengths(measure, settings.size.strengths, settings.perplexity_limit)
@@ -151,22 +151,15 @@ def _search(model: Any, tokenizer: Any, prepared: Prepared, console: Console) ->
 
 
 def _measure(model: Any, tokenizer: Any, prepared: Prepared, console: Console, best: dict[int, Point]) -> list[Point]:
-    settings, points = prepared.settings, []
+    settings = prepared.settings
     strengths = list(steps.strengths_to_report(best))
     with progress_bar(console, "measuring on new prompts ") as report:
-        for strength in strengths:
-            points.append(
-                steps.measure_strength(
-                    model,
-                    tokenizer,
-                    REPORT_PROMPTS,
-                    strength,
-                    settings,
-                    prepared.score,
-                    samples=settings.size.report_samples,
-                )  # fmt: skip
-            )
-            report(len(points), len(strengths))
+        report(0, len(strengths))
+        points = steps.measure_strengths(
+            model, tokenizer, REPORT_PROMPTS, strengths, settings, prepared.score,
+            samples=settings.size.report_samples,
+        )  # fmt: skip
+        report(len(points), len(strengths))
     return points
 
 

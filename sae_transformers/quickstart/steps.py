@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..create_training_data.labelled_text import LabelledTexts
 from ..evaluation.detection.metrics import auroc, mean_by_text
-from ..evaluation.generation.fluency import continuation_mask, continuation_perplexity, repetition
+from ..evaluation.generation.continuations import continue_prompts
+from ..evaluation.settings import GenerationSettings
 from ..latents.diffmean import fit_diffmean
 from ..latents.hidden_states import HiddenStates, read_hidden_states
 from ..modeling import FeatureEdit, SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig, Steering
@@ -22,6 +23,7 @@ from ..training.sae.initialization import usual_norm
 from .settings import CONCEPT, Prepared, Settings
 
 Report = Callable[[int, int], None]
+ROWS_AT_ONCE = 96  # continuations made together: beyond, a CPU does no more of them a second
 
 
 @dataclass(frozen=True)
@@ -153,63 +155,71 @@ def steering_of(strength: float) -> Steering:
     return Steering([FeatureEdit(feature=CONCEPT, op="direction", value=strength, unit="norm")])
 
 
-def measure_strength(
+def measure_strengths(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
-    strength: float,
+    strengths: Sequence[float],
     settings: Settings,
     score: Callable[[str], float],
     *,
     samples: int,
-) -> Point:
-    """Sample continuations under one strength, from the same random numbers for every strength, and judge them."""
-    batch = tokenizer([p for p in prompts for _ in range(samples)], return_tensors="pt", padding=True).to(model.device)
-    torch.manual_seed(settings.seed)
-    rows = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        steering=steering_of(strength) if strength else False,
-        max_new_tokens=settings.size.new_tokens,
-        do_sample=True,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=0,
-        pad_token_id=tokenizer.pad_token_id,
+) -> list[Point]:
+    """Sample continuations under each strength, from the same random numbers for every strength, and judge them."""
+    size, n = settings.size, len(prompts) * samples
+    found = continue_prompts(
+        model,
+        tokenizer,
+        [prompt for _ in strengths for prompt in prompts for _ in range(samples)],
+        [steering_of(strength) if strength else None for strength in strengths for _ in range(n)],
+        GenerationSettings(
+            max_new_tokens=size.new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            batch_size=ROWS_AT_ONCE,
+            seed=settings.seed,
+        ),
+        draws=[draw for _ in strengths for draw in range(n)],
     )
-    length = batch["input_ids"].shape[1]
-    counted = continuation_mask(rows[:, length:], model.generation_config.eos_token_id)
-    mask = torch.cat([batch["attention_mask"], counted.long()], dim=1)
-    texts = tokenizer.batch_decode(rows[:, length:], skip_special_tokens=True)
-    with model.steered(False):
-        perplexity = continuation_perplexity(model, rows, mask, length)
-    scores = torch.tensor([score(text) for text in texts])
-    error = float(scores.std() / len(scores) ** 0.5) if len(scores) > 1 else 0.0
-    return Point(strength, float(scores.mean()), error, perplexity, repetition(texts), tuple(texts))
+    points = []
+    for number, strength in enumerate(strengths):
+        texts = found.take(range(number * n, (number + 1) * n))
+        scores = torch.tensor([score(text) for text in texts.texts])
+        error = float(scores.std() / n**0.5) if n > 1 else 0.0
+        points.append(
+            Point(strength, float(scores.mean()), error, texts.perplexity, texts.repetition, tuple(texts.texts))
+        )
+    return points
 
 
 def search_strengths(
-    measure: Callable[[float], Point], strengths: Sequence[float], perplexity_limit: float
+    measure: Callable[[Sequence[float]], list[Point]], strengths: Sequence[float], perplexity_limit: float
 ) -> tuple[dict[int, Point], list[Point]]:
     """On each side, the strength that moves the sentiment most while the text stays likely.
 
-    Strengths are tried upwards until one exceeds `perplexity_limit` times the unsteered perplexity. Where already the
-    weakest does, that one is kept: a side always has a result, and its perplexity is shown.
+    Strengths are tried upwards until one exceeds `perplexity_limit` times the unsteered perplexity, on both sides at
+    once. Where already the weakest does, that one is kept: a side always has a result, and its perplexity is shown.
+
+    Args:
+        measure: the points of some strengths.
 
     Returns:
         {-1: point, 1: point}, and every point that was measured, the unsteered one first.
     """
-    baseline = measure(0.0)
-    tried, best = [baseline], {}
-    for side in (1, -1):
-        allowed: list[Point] = []
-        for strength in strengths:
-            point = measure(side * strength)
-            tried.append(point)
-            if point.perplexity > perplexity_limit * baseline.perplexity:
-                break
-            allowed.append(point)
-        best[side] = max(allowed or tried[-1:], key=lambda p: side * p.sentiment)
+    tried: list[Point] = []
+    allowed: dict[int, list[Point]] = {1: [], -1: []}
+    last: dict[int, Point] = {}
+    sides = [1, -1]
+    for strength in strengths:
+        points = measure([*([] if tried else [0.0]), *(side * strength for side in sides)])
+        tried += points
+        last.update(zip(sides, points[-len(sides) :], strict=True))
+        sides = [side for side in sides if last[side].perplexity <= perplexity_limit * tried[0].perplexity]
+        for side in sides:
+            allowed[side].append(last[side])
+        if not sides:
+            break
+    best = {side: max(found or [last[side]], key=lambda p: side * p.sentiment) for side, found in allowed.items()}
     return best, tried
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer, TopPLogitsWarper
+from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from ...latents.context import context_length
 from ...modeling import Steering
@@ -306,18 +306,45 @@ def _losses(
 
 
 class _Draws(LogitsProcessor):
-    """Logits whose greatest entry is a sample."""
+    """Logits whose greatest entry is a sample, and the only one that is finite."""
 
     def __init__(self, draws: Sequence[int], seed: int, temperature: float, top_p: float) -> None:
         self.names = sorted(set(draws))
         self.places = torch.tensor([self.names.index(draw) for draw in draws])
         self.sources = [torch.Generator().manual_seed((seed * 1_000_003 + name) % 2**63) for name in self.names]
-        self.temperature = temperature
-        self.warp = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         scores = scores.float() / self.temperature
-        if self.warp is not None:
-            scores = self.warp(input_ids, scores)
         noise = torch.stack([-torch.empty(scores.shape[1]).exponential_(generator=g).log() for g in self.sources])
-        return scores + noise[self.places].to(scores.device)
+        tokens = greatest_of_top_p(scores, noise[self.places].to(scores.device), self.top_p)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+
+
+def greatest_of_top_p(scores: Tensor, noise: Tensor, top_p: float) -> Tensor:
+    """The token with the greatest score + noise among those whose more likely ones have less than `top_p` together.
+
+    As from transformers' `TopPLogitsWarper`, but no vocabulary is sorted: a token that is out goes with all that are
+    no more likely, and the greatest of the rest is looked at. Of equally likely tokens all stay or all go.
+
+    Args:
+        scores, noise: (n, vocabulary) float; the scores are logits.
+
+    Returns:
+        (n,) int64.
+    """
+    noisy = scores + noise
+    tokens = noisy.argmax(-1)
+    if top_p >= 1:
+        return tokens
+    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
+    limits, rows = top_p * weights.sum(-1), torch.arange(len(scores), device=scores.device)
+    while len(rows):
+        chosen = weights.gather(1, tokens[rows, None])
+        # A product with a mask: ten times as fast on a CPU as `torch.where`.
+        above = torch.gt(weights, chosen, out=torch.empty_like(weights)).mul_(weights).sum(-1)
+        out = above >= limits
+        rows, limits, weights = rows[out], limits[out], weights[out]
+        noisy = noisy[out].masked_fill_(weights <= chosen[out], -torch.inf)
+        tokens[rows] = noisy.argmax(-1)
+    return tokens

@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
-from sae_transformers.evaluation.generation.continuations import chat_prompts, continue_prompts, likelihood
+from sae_transformers.evaluation.generation.continuations import (
+    chat_prompts,
+    continue_prompts,
+    greatest_of_top_p,
+    likelihood,
+)
 from sae_transformers.evaluation.generation.fluency import continuation_perplexity
 from sae_transformers.evaluation.settings import GenerationSettings
 from tests.architectures import tiny_bases
@@ -122,6 +128,25 @@ def test_sampling_draws_from_the_distribution_of_the_model(model: Any, tokenizer
     )
     assert set(drawn) <= set(inside.tolist())
     assert float((shares - wanted)[known].abs().max()) < 4 * (0.25 / n) ** 0.5
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.9999, 1.0])
+def test_top_p_without_a_sort_takes_the_token_that_the_sort_leaves(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = 3 * torch.randn(200, 777, generator=generator)
+    scores[1, 5:] = -torch.inf
+    noise = -torch.empty_like(scores).exponential_(generator=generator).log()
+    cut = TopPLogitsWarper(top_p)(torch.zeros(0), scores) if top_p < 1 else scores
+    assert torch.equal(greatest_of_top_p(scores, noise, top_p), (cut + noise).argmax(-1))
+
+
+def test_equally_likely_tokens_all_stay_or_all_go() -> None:
+    scores = torch.tensor([[0.0, 0.0, -1.0, -1.0, -1.0]])
+    for token in range(5):
+        noise = torch.zeros_like(scores)
+        noise[0, token] = 9.0
+        kept = int(greatest_of_top_p(scores, noise, 0.5))
+        assert (kept == token) is (token < 2)
 
 
 def test_chat_template_where_there_is_one(tokenizer: Any) -> None:
