@@ -18,7 +18,7 @@ from ...evaluation.detection.metrics import code_aurocs
 from ...latents.sparse_codes import SparseCodes
 from ...latents.text_latents import sae_of
 from .effect_scores import delta_confidences, output_scores
-from .settings import NEXT_TOKEN, OUTCOME, STATISTICS, OutputScoreSettings, SearchSettings
+from .settings import ATTRIBUTION, NEXT_TOKEN, OUTCOME, STATISTICS, OutputScoreSettings, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class FeatureSearch:
     """Candidates of one SAE, best first.
 
     features: (m,) int64. input_scores: (m,) float64 by the statistic. output_scores: (m,) float64, None where the
-    selection does not need them; so are delta_confidences and correlations. statistic, selection: how they were
-    ranked. sae: number of the SAE.
+    selection does not need them; so are delta_confidences, correlations and attributions. statistic, selection: how
+    they were ranked. sae: number of the SAE.
     """
 
     features: Tensor
@@ -38,13 +38,15 @@ class FeatureSearch:
     sae: int = 0
     delta_confidences: Tensor | None = None
     correlations: Tensor | None = None
+    attributions: Tensor | None = None
 
     def rows(self) -> list[dict[str, float]]:
-        """A mapping for each candidate: sae, feature, the statistic's name, and of output_score, delta_confidence and
-        correlation those that were measured."""
+        """A mapping for each candidate: sae, feature, the statistic's name, and of output_score, delta_confidence,
+        correlation and attribution those that were measured."""
         scores = {
             self.statistic: self.input_scores, "output_score": self.output_scores,
             "delta_confidence": self.delta_confidences, "correlation": self.correlations,
+            "attribution": self.attributions,
         }  # fmt: skip
         known = {name: values.tolist() for name, values in scores.items() if values is not None}
         return [
@@ -148,16 +150,17 @@ def search_features(
         codes: (n, d_sae) of texts.
         labels: (n,), 0 or 1; both must occur.
         model, tokenizer: for output scores and delta confidences; needed unless `selection` is `input` or
-            `correlation`.
+            `correlation` or `attribution`.
         settings: its `selection` orders the `pool` best by the statistic: `input` by the statistic; `output` by output
             score; `combined` by the sum of both; `confidence` by the magnitude of delta confidence; `correlation` by
-            the correlation with an outcome; `effect` by the sum of the last two. What is summed is in standard
-            deviations of the pool, so that a latent far above all others in one score is not put below those that are
-            a little better than most in the other. `top` does not count: `best_of` takes the first.
+            the correlation with an outcome; `effect` by the sum of the last two; `attribution` by that to labelled
+            texts. What is summed is in standard deviations of the pool, so that a latent far above all others in one
+            score is not put below those that are a little better than most in the other. `top` does not count:
+            `best_of` takes the first.
         sae: number of the SAE in the model.
         effect: how output scores and delta confidences are measured.
-        correlations: (d_sae,) of this SAE, as `outcome_correlations` gives them; needed where the selection is by
-            them.
+        correlations: (d_sae,) of this SAE, as `outcome_correlations` gives them, or for `attribution`
+            `text_attributions`; needed where the selection is by them.
 
     Returns:
         At most `pool` latents, of those that are active in a text and whose statistic speaks for the concept.
@@ -186,13 +189,15 @@ def search_features(
         found["output_scores"] = output_scores(model, tokenizer, features, effect, sae=sae)
     if selection in ("confidence", "effect"):
         found["delta_confidences"] = delta_confidences(model, tokenizer, features, effect, sae=sae)
-    if selection in OUTCOME:
+    if selection in (*OUTCOME, ATTRIBUTION):
         if correlations is None or correlations.shape != (codes.d_sae,):
             raise ValueError(
-                f"This selection needs `correlations` of {codes.d_sae} latents, of `outcome_correlations`. Received: "
+                f"This selection needs `correlations` of {codes.d_sae} latents, of `outcome_correlations` or "
+                f"`text_attributions`. Received: "
                 f"selection={selection!r}, correlations={None if correlations is None else tuple(correlations.shape)}."
             )
-        found["correlations"] = correlations.double().cpu()[features]
+        name = "attributions" if selection == ATTRIBUTION else "correlations"
+        found[name] = correlations.double().cpu()[features]
     order = _merits(found, selection).argsort(descending=True, stable=True)
     by_name: dict[str, Any] = {name: values[order] for name, values in found.items()}
     by_name = {"output_scores": None, **by_name}
@@ -203,6 +208,7 @@ def _merits(scores: dict[str, Tensor], selection: str) -> Tensor:
     """By what the candidates are ordered, (m,) float64."""
     by = {"input": ["input_scores"], "output": ["output_scores"], "combined": ["input_scores", "output_scores"]}
     by |= {"confidence": ["delta_confidences"], "correlation": ["correlations"]}
+    by["attribution"] = ["attributions"]
     by["effect"] = ["delta_confidences", "correlations"]
     wanted = [scores[name].abs() if name == "delta_confidences" else scores[name] for name in by[selection]]
     return wanted[0] if len(wanted) == 1 else torch.stack([_standard(values) for values in wanted]).sum(0)

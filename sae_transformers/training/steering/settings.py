@@ -8,9 +8,10 @@ from typing import ClassVar
 from ...latents.settings import check_choice, check_integers, check_numbers
 
 STATISTICS = ("auroc", "mutual_information", "mean_difference")
-SELECTIONS = ("input", "output", "combined", "confidence", "correlation", "effect")
+SELECTIONS = ("input", "output", "combined", "confidence", "correlation", "effect", "attribution")
 NEXT_TOKEN = ("output", "combined", "confidence", "effect")  # selections that raise a latent and read the next token
 OUTCOME = ("correlation", "effect")  # selections that need texts of the model's own, and a score of each
+ATTRIBUTION = "attribution"  # the selection that needs a backward pass over the labelled texts
 NORMS = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.6)  # of the hidden state
 FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 STRENGTHS: dict[str, tuple[float, ...]] = {"direction": NORMS, "set": NORMS, "at_least": NORMS, "scale": FACTORS}
@@ -24,7 +25,8 @@ class SearchSettings:
         statistic: how features are ranked by labelled texts: `auroc`, `mutual_information` or `mean_difference`.
         selection: ranking of the candidates: `input` (by the statistic), `output` (by output score), `combined` (by
             both), `confidence` (by how much they change the next token's confidence), `correlation` (with the scores
-            of texts that the model writes) or `effect` (by the last two).
+            of texts that the model writes), `effect` (by the last two) or `attribution` (by how much more they raise
+            the likelihood of texts with the concept than of texts without).
         pool: best features by the statistic, which the selection ranks.
         top: features of each SAE that are tried by generating.
         outcome_samples: continuations of each prompt that chooses, whose scores features are correlated with; one

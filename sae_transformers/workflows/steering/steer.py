@@ -28,7 +28,8 @@ from ...modeling import SaeForCausalLM, Steering
 from ...training.steering.calibration import Calibration, SteeringPoint, calibrate, ladders_of, split_prompts
 from ...training.steering.effect_scores import outcome_correlations
 from ...training.steering.feature_search import FeatureSearch, best_of, search_features
-from ...training.steering.settings import OUTCOME
+from ...training.steering.settings import ATTRIBUTION, OUTCOME
+from ...training.steering.text_attributions import text_attributions
 from ..results import Count, Progress, Result, save_json
 from ..settings.steer import SteerSettings
 
@@ -274,6 +275,12 @@ def _searches(
             f"Texts of both labels are needed that have more than {reading.skip_first} tokens. Received: {len(ids)} "
             f"texts so long in the half that searches."
         )
+    if settings.search.selection == ATTRIBUTION:
+        told = [number for number, row in enumerate(ids) if len(row) > 1]
+        correlations = text_attributions(
+            model, [ids[number] for number in told], labels[told], skip_first=reading.skip_first,
+            tokens_at_once=max(1, reading.tokens_per_batch // 4), report=Count(progress, len(told)),
+        )  # fmt: skip
     means = encode_text_means(
         model, ids, skip_first=reading.skip_first, tokens_at_once=reading.tokens_per_batch,
         report=Count(progress, len(labelled)),

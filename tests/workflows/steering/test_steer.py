@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sae_transformers import (
     FluencyBudget,
@@ -23,8 +24,10 @@ from sae_transformers import (
     steer,
 )
 from sae_transformers.evaluation.generation.continuations import continue_prompts
+from sae_transformers.latents.splits import label_halves
 from sae_transformers.training.steering import effect_scores
 from sae_transformers.training.steering.calibration import ladders_of, split_prompts
+from sae_transformers.training.steering.text_attributions import text_attributions
 from sae_transformers.workflows.loading import Loaded, read_steering
 from sae_transformers.workflows.steering.steer import SteerResult, read_labelled
 from tests.create_training_data.words import WORDS, word_tokenizer
@@ -163,6 +166,22 @@ def test_features_are_selected_by_effect_on_texts_that_do_not_report(
     assert set(found.candidates[0]) == {"sae", "feature", "auroc"} | names.get(
         selection, {"delta_confidence", "correlation"}
     )
+    assert set(found.searches[0].features.tolist()) == set(result.searches[0].features.tolist())
+
+
+def test_features_are_selected_by_what_they_do_to_the_labelled_texts(loaded: Loaded, result: SteerResult) -> None:
+    """By the texts of the half that searches, and no others."""
+    search = replace(SETTINGS.search, selection="attribution")
+    found = steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, replace(SETTINGS, search=search))
+    searching, _ = label_halves(LABELS, SETTINGS.generation.seed)
+    ids = [loaded.tokenizer(TEXTS[i])["input_ids"] for i in searching]
+    kept = [number for number, row in enumerate(ids) if len(row) > 1]
+    labels = torch.tensor([LABELS[searching[number]] for number in kept])
+    expected = text_attributions(loaded.model, [ids[number] for number in kept], labels)[0]
+    scores = found.searches[0].attributions
+    assert scores is not None and scores.tolist() == sorted(scores.tolist(), reverse=True)
+    torch.testing.assert_close(scores, expected[found.searches[0].features], rtol=1e-3, atol=1e-6)
+    assert set(found.candidates[0]) == {"sae", "feature", "auroc", "attribution"}
     assert set(found.searches[0].features.tolist()) == set(result.searches[0].features.tolist())
 
 
