@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .effects import ScaledLatents
 
-NAMES = ("keep", "remove", "keep_random", "remove_random")
+NAMES: tuple[str, ...] = ("keep", "remove", "keep_random", "remove_random")
 
 
 class Agreement(NamedTuple):

@@ -50,12 +50,6 @@ def read_target(
         TypeError: something else.
     """
     if isinstance(model, SaeForSequenceClassification):
-        if model.feature_head is not None:
-            raise ValueError(
-                "A feature head scores what its SAE reads, so what an SAE writes does not reach it. Expected a "
-                "classifier with the head of its base. Its features' shares of a logit are known without a "
-                "gradient: `swap_measures`. Received: a model with `feature_head`."
-            )
         if position is not None:
             raise ValueError(f"A classifier has one output for a text. Received: position={position!r}.")
         return _of_labels(model, list(ids), target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -193,7 +195,48 @@ def feature_reliance(
     if one_of and len(rows) > 1:
         rows = rows - rows.mean(0)
     decision = states.double() @ rows.T  # (n, n_classes)
-    part = unintended_reconstruction(states, sae, unintended).double() @ rows.T
+    return _shares(decision, unintended_reconstruction(states, sae, unintended).double() @ rows.T)
+
+
+def attributed_reliance(
+    score: Callable[[Tensor], Tensor],
+    states: Tensor,
+    sae: SparseAutoencoder,
+    unintended: Tensor,
+    *,
+    one_of: bool = True,
+) -> dict[str, float]:
+    """`feature_reliance` of any decision, by attribution: its slope takes the place of the weights.
+
+    s = score(H),   c = relu(pre_U) @ W_dec[U] times ds/dH, summed over the width      (gradient x latent)
+
+    For a linear score the same as `feature_reliance`. Where the score is not linear `c` is what the features say to
+    first order.
+
+    Args:
+        score: hidden states (n, d_in) to (n,) or (n, n_classes), each row by itself, with a gradient.
+        states, sae, unintended, one_of: as for `feature_reliance`.
+    """
+    with torch.enable_grad():
+        leaf = states.detach().clone().requires_grad_()
+        decision = score(leaf)
+        if decision.ndim not in (1, 2) or len(decision) != len(states) or len(states) < 2:
+            raise ValueError(
+                f"Expected a score (n,) or (n, n_classes) of states (n, d_in), n at least 2. Received: "
+                f"{tuple(decision.shape)} of {tuple(states.shape)}."
+            )
+        decision = decision.reshape(len(states), -1)
+        slopes = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in decision.unbind(1)]
+    said = unintended_reconstruction(states, sae, unintended).double()
+    part = torch.stack([(said * slope.double()).sum(-1) for slope in slopes], 1)
+    decision = decision.detach().double()
+    if one_of and decision.shape[1] > 1:
+        decision, part = decision - decision.mean(1, keepdim=True), part - part.mean(1, keepdim=True)
+    return _shares(decision, part)
+
+
+def _shares(decision: Tensor, part: Tensor) -> dict[str, float]:
+    """`variance` and `contribution` of a part (n, n_classes) of decisions."""
     decision, part = decision - decision.mean(0), part - part.mean(0)
     total, through = decision.square().sum(), part.abs().sum()
     both = through + (decision - part).abs().sum()

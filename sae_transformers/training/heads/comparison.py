@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.classification import classification_metrics
-from ...evaluation.fairness.counterfactuals import feature_reliance, swap_sensitivity
+from ...evaluation.fairness.counterfactuals import attributed_reliance, feature_reliance, swap_sensitivity
 from ...latents.progress import Keep, keep_nothing
 from ...modeling import SparseAutoencoder
 from ...modeling.feature_head import FeatureHead
@@ -187,15 +187,13 @@ class Comparison:
         found = dict(classification_metrics(logits, labels, head.objective))
         if "original" in states:
             found |= swap_measures(head.logits(states["original"]), head.logits(states["swapped"]))
-        if (
-            self.sae is not None
-            and head.hidden_weight is None
-            and self.seen is not None
-            and self.unintended is not None
-        ):
-            reliance = feature_reliance(
-                head.weight, self.seen, self.sae, self.unintended, one_of=head.objective == "multi_class"
-            )
+        if self.sae is not None and self.seen is not None and self.unintended is not None:
+            of = (self.seen, self.sae, self.unintended)
+            one_of = head.objective == "multi_class"
+            if head.hidden_weight is None:
+                reliance = feature_reliance(head.weight, *of, one_of=one_of)
+            else:
+                reliance = attributed_reliance(head.scores, *of, one_of=one_of)
             found["reliance"] = reliance["contribution"]
         found["validation"] = head.validation_score
         if "chosen_original" in states:

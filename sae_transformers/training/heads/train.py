@@ -75,6 +75,10 @@ class TrainedHead:
 
         Pairs (n, 2, d) give (n, 2), the scores of chosen and rejected. Features are removed here too.
         """
+        return self.scores(states)
+
+    def scores(self, states: Tensor) -> Tensor:
+        """`logits`, with a gradient for the states."""
         x = states.to(self.weight)
         x = x if self.removal is None else self.removal(x)
         if self.hidden_weight is not None:

@@ -11,7 +11,7 @@ from sae_transformers import SaeModel
 from sae_transformers.evaluation.attribution.targets import read_target
 from tests.create_training_data.words import word_tokenizer
 from tests.evaluation.attribution import worlds
-from tests.tiny import prompt, tiny_base, tiny_model, tiny_sae
+from tests.tiny import tiny_base, tiny_model, tiny_sae
 
 TOKENIZER = word_tokenizer()
 IDS = [11, 14, 20, 14]  # w7 w10 w16 w10
@@ -136,7 +136,3 @@ def test_models_without_such_an_output():
     headless = SaeModel.from_base(base.model, saes=[tiny_sae(layer=1)])
     with pytest.raises(ValueError, match="SaeModel has no logits"):
         read_target(headless, TOKENIZER, IDS, "w30", None)
-    reader = worlds.classifier(feature_head={"sae": 0})
-    assert reader(prompt()).logits.shape[0] == 2
-    with pytest.raises(ValueError, match="A feature head scores what its SAE reads"):
-        read_target(reader, TOKENIZER, IDS, None, None)

@@ -6,6 +6,7 @@ import torch
 
 from sae_transformers.evaluation.fairness import counterfactuals as reliance
 from sae_transformers.evaluation.fairness.counterfactuals import (
+    attributed_reliance,
     feature_reliance,
     group_gaps,
     swap_sensitivity,
@@ -121,3 +122,40 @@ def test_reliance_of_planted_weights() -> None:
     assert feature_reliance(weight * 0, states, sae, U) == {"variance": 0.0, "contribution": 0.0}
     with pytest.raises(ValueError, match=r"states \(1, 32\)"):
         feature_reliance(weight, states[:1], sae, U)
+
+
+def test_reliance_by_attribution_is_that_of_weights_where_the_score_is_linear() -> None:
+    sae = tiny_sae(dtype=F64, activation="relu")
+    states = torch.randn(60, WIDTH, dtype=F64)
+    weights, features = torch.randn(3, WIDTH, dtype=F64), torch.tensor([3, 17, 40])
+    for rows in (weights, weights[:1]):
+        for one_of in (True, False):
+            expected = feature_reliance(rows, states, sae, features, one_of=one_of)
+            found = attributed_reliance(lambda x, rows=rows: x @ rows.T, states, sae, features, one_of=one_of)
+            assert found == pytest.approx(expected, rel=1e-9)
+            assert 0 < expected["contribution"] < 1
+    assert attributed_reliance(lambda x: x @ weights[0], states, sae, features) == pytest.approx(
+        feature_reliance(weights[0], states, sae, features), rel=1e-9
+    )
+
+
+def test_reliance_of_a_head_that_is_not_linear() -> None:
+    """Coordinates are features: a hidden layer that reads planted ones alone relies on them alone."""
+    sae = tiny_sae(dtype=F64, activation="relu", d_sae=WIDTH, apply_b_dec_to_input=False)
+    with torch.no_grad():
+        for name, value in (("W_enc", torch.eye(WIDTH)), ("W_dec", torch.eye(WIDTH)), ("b_enc", torch.zeros(WIDTH))):
+            getattr(sae, name).copy_(value)
+    states = torch.rand(200, WIDTH, dtype=F64)
+    hidden = torch.zeros(4, WIDTH, dtype=F64)
+    hidden[:, 2] = torch.tensor([1.0, -1.0, 2.0, 0.5], dtype=F64)
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ hidden.T - 0.3) @ torch.tensor([1.0, 2.0, -0.5, 1.5], dtype=F64)
+
+    assert attributed_reliance(score, states, sae, torch.tensor([7])) == {"variance": 0.0, "contribution": 0.0}
+    mine = attributed_reliance(score, states, sae, torch.tensor([2]))["contribution"]
+    hidden[:, 7] = 3.0
+    shared = attributed_reliance(score, states, sae, torch.tensor([2]))["contribution"]
+    assert mine > 0.5 > shared > 0
+    with pytest.raises(ValueError, match=r"Expected a score"):
+        attributed_reliance(lambda x: x.sum(), states, sae, torch.tensor([2]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from sae_transformers import SaeForSequenceClassification
+from sae_transformers.evaluation.fairness.counterfactuals import attributed_reliance
 from sae_transformers.modeling.feature_head import FeatureHead, FeatureHeadConfig
 from sae_transformers.training.heads.comparison import (
     Candidate,
@@ -111,6 +112,9 @@ def test_selfreg_is_trained_on_the_states_without_features() -> None:
     (alone,) = train_heads(states, labels, [(QUICK, 4)])
     rows, head = comparison.run(Candidate(QUICK, plain), [4])
     torch.testing.assert_close(head.weight, alone.weight, rtol=1e-6, atol=1e-6)
+    deep, head = comparison.run(Candidate(replace(QUICK, hidden_size=5), plain), [4])
+    reliance = attributed_reliance(head.scores, states, sae, features, one_of=False)["contribution"]
+    assert deep[0]["reliance"] == pytest.approx(reliance) and reliance > 0
     assert {"f1", "auroc", "ece", "flips", "reliance", "validation"} <= set(rows[0])
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import sae_transformers
 from sae_transformers import AttributionSettings, attribute, load
 from sae_transformers.cli import app
+from sae_transformers.workflows.settings.detect import METHODS
 from tests.create_training_data.words import word_tokenizer
 from tests.evaluation.attribution.worlds import (
     FIRST,
@@ -148,6 +149,29 @@ def test_a_classifiers_label():
         cut = model(ids, edit_features=without).logits[0]
     assert row["effect"] == pytest.approx(float((whole - cut)[2] - (whole - cut)[0]), rel=1e-9)
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_feature_heads_effects_are_its_weights(pooling):
+    """A linear head reads the state with a feature's share in it: its effect is `z * W_dec @ w`, by every method."""
+    model = classifier(feature_head={"sae": 0, "pooling": pooling})
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        latents = model(ids, output_features=True).sae_features[0].to_dense()[0]
+        weights = model.feature_head.linear.weight
+        expected = latents * (model.saes[0].W_dec @ (weights[2] - weights[0]))
+    if pooling == "last":
+        expected[:-1] = 0
+    else:
+        expected /= len(IDS)
+    expected[0] = 0
+    for method in METHODS:
+        found: Any = attribute(model, TOKENIZER, TEXT, ("good", "bad"), method, settings=QUICK)
+        for row in found.rows():
+            effect = float(expected[row["position"], row["feature"]])
+            assert row["effect"] == pytest.approx(effect, rel=1e-9, abs=1e-12)
+        assert found.curve.whole - found.curve.none == pytest.approx(float(expected.sum()))
+        assert max(abs(row["effect"]) for row in found.rows()) > 1e-3
 
 
 def test_why_a_token_of_the_text_is_said(planted):
