@@ -92,6 +92,7 @@ test-parity: $(STAMP)  ## our exports and SAEs in the libraries they are for, wh
 	tracer="$$($(BIN)/python benchmarks/peers.py circuit-tracer)" && \
 	annotations="$$($(BIN)/python benchmarks/peers.py annotations)" && \
 	llama_cpp="$$($(BIN)/python benchmarks/peers.py llama.cpp)" && \
+	trl="$$($(BIN)/python benchmarks/peers.py trl)" && SAE_TRANSFORMERS_TRL="$$trl" \
 	SAE_TRANSFORMERS_CIRCUIT_TRACER="$$tracer" SAE_TRANSFORMERS_ANNOTATION_PEERS="$$annotations" \
 	SAE_TRANSFORMERS_LLAMA_CPP="$$llama_cpp" \
 	SAE_TRANSFORMERS_PEERS="$$peers" SAE_TRANSFORMERS_SAEBENCH="$$saebench" $(BIN)/python $(PYTEST) -m parity

@@ -5,6 +5,7 @@
     python benchmarks/peers.py circuit-tracer   and for circuit-tracer, which wants an older transformers
     python benchmarks/peers.py inspect      and for Inspect AI, which wants an older fsspec; this library is in it too
     python benchmarks/peers.py annotations  a folder of packages that read annotations, to stand beside the first
+    python benchmarks/peers.py trl          a folder with TRL, to stand beside this environment's own packages
     python benchmarks/peers.py llama.cpp    the same for llama.cpp, as the wheel that holds it in one library
 
 `make test-parity`, training.py and saebench.py use them.
@@ -28,6 +29,8 @@ VERSIONS = ("sae-lens==6.54.12", "eai-sparsify==1.3.3", "dictionary-learning==0.
 SAEBENCH_FOLDER = Path("~/.cache/sae_transformers/benchmark-saebench")
 CIRCUIT_TRACER_FOLDER = Path("~/.cache/sae_transformers/benchmark-circuit-tracer")
 CIRCUIT_TRACER_VERSIONS = ("circuit-tracer==0.5.0",)  # transformers up to 4.57.3, huggingface_hub before 1.0
+TRL_FOLDER = Path("~/.cache/sae_transformers/benchmark-trl")
+TRL_VERSIONS = ("trl==1.16.0",)  # what it wants is here already
 LLAMA_CPP_FOLDER = Path("~/.cache/sae_transformers/benchmark-llama-cpp")
 LLAMA_CPP = "xllamacpp==2026.10.11549"
 SAEBENCH_VERSIONS = ("sae-bench==0.6.0", "sae-probes==0.4.2", "sae-lens==6.54.12")
@@ -46,15 +49,17 @@ ANNOTATIONS_VERSIONS = (
 )  # fmt: skip
 
 
-def make_packages(python: Path, folder: Path, say: Callable[[str], object]) -> Path:
-    """A folder with `ANNOTATIONS_VERSIONS` for the interpreter `python`, none of what they want beside them."""
+def make_packages(
+    python: Path, folder: Path, say: Callable[[str], object], versions: Sequence[str] = ANNOTATIONS_VERSIONS
+) -> Path:
+    """A folder with packages for the interpreter `python`, none of what they want beside them."""
     stamp = folder / "installed.txt"
-    if not stamp.exists() or stamp.read_text().split() != list(ANNOTATIONS_VERSIONS):
-        say(f"Installing {', '.join(ANNOTATIONS_VERSIONS[:2])} into {folder}, once ...")
+    if not stamp.exists() or stamp.read_text().split() != list(versions):
+        say(f"Installing {', '.join(versions[:2])} into {folder}, once ...")
         pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check"]
         options = ["install", "--no-deps", "--upgrade", "--target", folder]
-        subprocess.run([*pip, *options, *ANNOTATIONS_VERSIONS], check=True)
-        stamp.write_text("\n".join(ANNOTATIONS_VERSIONS))
+        subprocess.run([*pip, *options, *versions], check=True)
+        stamp.write_text("\n".join(versions))
     return folder
 
 
@@ -94,6 +99,9 @@ if __name__ == "__main__":
         print(llama_cpp_python())
         raise SystemExit
     asked, to_stderr = sys.argv[1:2], functools.partial(print, file=sys.stderr)
+    if asked == ["trl"]:
+        print(make_packages(Path(sys.executable), TRL_FOLDER.expanduser(), to_stderr, TRL_VERSIONS))
+        raise SystemExit
     others = {
         "saebench": (SAEBENCH_FOLDER, SAEBENCH_VERSIONS),
         "circuit-tracer": (CIRCUIT_TRACER_FOLDER, CIRCUIT_TRACER_VERSIONS),

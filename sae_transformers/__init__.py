@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .create_training_data.concept_recipe import ConceptRecipe
     from .create_training_data.concept_sets import read_concept_sets
     from .create_training_data.harvest.settings import HarvestSettings
+    from .evaluation.canary import CanarySettings, FeatureCanary
     from .evaluation.classification import classification_metrics
     from .evaluation.detection.metrics import auroc, code_aurocs, fit_linear_probe
     from .evaluation.fairness.data import read_bias_data
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     )
     from .modeling.conversion.attach import attach
     from .serving.limits import ServeLimits
+    from .training.canary_callback import watch_canary
     from .training.heads.choice import choose_on_validation
     from .training.heads.comparison import swap_measures
     from .training.heads.erasure import difference_sae, leace, project_out, swap_directions
@@ -158,45 +160,46 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerSettings", "AskFeaturesSettings", "AttributionSettings", "BiasSettings", "BootstrapSettings",
-    "CapabilitySuite", "CardSettings", "ClassifySettings", "ComparisonSettings", "ConceptDataSettings",
-    "ConceptRecipe", "ConceptSetSettings", "DashboardSettings", "DashboardSources", "DetectSettings",
-    "Detection", "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings", "ExplainSettings",
-    "ExportSettings", "FairnessSuite", "FeatureAnnotations", "FeatureEdit", "FeaturePenalty",
-    "FeatureReweighting", "FeatureSelectionSettings", "FeatureTableSettings", "FluencyBudget", "Gate",
-    "GenerateSettings", "GenerationSettings", "HarvestSettings", "HeadSettings", "HiddenStateReader",
-    "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings", "LLMSettings", "LabelSettings",
-    "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",
+    "CanarySettings", "CapabilitySuite", "CardSettings", "ClassifySettings", "ComparisonSettings",
+    "ConceptDataSettings", "ConceptRecipe", "ConceptSetSettings", "DashboardSettings", "DashboardSources",
+    "DetectSettings", "Detection", "DetectionSuite", "DiffMean", "EndToEndTrainer", "EvaluateSettings",
+    "ExplainSettings", "ExportSettings", "FairnessSuite", "FeatureAnnotations", "FeatureCanary", "FeatureEdit",
+    "FeaturePenalty", "FeatureReweighting", "FeatureSelectionSettings", "FeatureTableSettings",
+    "FluencyBudget", "Gate", "GenerateSettings", "GenerationSettings", "HarvestSettings", "HeadSettings",
+    "HiddenStateReader", "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings", "LLMSettings",
+    "LabelSettings", "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",
     "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings", "ReadingSettings", "Receipt",
     "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite", "RecoverySettings", "SaeConfig",
     "SaeForCausalLM", "SaeForSequenceClassification", "SaeModel", "SaeTrainer", "SaeTrainingArguments",
     "ScarSuite", "ScoringSettings", "SearchSettings", "SelectBehaviourSettings", "SelectKnowledgeSettings",
     "SendSettings", "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings", "SparseAutoencoder",
     "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite",
-    "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod", "SteeringPlan",
-    "SteeringSuite", "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression", "TargetPairs",
-    "TensorTokens", "TextSettings", "TopFeatures", "TopicEmbeddingSettings", "TopicGenerationSettings",
-    "TopicMeasuringSettings", "TopicScoringSettings", "TopicSettings", "TopicTexts", "__version__",
-    "align_topic", "annotate", "ask_features", "attach", "attribute", "auroc", "card", "ce_loss_recovered",
-    "chat_prompts", "chat_tokens", "choose_on_validation", "classification_metrics", "classify", "code_aurocs",
-    "concept_data", "concept_set", "continue_prompts", "convert", "counterfactual_features",
-    "cross_layer_outputs", "dashboard", "detect", "difference_agreement", "difference_sae", "direction_sae",
-    "early_signs", "encode_texts", "evaluate", "evaluate_concept_steering", "explain", "export_steering",
-    "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe", "generate",
-    "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load", "load_base",
-    "load_classifier_base", "load_control_vector", "load_saes", "log_loss_terms", "make_swaps",
+    "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod",
+    "SteeringPlan", "SteeringSuite", "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression",
+    "TargetPairs", "TensorTokens", "TextSettings", "TopFeatures", "TopicEmbeddingSettings",
+    "TopicGenerationSettings", "TopicMeasuringSettings", "TopicScoringSettings", "TopicSettings", "TopicTexts",
+    "__version__", "align_topic", "annotate", "ask_features", "attach", "attribute", "auroc", "card",
+    "ce_loss_recovered", "chat_prompts", "chat_tokens", "choose_on_validation", "classification_metrics",
+    "classify", "code_aurocs", "concept_data", "concept_set", "continue_prompts", "convert",
+    "counterfactual_features", "cross_layer_outputs", "dashboard", "detect", "difference_agreement",
+    "difference_sae", "direction_sae", "early_signs", "encode_texts", "evaluate", "evaluate_concept_steering",
+    "explain", "export_steering", "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe",
+    "generate", "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load",
+    "load_base", "load_classifier_base", "load_control_vector", "load_saes", "log_loss_terms", "make_swaps",
     "measure_receipt", "measure_reconstruction", "measure_recovery", "on_unseen_concepts", "open_annotations",
     "open_text", "outcome_correlations", "project_out", "prompt_ids", "push", "read_bias_data",
-    "read_concept_sets", "read_labelled", "read_unintended", "reduce_bias", "register_suite", "search_features",
-    "select_behaviour", "select_knowledge", "select_published_knowledge", "selfreg_classifier", "serve",
-    "space", "spans", "steer", "steer_feature", "steering_outcome", "swap_directions", "swap_measures",
-    "tool_server", "top_features", "train", "train_concept", "train_heads", "train_recipe", "will_it_work",
-    "write_metric",
+    "read_concept_sets", "read_labelled", "read_unintended", "reduce_bias", "register_suite",
+    "search_features", "select_behaviour", "select_knowledge", "select_published_knowledge",
+    "selfreg_classifier", "serve", "space", "spans", "steer", "steer_feature", "steering_outcome",
+    "swap_directions", "swap_measures", "tool_server", "top_features", "train", "train_concept", "train_heads",
+    "train_recipe", "watch_canary", "will_it_work", "write_metric",
 ]  # fmt: skip
 HOMES = {  # module -> the names that are there; `modeling` has all others
     ".create_training_data.chat_roles": "chat_tokens",
     ".create_training_data.concept_recipe": "ConceptRecipe",
     ".create_training_data.concept_sets": "read_concept_sets",
     ".create_training_data.harvest.settings": "HarvestSettings",
+    ".evaluation.canary": "CanarySettings FeatureCanary",
     ".evaluation.classification": "classification_metrics",
     ".evaluation.detection.metrics": "auroc code_aurocs fit_linear_probe",
     ".evaluation.fairness.data": "read_bias_data",
@@ -227,6 +230,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".mcp_server.server": "tool_server",
     ".modeling.conversion.attach": "attach",
     ".serving.limits": "ServeLimits",
+    ".training.canary_callback": "watch_canary",
     ".training.heads.choice": "choose_on_validation",
     ".training.heads.comparison": "swap_measures",
     ".training.heads.erasure": "difference_sae leace project_out swap_directions",

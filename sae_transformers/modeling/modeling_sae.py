@@ -173,6 +173,8 @@ class SaePreTrainedModel(RepositoryMixin, SteeringMixin, PenaltyMixin, PreTraine
 
     def _visit(self, number: int, hidden: Tensor) -> Tensor:
         record = self._slot.get()
+        if record is None:
+            self._check_not_passed_by()
         if self._kept_states is not None:
             self._kept_states[number] = hidden.detach()
         if record is None or not record.request.concerns(number):

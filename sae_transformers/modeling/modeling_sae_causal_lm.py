@@ -70,13 +70,15 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             num_items_in_batch: set by `Trainer`: LM labels in the whole accumulated batch.
         """
         options, kwargs = SaeCallOptions.take(kwargs)
+        if options.stop_at_last_sae or (labels is not None and use_cache is None and past_key_values is None):
+            use_cache = False  # as `Trainer` has it; with a new cache packed texts would attend to each other
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
-            "use_cache": False if options.stop_at_last_sae else use_cache,
+            "use_cache": use_cache,
             **kwargs,
         }
         inputs = self.base_arguments.prepared(given, CALL_OPTIONS)

@@ -45,7 +45,11 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         super().__init__(config, lm, saes)
         self.num_labels = self.config.num_labels
         self.feature_head = self._new_feature_head()
-        if self.feature_head is not None:  # else the penalty could be lowered by changing what the features are
+        self._freeze_saes()
+
+    def _freeze_saes(self) -> None:
+        super()._freeze_saes()
+        if self.config.feature_head is not None:  # else the penalty could be lowered by changing what the features are
             self.saes.requires_grad_(False)
 
     def _new_feature_head(self) -> FeatureHead | None:

@@ -32,9 +32,7 @@ class PenaltyMixin:
         self._penalties_source: Any = None
         self._penalties_learn: set[str] = set()
         self._reference: list[nn.Module] = []  # no submodule: it is neither saved nor trained
-        self._bound_penalties()
-        if self._penalties and not LossWeights(**self.config.loss_weights).any_sae_term:
-            self.saes.requires_grad_(False)
+        self._freeze_saes()
 
     @property
     def feature_penalties(self) -> tuple[FeaturePenalty, ...]:
@@ -48,8 +46,12 @@ class PenaltyMixin:
 
     @feature_penalties.setter
     def feature_penalties(self, value: Any) -> None:
-        self.config.feature_penalties = stored = penalties_of_head(type(self), value, self.config.sae_configs)
-        if stored and not LossWeights(**self.config.loss_weights).any_sae_term:
+        self.config.feature_penalties = penalties_of_head(type(self), value, self.config.sae_configs)
+        self._freeze_saes()
+
+    def _freeze_saes(self) -> None:
+        """SAEs that something holds a model to, unless a loss of their own trains them. Loading thaws everything."""
+        if self._bound_penalties() and not LossWeights(**self.config.loss_weights).any_sae_term:
             self.saes.requires_grad_(False)
 
     def set_penalty_reference(self, reference: nn.Module | None) -> None:
@@ -143,6 +145,16 @@ class PenaltyMixin:
                 known = labels.ne(-100).reshape(len(labels), -1).sum(-1).to(of_text)
             terms[one.name] = (of_text * known).sum() / (known.sum().clamp(min=1) if count is None else count)
         return terms
+
+    def _check_not_passed_by(self) -> None:
+        """Raises a RuntimeError where the base is trained past this model's forward pass and its penalties."""
+        if self._penalties and self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                "The base is trained past the forward pass of its model with SAEs, so the model's feature penalties "
+                "are in no loss. Call the model, not its base. TRL's SFTTrainer (1.16) takes the base's last hidden "
+                "state; make it `class OwnLoss(SFTTrainer): compute_loss = Trainer.compute_loss`. Without penalties: "
+                "`model.feature_penalties = None`. Received: a call of the base."
+            )
 
     def _costs(self, record: CallRecord | None) -> list[tuple[BoundPenalty, Tensor]]:
         """Each penalty that was reached, and its cost at each token, (batch, seq)."""

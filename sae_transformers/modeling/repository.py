@@ -217,6 +217,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             keep_soft_cap(model.lm, kwargs)
             check_loaded(model, info, name, any_size=any_size)
             model._point_to_annotations(name, hub)
+            model._freeze_saes()
             return (model, info) if with_info else model
         for option in ("config", *LABEL_OPTIONS):
             kwargs.pop(option, None)

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
+from sae_transformers import FeatureEdit, FeaturePenalty, SaeForCausalLM, Steering
+from tests.invariants.test_penalties import DISTRIBUTED
 from tests.invariants.test_trainer import CHECKPOINTING, Texts
 from tests.tiny import prompt, tiny_base, tiny_sae
 
@@ -52,7 +53,9 @@ def start(script: str, *arguments: object, processes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [(), ("full", "checkpointing"), ("accumulate",)], ids=lambda f: "-".join(f) or "plain"
+    "flags",
+    [(), ("full", "checkpointing"), ("accumulate",), ("full", "accumulate", "penalties")],
+    ids=lambda f: "-".join(f) or "plain",
 )
 def test_ddp_equals_one_process_with_the_doubled_batch(tmp_path, flags):
     """SGD, two steps. The order of summation differs, so to 1e-6; the two processes agree bit for bit."""
@@ -83,6 +86,9 @@ def fsdp_model(site: str, *flags: str) -> Any:
         tiny_base(), saes, weights_scope="full" if "full" in flags else "sae", detach_hidden=False,
         loss_weights={"lm": 1.0, "reconstruction": 0.5, "sparsity": 0.1, "conditioning": 0.8},
     )  # fmt: skip
+    if "penalties" in flags:
+        model.feature_penalties = [*DISTRIBUTED, FeaturePenalty([2, 9], over="all", goal="reference")]
+        model.set_penalty_reference(tiny_base(seed=1))
     if "checkpointing" in flags:
         getattr(model, f"{CHECKPOINTING}_enable")()
     return model
@@ -114,8 +120,9 @@ def fsdp_outcome(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("site", "flags"), [("mlp_out", ()), ("resid_post", ("full",)), ("mlp_out", ("full", "checkpointing"))],
-    ids=["mlp_out", "resid_post-full", "mlp_out-full-checkpointing"],
+    ("site", "flags"), [("mlp_out", ()), ("resid_post", ("full",)), ("mlp_out", ("full", "checkpointing")),
+     ("mlp_out", ("full", "penalties"))],
+    ids=["mlp_out", "resid_post-full", "mlp_out-full-checkpointing", "mlp_out-full-penalties"],
 )  # fmt: skip
 def test_fsdp2_equals_one_process(tmp_path, site, flags):
     """Sharding changes no arithmetic of the forward pass; gradients are summed over processes, so to 1e-6."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from sae_transformers import (
     FeatureEdit,
@@ -17,7 +18,9 @@ from sae_transformers import (
     SaeForCausalLM,
     SaeForSequenceClassification,
     Steering,
+    log_loss_terms,
 )
+from tests.invariants.published import clean_environment, run_script
 from tests.invariants.test_losses import hidden_at
 from tests.tiny import prompt, tiny_base, tiny_sae
 
@@ -160,6 +163,8 @@ def gradients_of(model: Any, batches: list[dict[str, Any]]) -> dict[str, Tensor]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+# Of the model of the tests with several processes, which has two SAEs.
+DISTRIBUTED = [FeaturePenalty([3, 40], weight=0.7), FeaturePenalty(7, sae=1, over="all", of="share", goal="zero")]
 ALL_KINDS = [FeaturePenalty(FEATURES, over=over, of="share", name=over) for over in ("all", "answer", "mask")]
 
 
@@ -185,7 +190,7 @@ def packed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_packed_texts_cost_what_padded_ones_do() -> None:
     model, batch = penalised(ALL_KINDS), texts()
     batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    expected, found = (model.eval()(**one, use_cache=False) for one in (batch, packed(batch)))
+    expected, found = (model.eval()(**one) for one in (batch, packed(batch)))
     for name, value in expected.sae_losses.items():
         assert value > 1e-3
         torch.testing.assert_close(found.sae_losses[name], value, rtol=1e-6, atol=1e-8)
@@ -296,6 +301,15 @@ def test_nothing_but_a_loss_runs_a_penalty() -> None:
     assert torch.equal(model.train().generate(ids, **options), plain.train().generate(ids, **options))
 
 
+def test_a_base_that_is_trained_past_its_model_is_told() -> None:
+    model, ids = penalised(FeaturePenalty(3)).train(), texts()["input_ids"]
+    with pytest.raises(RuntimeError, match="are in no loss.*compute_loss = Trainer.compute_loss"):
+        model.lm(input_ids=ids, labels=ids)
+    with torch.no_grad():
+        model.lm(input_ids=ids)
+    model.eval().lm(input_ids=ids)
+
+
 def classifier(penalties: Any, **options: Any) -> Any:
     base = tiny_base(dtype=F64)
     torch.manual_seed(0)
@@ -326,3 +340,61 @@ def test_a_classifier_is_penalised_text_by_text(head: Any) -> None:
     parts = [{k: v[i : i + 1] for k, v in batch.items()} | {"num_items_in_batch": 3} for i in range(3)]
     for name, value in gradients_of(model, parts).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow  # another interpreter
+def test_a_published_model_is_trained_without_the_library(tmp_path: Any) -> None:
+    """In another interpreter, by the code in the repository: the same losses, step by step."""
+    penalties = [
+        FeaturePenalty({"anger": 2, 17: 1}, weight=0.5, over="all", name="calm"),
+        FeaturePenalty(5, of="share"),
+    ]
+    saes = [tiny_sae(layer=1, activation="relu", concepts={"anger": 3})]
+    model = SaeForCausalLM.from_base(tiny_base(), saes, weights_scope="full", feature_penalties=penalties)
+    model.save_pretrained(tmp_path / "model")
+    ids = prompt()
+    arguments = (tmp_path / "model", ids.tolist())
+    said = run_script("train_penalised.py", *arguments, folder=tmp_path, env=clean_environment(tmp_path / "home"))
+    found = json.loads(said[said.index("FOUND ") + 6 :].splitlines()[0])
+    assert found["frozen"] and found["penalties"] == [one.to_dict() for one in penalties]
+    optimizer = torch.optim.SGD([p for p in model.train().parameters() if p.requires_grad], lr=0.05)
+    for step in found["steps"]:
+        out = model(ids, labels=ids)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected = {"loss": out.loss.item(), **{name: value.item() for name, value in out.sae_losses.items()}}
+        assert step == pytest.approx(expected, rel=1e-6) and set(step) == {"loss", "penalty_calm", "penalty_1"}
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file in  :UserWarning")
+def test_trainer_8_by_1_is_1_by_8_with_a_lora_and_resumes(tmp_path: Any) -> None:
+    """Two optimizer steps of SGD; then the same run, cut in two, bit for bit."""
+    rows = [{name: value[i] for name, value in texts().items()} for i in (0, 1, 2, 0, 2, 1, 1, 0) * 2]
+
+    def trained(folder: str, size: int, resume: str | None = None, steps: int = 2) -> tuple[dict[str, Tensor], list]:
+        model = adapted(ALL_KINDS)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / folder), max_steps=steps, per_device_train_batch_size=size, report_to="none",
+            gradient_accumulation_steps=8 // size, learning_rate=0.05, optim="sgd", max_grad_norm=0.0, use_cpu=True,
+            save_steps=1, disable_tqdm=True, logging_steps=1, dataloader_pin_memory=False, seed=3,
+        )  # fmt: skip
+        trainer = Trainer(model, arguments, train_dataset=rows)  # pyright: ignore[reportArgumentType]
+        log_loss_terms(trainer)
+        trainer.train(resume_from_checkpoint=resume)
+        terms = [
+            {k: v for k, v in one.items() if k.startswith("penalty_")} for one in trainer.state.log_history[:steps]
+        ]
+        return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, terms
+
+    (whole, logged), (parts, of_parts) = trained("whole", 8), trained("parts", 1)
+    assert set(logged[0]) == {"penalty_all", "penalty_answer", "penalty_mask"}
+    for one, other in zip(logged, of_parts, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    start = {n: p for n, p in adapted(ALL_KINDS).named_parameters()}
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-6, atol=1e-7)
+    assert any(not torch.equal(value, start[name]) for name, value in whole.items())
+    again, _ = trained("parts", 1, resume=str(tmp_path / "parts" / "checkpoint-1"))
+    for name, value in parts.items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0)

@@ -269,6 +269,15 @@ def test_only_the_head_trains_and_lora_reaches_the_state():
     assert lora and all(p.grad is not None and p.grad.any() for p in lora.values())
 
 
+def test_a_model_that_was_loaded_whole_keeps_its_saes_frozen(tmp_path):
+    model = classifier(loss_weights={"unintended": 1.0})
+    model.config.weights_scope = "full"
+    model.save_pretrained(tmp_path)
+    loaded = SaeForSequenceClassification.from_pretrained(tmp_path)
+    assert any(p.requires_grad for p in loaded.feature_head.parameters())
+    assert not any(p.requires_grad for p in loaded.saes.parameters())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

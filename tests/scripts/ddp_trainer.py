@@ -1,6 +1,6 @@
 """Train a tiny model for two steps with `Trainer` and save its parameters. Started by torchrun, or alone.
 
-Arguments: output folder, batch size per process, and any of `checkpointing`, `accumulate`, `full`.
+Arguments: output folder, batch size per process, and any of `checkpointing`, `accumulate`, `full`, `penalties`.
 """
 
 import gc
@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.invariants.test_penalties import DISTRIBUTED as PENALTIES
 from tests.invariants.test_trainer import CHECKPOINTING, Texts, parameters_of, trainable, trainer_for
 from tests.tiny import tiny_base
 
@@ -20,6 +21,8 @@ from tests.tiny import tiny_base
 def main(folder: Path, batch_size: int, *flags: str) -> None:
     accumulate = 2 if "accumulate" in flags else 1
     model = trainable(tiny_base(), "full" if "full" in flags else "sae", site="mlp_out")
+    if "penalties" in flags:
+        model.feature_penalties = PENALTIES
     trainer = trainer_for(
         model,
         folder,
