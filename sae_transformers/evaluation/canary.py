@@ -222,14 +222,12 @@ class FeatureCanary:
                 f"{reading.aurocs[FEATURE]:.3f}, a new probe on the same states with "
                 f"{max(reading.new_aurocs.values()):.3f}."
             )
-        others = [name for name in reading.presence if name != FEATURE]
-        moved = {name: reading.presence[name] - before.presence[name] for name in reading.presence}
-        least = min(others, key=lambda name: abs(moved[name]))
-        apart = abs(moved[FEATURE] - moved[least])
+        reader, apart = moved_apart(before.presence, reading.presence)
         if apart > limits.most_apart:
+            moved = {name: reading.presence[name] - before.presence[name] for name in (FEATURE, reader)}
             reasons.append(
-                f"In texts with the concept the feature moved by {moved[FEATURE]:+.2f} gaps, {least} by "
-                f"{moved[least]:+.2f}: what the SAE reads is not what the states say."
+                f"In texts with the concept the feature moved by {moved[FEATURE]:+.2f} gaps, {reader} by "
+                f"{moved[reader]:+.2f}: what the SAE reads is not what the states say."
             )
         return reasons
 
@@ -284,6 +282,14 @@ class FeatureCanary:
         for place, probe in self.probes.items():
             found[f"probe at {place}"] = probe.scores(states.means(place))
         return found
+
+
+def moved_apart(before: Mapping[str, float], now: Mapping[str, float]) -> tuple[str, float]:
+    """Of two readings of `presence`, which reader has moved least beside the feature, and how far that is from what
+    the feature has moved, in gaps."""
+    moved = {name: now[name] - before[name] for name in now}
+    least = min((name for name in moved if name != FEATURE), key=lambda name: abs(moved[name]))
+    return least, abs(moved[FEATURE] - moved[least])
 
 
 def model_with_saes(model: Any) -> Any:

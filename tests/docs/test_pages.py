@@ -45,6 +45,7 @@ NOT_RUN = [
     ("docs/papers/feature-tables.md", "needs the weights of gpt2 and of its SAE"),
     ("docs/papers/spare.md", "needs Llama 3 8B and four of its SAEs"),
     ("docs/quickstart.md", "tests/test_cli.py runs the quickstart"),
+    ("docs/rewards.md", "needs TRL"),
     ("docs/vllm.md", "needs the environment of vLLM"),
     ("docs/vllm.md", "needs a server on vLLM"),
     ("docs/vllm.md", "needs the environment of vLLM"),
