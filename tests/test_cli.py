@@ -69,6 +69,7 @@ def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart_settings, "SMALL", TINY)
 
 
+@pytest.mark.slow  # .ci/run runs `quickstart --small` as well
 def test_quickstart_from_texts_to_a_reloaded_model(
     model_folder: Path, dataset: Path, tmp_path: Path, tiny_size: None
 ) -> None:

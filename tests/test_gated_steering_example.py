@@ -22,6 +22,7 @@ def share_of_early_words(texts: Sequence[str]) -> torch.Tensor:
     return torch.tensor([sum(word in early for word in text.split()) / max(1, len(text.split())) for text in texts])
 
 
+@pytest.mark.slow
 def test_gated_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     draw, files = random.Random(0), []
     for toxic, usual in ((1, WORDS[:9]), (0, WORDS[9:18])):

@@ -17,6 +17,7 @@ from sae_transformers.evaluation.fresh_intervals import (
     fresh_share,
     t_quantile,
 )
+from tests.covering import fast
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_the_interval_holds_a_fresh_mean_as_often_as_it_says() -> None:
     assert sum(narrow) / len(narrow) < 0.8  # of the true mean
 
 
+@pytest.mark.slow
 def test_it_holds_where_a_quarter_of_the_prompts_do_all_of_the_moving() -> None:
     source = torch.Generator().manual_seed(0)
     values = torch.randn(4000, 2, 24, generator=source, dtype=torch.float64)
@@ -70,7 +72,7 @@ def test_the_interval_of_many_fresh_prompts_is_that_of_the_mean() -> None:
     assert wide.high == pytest.approx(1.5 + half * math.sqrt(2), abs=1e-4)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("share", fast([0.02, 0.3, 0.9], 0.02))
 def test_shares_near_an_end_have_an_interval_too(share: float) -> None:
     drawn = torch.rand(600, 2, 20, generator=torch.Generator().manual_seed(1)) < share
     hits = [covered(fresh_share(seen, 0.9), float(fresh.float().mean())) for seen, fresh in drawn.double()]

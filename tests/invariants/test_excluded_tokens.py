@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AddedToken
 
 from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, Steering
+from tests.covering import fast
 from tests.create_training_data.words import word_tokenizer
 from tests.invariants.naive import naive_generate, naive_guided
 from tests.invariants.test_gates import model as gated_model
@@ -95,7 +96,7 @@ def test_a_steering_mask_and_the_tokens_both_count():
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("rows", fast([False, True], True))
 def test_compiled_whole(rows):
     model = SaeForCausalLM.from_base(tiny_base(num_hidden_layers=2), saes=[tiny_sae(layer=1)])
     excluded = Steering(SET, exclude_tokens=ODD)
@@ -194,6 +195,7 @@ def test_an_edit_leaves_its_own_tokens_alone(name):
         ), mode
 
 
+@pytest.mark.slow
 def test_rows_compiling_and_bits_of_an_edits_own_tokens():
     ours, ids = gated_model().float(), prompt(3, 7)
     rows = [OWN["each its own"], None, OWN["gated"]]

@@ -223,6 +223,7 @@ for what in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow  # an interpreter of its own
 def test_a_file_that_cannot_grow_is_an_os_error(tmp_path: Path) -> None:
     """safetensors has an error of its own for a disk without room, which is no OSError. One process for all."""
     kinds = ["sae", "saelens", "sparsify", "model"]

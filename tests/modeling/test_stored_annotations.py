@@ -136,6 +136,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow  # an interpreter of its own
 def test_published_code_works_without_the_library_and_carries_the_file_along(tmp_path: Path) -> None:
     model = two(tmp_path)
     model.steering = Steering([FeatureEdit(0, MEANT, "set", 9.0), FeatureEdit(0, "good", "add", 2.0)])

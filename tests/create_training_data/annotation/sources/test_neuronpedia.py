@@ -180,6 +180,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
         read_neuronpedia(tmp_path)
 
 
+@pytest.mark.slow
 def test_memory_of_many_rows_is_that_of_their_columns(tmp_path: Path) -> None:
     """100,000 rows of 40 characters are 4 MB of text; a dict for each would be some 40 MB."""
     file = tmp_path / "f.jsonl.gz"

@@ -92,6 +92,7 @@ def test_a_family_without_a_bias_is_refused_with_the_reason(tmp_path: Path, fami
     assert not (tmp_path / "baked").exists()
 
 
+@pytest.mark.slow  # an interpreter of its own
 def test_the_baked_model_runs_without_this_library(tmp_path: Path) -> None:
     export_steering(model_of("gpt2"), STEERING, tmp_path / "baked", "baked_bias")
     code = (

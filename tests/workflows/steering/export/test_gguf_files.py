@@ -12,6 +12,7 @@ import torch
 from gguf import GGUFReader, GGUFWriter
 
 from sae_transformers.workflows.steering.export.gguf_files import read_control_vector, write_control_vector
+from tests.covering import fast
 
 DIRECTIONS = {3: torch.linspace(-1, 1, 32), 1: torch.arange(32) / 7}
 
@@ -114,13 +115,14 @@ def test_damaged_and_hostile_files_end_in_a_clear_error(tmp_path: Path, reason: 
     assert reason in str(caught.value) and "bad.gguf" in str(caught.value)
 
 
-def test_every_cut_and_every_flipped_byte_is_an_error_or_a_vector(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", fast([3, 17], 17))
+def test_cuts_and_flipped_bytes_are_errors_or_vectors(tmp_path: Path, step: int) -> None:
     whole, file = raw([ONE, ("direction.2", (32,), 0, 0)]), tmp_path / "v.gguf"
-    for length in range(0, len(whole), 3):
+    for length in range(0, len(whole), step):
         file.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="v.gguf"):
             read_control_vector(file)
-    for place in range(0, len(whole), 3):
+    for place in range(0, len(whole), step):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
         try:
             assert set(read_control_vector(file).directions) <= set(range(1, 10**6))
