@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_transformers import FeatureEdit, SaeForCausalLM, Steering
 from tests.tiny import prompt, tiny_base, tiny_sae
@@ -15,7 +16,7 @@ KINDS = {
     "gated": {"activation": "gated", "normalization": "constant_norm"},
     "transcoder": {"activation": "relu", "skip_connection": True, "apply_b_dec_to_input": False},
 }
-IDS = prompt(2, 7)
+IDS, D_SAE = prompt(2, 7), 64
 
 
 def two_saes(kind: str, head=SaeForCausalLM):
@@ -208,6 +209,48 @@ def test_adding_constants_leaves_the_gradients_exact():
             moved = model(IDS, edit_features=lambda f, sign=sign: f.values + sign * place, steering=steering)
         at.append(score(moved))
     torch.testing.assert_close(gradient[0, 2, 0], (at[0] - at[1]) / 2e-5, rtol=1e-6, atol=1e-9)
+
+
+class Made(TorchDispatchMode):
+    """The operations that run, and how many of their results have a place for every latent of every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.wide = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.names.append(str(func))
+        results = found if isinstance(found, (tuple, list)) else [found]
+        wide = [one for one in results if isinstance(one, torch.Tensor) and one.shape[-1:] == (D_SAE,)]
+        self.wide += sum(one.numel() >= IDS.numel() * D_SAE and one.is_floating_point() for one in wide)
+        return found
+
+
+def test_off_it_costs_nothing():
+    model = two_saes("topk")
+    with Made() as plain:
+        expected = model.lm(input_ids=IDS).logits
+    with Made() as ours:
+        found = model(IDS, features_require_grad=False, edit_features=None).logits
+    assert torch.equal(found, expected)
+    assert ours.names == plain.names
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+@pytest.mark.parametrize("error", [True, "with_error"])
+def test_no_dense_code_is_made_but_the_saes_own(kind, error):
+    """Of a top-k SAE the pre-activations alone, as without a gradient; and the backward pass makes none."""
+    model = two_saes(kind)
+    with Made() as plain:
+        model(IDS, features={1: None})
+    with Made() as graph:
+        out = model(IDS, features={1: None}, features_require_grad=error)
+    with Made() as backward:
+        torch.autograd.grad(score(out), out.sae_features[1].values)
+    assert graph.wide <= plain.wide > 0
+    assert backward.wide == 0
 
 
 # -- functions of features -------------------------------------------------------------------------------------------
