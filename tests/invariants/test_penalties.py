@@ -20,6 +20,7 @@ from sae_transformers import (
     Steering,
     log_loss_terms,
 )
+from sae_transformers.modeling.sae_mathematics import SaeMathematics
 from tests.invariants.published import clean_environment, run_script
 from tests.invariants.test_losses import hidden_at
 from tests.tiny import prompt, tiny_base, tiny_sae
@@ -299,6 +300,20 @@ def test_nothing_but_a_loss_runs_a_penalty() -> None:
     torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=0, atol=0)
     options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(model.train().generate(ids, **options), plain.train().generate(ids, **options))
+
+
+def test_only_the_chosen_columns_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any) -> Any:
+        raise AssertionError("all latents were computed")
+
+    monkeypatch.setattr(SaeMathematics, "code_from", refused)
+    for of in ("pre_activation", "activation", "share"):
+        for activation in ("relu", "gated", "jumprelu"):
+            model = penalised(FeaturePenalty(FEATURES, of=of), **ACTIVATIONS[activation])
+            gradients_of(model, [texts()])
+    gradients_of(penalised(FeaturePenalty(FEATURES), **ACTIVATIONS["topk"]), [texts()])
+    with pytest.raises(AssertionError, match="all latents"):  # a top-k chooses among all
+        gradients_of(penalised(FeaturePenalty(FEATURES, of="activation"), **ACTIVATIONS["topk"]), [texts()])
 
 
 def test_a_base_that_is_trained_past_its_model_is_told() -> None:
