@@ -25,6 +25,7 @@ from tests.tiny import tiny_base, tiny_sae
 
 FILES = {
     "ask-features",
+    "attribute",
     "concept-data",
     "dashboard",
     "detect",

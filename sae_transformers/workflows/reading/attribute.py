@@ -63,12 +63,17 @@ def attribute(
 
     Raises:
         ValueError: not one text, no active feature, a target that is no single token or label, a position or an SAE
-            that is not there, a model without SAEs, or a word that is no method.
+            that is not there, a model without SAEs or in training mode, or a word that is no method.
         TypeError: a target of another kind.
     """
     settings = settings or AttributionSettings()
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}.")
+    if model.training:
+        raise ValueError(
+            "Dropout would make the effects random. Expected a model in eval mode, `model.eval()`. Received: one in "
+            "training mode."
+        )
     numbers = _numbers(model, settings.sae_numbers)
     found = tokenized(tokenizer, text, max_length=reading_length(model, settings.max_length, 1024))
     if len(found.texts) != 1:

@@ -194,6 +194,10 @@ def test_refused(planted):
         given: Any = {"model": planted, "tokenizer": TOKENIZER, "text": TEXT, "target": PAIR, **options}
         with pytest.raises(ValueError, match=message):
             attribute(**given)
+    planted.train()
+    with pytest.raises(ValueError, match="Dropout would make the effects random"):
+        attribute(planted, TOKENIZER, TEXT, PAIR)
+    planted.eval()
     for wrong in ({"steps": 0}, {"max_pairs": 0}):
         settings: Any = wrong
         with pytest.raises(ValueError, match="must be an integer of 1 or more"):
