@@ -32,7 +32,7 @@ PROMPTS = [f"w{20 + n} w{30 + n}" for n in range(8)]
 @pytest.fixture(scope="module")
 def trl() -> Any:
     sys.path.append(PACKAGES)
-    import trl
+    import trl  # pyright: ignore[reportMissingImports]
 
     return trl
 

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from typing import Any
 
 import blocked_library  # noqa: F401
 import torch
 import transformers
 
-model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).train()
+model: Any = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).train()
 ids = torch.tensor(json.loads(sys.argv[2]))
 optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
 found = []

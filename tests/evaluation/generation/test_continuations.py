@@ -136,7 +136,8 @@ def test_top_p_without_a_sort_takes_the_token_that_the_sort_leaves(top_p: float)
     scores = 3 * torch.randn(200, 777, generator=generator)
     scores[1, 5:] = -torch.inf
     noise = -torch.empty_like(scores).exponential_(generator=generator).log()
-    cut = TopPLogitsWarper(top_p)(torch.zeros(0), scores) if top_p < 1 else scores
+    no_ids: Any = torch.zeros(0)
+    cut = TopPLogitsWarper(top_p)(no_ids, scores) if top_p < 1 else scores
     assert torch.equal(greatest_of_top_p(scores, noise, top_p), (cut + noise).argmax(-1))
 
 

@@ -154,7 +154,7 @@ def test_a_classifiers_label():
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_a_feature_heads_effects_are_its_weights(pooling):
     """A linear head reads the state with a feature's share in it: its effect is `z * W_dec @ w`, by every method."""
-    model = classifier(feature_head={"sae": 0, "pooling": pooling})
+    model: Any = classifier(feature_head={"sae": 0, "pooling": pooling})
     ids = torch.tensor([IDS])
     with torch.no_grad():
         latents = model(ids, output_features=True).sae_features[0].to_dense()[0]
