@@ -70,8 +70,9 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
             num_items_in_batch: set by `Trainer`: LM labels in the whole accumulated batch.
         """
         options, kwargs = SaeCallOptions.take(kwargs)
-        if options.stop_at_last_sae or (labels is not None and use_cache is None and past_key_values is None):
-            use_cache = False  # as `Trainer` has it; with a new cache packed texts would attend to each other
+        learns = labels is not None and (self.training or position_ids is not None)
+        if options.stop_at_last_sae or (learns and use_cache is None and past_key_values is None):
+            use_cache = False  # with a new cache packed texts would attend to each other
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -281,7 +281,7 @@ def test_random_damage_ends_in_a_clear_error_or_a_model(repository: Path, name: 
     for _ in range(50):
         damaged = bytearray(whole)
         for _ in range(dice.choice([1, 1, 2, 8])):
-            at = dice.randrange(header if dice.random() < 0.8 else len(damaged))
+            at = dice.randrange(min(header, len(damaged)) if dice.random() < 0.8 else len(damaged))
             kind = dice.choice(["flip", "digit", "insert", "remove"])
             if kind == "flip":
                 damaged[at] ^= 1 << dice.randrange(8)
