@@ -41,7 +41,7 @@ def test_an_sae_inside_a_repository_at_a_revision(answers):
 def test_a_repository_of_several_lists_them(answers):
     ids = [f"resid_post/layer_{n}_width_16k_l0_small" for n in (1, 2)]
     assert answers["ids"] == ids
-    assert answers["several"].startswith("ValueError") and all(name in answers["several"] for name in ids)
+    assert answers["several"].startswith("SeveralSaes") and all(name in answers["several"] for name in ids)
     assert answers["wrong"].startswith("OSError") and ids[0] in answers["wrong"]
 
 
