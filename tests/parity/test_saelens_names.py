@@ -16,7 +16,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from sae_transformers.modeling.conversion.format import place_of_hook
-from sae_transformers.modeling.conversion.names.saelens import PREFIX, find_registered, saelens_releases, saes_of
+from sae_transformers.modeling.conversion.names.saelens import (
+    PATHS,
+    PREFIX,
+    find_registered,
+    saelens_releases,
+    saes_of,
+)
 from tests.loopback_hub import LoopbackHub
 from tests.modeling.conversion.families import FAMILIES, D, F
 
@@ -137,7 +143,8 @@ def test_the_table_is_the_installed_registry() -> None:
     assert set(theirs) == set(saelens_releases())
     for release, (repository, paths, pages) in theirs.items():
         ours = {sae.sae_id: sae for sae in saes_of(release)}
-        assert {name: sae.path for name, sae in ours.items()} == paths
+        patterns = {name: PATHS.get(sae.reader, "{}") for name, sae in ours.items()}
+        assert {name: sae.path for name, sae in ours.items()} == {n: patterns[n].format(p) for n, p in paths.items()}
         assert {sae.repository for sae in ours.values()} == {repository}
         assert {name: sae.neuronpedia or None for name, sae in ours.items()} == pages
 
