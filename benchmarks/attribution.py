@@ -16,32 +16,15 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+from bases import load_base
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_transformers import SaeForCausalLM, SparseAutoencoder, SparseAutoencoderConfig
 from sae_transformers.evaluation.attribution.effects import gradient_effects
 from sae_transformers.evaluation.attribution.targets import Target
 
 GOAL = 3.0
-
-
-def load_base(name: str, device: str):
-    """The model of that name; `random-135m` has SmolLM2-135M's shape and random weights, and needs no download."""
-    if name != "random-135m":
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForCausalLM.from_config(config).to(device).eval()
 
 
 def with_saes(base, count: int, d_sae: int, k: int) -> SaeForCausalLM:

@@ -22,9 +22,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from bases import load_base
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from sae_transformers.create_training_data.harvest.store import HarvestSettings, harvest_to_store
 from sae_transformers.create_training_data.packages import cache_folder
@@ -34,23 +35,6 @@ from sae_transformers.latents.texts import rows_of_list
 
 GOAL = 1.02
 CONVERTED = cache_folder() / "SmolLM2-135M-Instruct-from-Q4_1"  # where the quickstart keeps it
-
-
-def load_model(name: str, device: str, dtype: torch.dtype) -> Any:
-    """The model of that name; `random-135m` has SmolLM2-135M's shape and random weights, and needs no download."""
-    if name != "random-135m":
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
 
 
 def cut_off(model: Any, layer: int) -> Any:
@@ -90,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     console = Console()
-    model = load_model(args.model, args.device, getattr(torch, args.dtype))
+    model = load_base(args.model, args.device, getattr(torch, args.dtype))
     place, dtype = f"layers.{args.layer}.resid_post", getattr(torch, args.store_dtype)
     torch.manual_seed(0)
     lengths = torch.full((args.sequences,), args.length)

@@ -18,10 +18,11 @@ from functools import partial
 from statistics import median
 
 import torch
+from bases import load_base
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig
+from transformers import CompileConfig
 
 from sae_transformers import (
     FeatureEdit,
@@ -38,23 +39,6 @@ GOALS = {
     "idle": 1.01, "direction": 1.02, "set 1": 1.04, "set 8": 1.04, "gate on the prompt, shut": 1.01,
     "gate on the prompt, open": 1.02, "gate per token": 1.03,
 }  # fmt: skip
-
-
-def load_base(name: str, device: str):
-    """The model of that name; `random-135m` has SmolLM2-135M's shape and random weights, and needs no download."""
-    if name != "random-135m":
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForCausalLM.from_config(config).to(device).eval()
 
 
 def make_sae(width: int, d_sae: int, activation: str, layer: int, k: int) -> SparseAutoencoder:

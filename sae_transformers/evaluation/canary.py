@@ -179,7 +179,7 @@ class FeatureCanary:
             new = {place: _fit_probe(fit.means(place), self.labels[self.fitting]) for place in self.probe_places}
             entry = inner.config.sae_configs[self.sae]
             variance = recovered = None
-            if entry.write_at == entry.read_at:
+            if entry.reconstructs:
                 hidden = states.hidden[entry.read_at]
                 variance = 1 - measure_reconstruction(inner.saes[self.sae], [hidden])["fvu"]
                 if self.settings.with_loss and inner.can_generate():

@@ -46,13 +46,13 @@ def check_model(sae_config: Any, number: int, base: str | None) -> None:
 
 
 def check_width(
-    entry: Any, number: int, read: HookPoint, hidden_size: int | None, writes: Sequence[HookPoint] = ()
+    entry: Any, number: int, read: HookPoint, hidden_size: int | None, writes: Sequence[HookPoint]
 ) -> None:
     """Raises ValueError where an SAE cannot read or write what its places hold, as far as known before a forward."""
     ends = [("reads", "d_in", entry.d_in, entry.read_at, read)]
     if entry.write_at != entry.read_at:
         each = (entry.d_out or entry.d_in) // len(entry.writes_at)
-        ends += [("writes", "d_out", each, *end) for end in zip(entry.writes_at, writes, strict=False)]
+        ends += [("writes", "d_out", each, *end) for end in zip(entry.writes_at, writes, strict=True)]
     for verb, field, given, place, point in ends:
         width = _width_at(place, point, hidden_size)
         if width is not None and given != width:

@@ -159,11 +159,10 @@ class FeatureReward:
         ]
         found = torch.full((len(rows),), torch.nan)
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row][0]))
-        adapters = self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
         was_training = self.reader.training
         self.reader.eval()
         try:
-            with adapters:
+            with self._without_adapters():
                 while order:
                     at_once = max(1, self.settings.tokens_per_batch // max(1, len(rows[order[0]][0])))
                     part, order = order[:at_once], order[at_once:]
@@ -172,6 +171,9 @@ class FeatureReward:
         finally:
             self.reader.train(was_training)
         return found
+
+    def _without_adapters(self) -> Any:
+        return self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext()
 
     def _ids(self, prompt: Text, completion: Text, ids: Sequence[int] | None) -> tuple[list[int], list[bool]]:
         """Token ids of a prompt and its completion, and which of them count."""
@@ -206,7 +208,8 @@ class FeatureReward:
         texts = [text for text in map(plain, completions) if len(self.tokenizer(text)["input_ids"]) > 1]
         if not texts:
             return
-        found = canary.scores(self.model, texts)
+        with self._without_adapters():
+            found = canary.scores(self.model, texts)
         for row in range(len(texts)):
             reading = {reader: float(values[row]) for reader, values in found.items()}
             (self._first if len(self._first) < self.settings.window else self._last).append(reading)
@@ -226,6 +229,12 @@ class FeatureReward:
                     f"there, or `canary=None` to go on without."
                 )
 
+    def forget(self) -> None:
+        """Begin anew: what the canary read of another training's completions does not count."""
+        self.reasons = []
+        self._first.clear()
+        self._last.clear()
+
     def numbers(self) -> dict[str, float]:
         """What the canary reads of the latest completions, as logs have it; empty without one."""
         latest = self._last or self._first
@@ -240,6 +249,7 @@ class RewardCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.attached = True
+        self.reward.forget()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.attached = False

@@ -24,6 +24,15 @@ pytestmark = [
 ]
 
 
+def read_by_tracer(folder: Path) -> dict[str, torch.Tensor]:
+    script = Path(__file__).with_name("read_with_circuit_tracer.py")
+    run = subprocess.run(
+        [str(Path(PYTHON).expanduser()), str(script), str(folder)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return load_file(folder / "out.safetensors")
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -44,12 +53,7 @@ def test_it_computes_the_same(tmp_path: Path, kind: dict[str, Any]) -> None:
         export(sae, tmp_path / "set", "circuit-tracer")
     x = torch.randn(3, 32, saes[0].config.d_in, generator=torch.Generator().manual_seed(0))
     save_file({"x": x}, tmp_path / "x.safetensors")
-    script = Path(__file__).with_name("read_with_circuit_tracer.py")
-    run = subprocess.run(
-        [str(Path(PYTHON).expanduser()), str(script), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    theirs = load_file(tmp_path / "out.safetensors")
+    theirs = read_by_tracer(tmp_path)
     for layer, sae in enumerate(saes):
         ours = sae(x[layer])
         assert torch.equal(ours.latents != 0, theirs["features"][layer] != 0)
@@ -66,12 +70,7 @@ def test_a_cross_layer_transcoder_is_read_alike(tmp_path: Path, kind: str) -> No
         tracer(tmp_path / "clt", threshold=kind == "jumprelu")
     saes, x = load_saes(str(tmp_path / "clt")), torch.stack(states())
     save_file({"x": x}, tmp_path / "x.safetensors")
-    script = Path(__file__).with_name("read_clt_with_circuit_tracer.py")
-    run = subprocess.run(
-        [str(Path(PYTHON).expanduser()), str(script), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    theirs = load_file(tmp_path / "out.safetensors")
+    theirs = read_by_tracer(tmp_path)
     for sae, state, features in zip(saes, x, theirs["features"], strict=True):
         torch.testing.assert_close(sae.encode(state), features, rtol=1e-5, atol=1e-5)
     ours = torch.stack(list(cross_layer_outputs(saes, list(x)).values()))

@@ -145,6 +145,23 @@ def test_texts_that_please_the_feature_alone_bring_the_canary_down(reader: Any) 
         assert set(logs) == {f"canary_completions/{name}" for name in canary.before.presence}
 
 
+def test_a_fallen_canary_is_of_one_training_and_adapters_do_not_sing(reader: Any) -> None:
+    model = mistaken(reader)
+    canary = FeatureCanary(model, word_tokenizer(), TEXTS, LABELS, feature=CONCEPT)
+    tuned = get_peft_model(mistaken(reader), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    texts, found = texts_of(0, 8, 11), []
+    for one in (model, tuned):
+        reward = reward_of(one, canary, window=8)
+        reward.callback.on_train_begin(None, TrainerState(), TrainerControl())
+        reward(["w20"] * 8, texts)
+        found.append(reward.numbers())
+        reward(["w20"] * 8, [" ".join(["w55"] * 6)] * 8)
+        assert reward.reasons
+        reward.callback.on_train_begin(None, TrainerState(), TrainerControl())
+        assert not reward.reasons and not reward.numbers()
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
 def test_a_canary_that_nothing_heeds_is_an_error(reader: Any) -> None:
     model = mistaken(reader)
     canary = FeatureCanary(model, word_tokenizer(), TEXTS, LABELS, feature=CONCEPT)

@@ -29,11 +29,8 @@ from .checkpoint import Checkpoint
 from .format import (
     Converted,
     Format,
-    agree,
-    flag,
     matrix,
     need,
-    no_other_words,
     only,
     place_as_text,
     place_of_hook,
@@ -42,7 +39,7 @@ from .format import (
     text,
     whole_name,
 )
-from .gemma_scope_2 import NAMES, SKIP, base_of
+from .gemma_scope_2 import NAMES, SKIP, base_of, read_config
 
 GEMMA_FILE = r"params_layer_(\d+)\.safetensors"
 TRACER_FILE = r"W_enc_(\d+)\.safetensors"
@@ -105,24 +102,14 @@ def _read_gemma(checkpoint: Checkpoint) -> Converted:
     values = _values(d_in, d_sae, decoder.shape[1]) | {"activation": "jumprelu", "skip_connection": SKIP in tensors}
     if SKIP in tensors:
         ours["W_skip"] = _skip(shaped(tensors, SKIP, (d_in, d_out), where).T, count - first)
+    converted = Converted(values, ours, warnings)
     beside = checkpoint.within(checkpoint.folder)
-    config, where = (beside.json("config.json") if beside.has("config.json") else {}), f"config.json of {beside.label}"
-    agree(config, {"width": count * d_sae}, where)
-    no_other_words(config, ("architecture",), where)
-    if text(config, "architecture", where) not in (None, "jump_relu"):
-        raise ValueError(
-            f"`architecture` in {where} must be 'jump_relu'. Received: architecture={config['architecture']!r}."
-        )
-    if flag(config, "affine_connection", where, SKIP in tensors) is not (SKIP in tensors):
-        raise ValueError(
-            f"`affine_connection` in {where} must be {SKIP in tensors}, as its tensors. Received: "
-            f"affine_connection={config['affine_connection']!r}."
-        )
+    config, where = read_config(beside, converted, width=count * d_sae, skip=SKIP in tensors)
     values.update(_gemma_places(checkpoint, config, where, first, count))
     values["metadata"] = {"context_length": 1024, "prepend_bos": True}
     if base := base_of(checkpoint, text(config, "model_name", where)):
         values["metadata"]["base_model"] = base
-    return Converted(values, ours, warnings)
+    return converted
 
 
 def _gemma_places(

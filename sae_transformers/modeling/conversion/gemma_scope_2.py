@@ -42,33 +42,38 @@ def read(checkpoint: Checkpoint) -> Converted:
     # As SAELens' loader of these files has it; no file says so.
     values["metadata"] = {"context_length": 1024, "prepend_bos": True}
     converted = Converted(values, ours)
-    config = _config(checkpoint, converted)
-    where = f"config.json of {checkpoint.label}"
-    agree(config, {"width": d_sae}, where)
-    no_other_words(config, ("architecture",), where)
-    if text(config, "architecture", where) not in (None, "jump_relu"):
-        raise ValueError(
-            f"`architecture` in {where} must be 'jump_relu'. Received: architecture={config['architecture']!r}."
-        )
-    if flag(config, "affine_connection", where, SKIP in tensors) is not (SKIP in tensors):
-        raise ValueError(
-            f"`affine_connection` in {where} must be {SKIP in tensors}, as its tensors. Received: "
-            f"affine_connection={config['affine_connection']!r}."
-        )
+    config, where = read_config(checkpoint, converted, width=d_sae, skip=SKIP in tensors)
     values.update(_place(checkpoint, config, where))
     if base := base_of(checkpoint, text(config, "model_name", where)):
         values["metadata"]["base_model"] = base
     return converted
 
 
-def _config(checkpoint: Checkpoint, converted: Converted) -> dict[str, Any]:
-    if not checkpoint.has("config.json"):
-        return {}
-    try:
-        return checkpoint.json("config.json")
-    except ValueError as error:
-        converted.warnings.append(f"its place is taken from its path, its config cannot be read ({error})")
-        return {}
+def read_config(checkpoint: Checkpoint, converted: Converted, *, width: int, skip: bool) -> tuple[dict[str, Any], str]:
+    """The config beside an SAE, held against its tensors, and its name; empty where there is none or none that can be
+    read.
+
+    Args:
+        width: latents, of all layers together. skip: whether there is a skip connection.
+    """
+    config, where = {}, f"config.json of {checkpoint.label}"
+    if checkpoint.has("config.json"):
+        try:
+            config = checkpoint.json("config.json")
+        except ValueError as error:
+            converted.warnings.append(f"its place is taken from its path, its config cannot be read ({error})")
+    agree(config, {"width": width}, where)
+    no_other_words(config, ("architecture",), where)
+    if text(config, "architecture", where) not in (None, "jump_relu"):
+        raise ValueError(
+            f"`architecture` in {where} must be 'jump_relu'. Received: architecture={config['architecture']!r}."
+        )
+    if flag(config, "affine_connection", where, skip) is not skip:
+        raise ValueError(
+            f"`affine_connection` in {where} must be {skip}, as its tensors. Received: "
+            f"affine_connection={config['affine_connection']!r}."
+        )
+    return config, where
 
 
 def _place(checkpoint: Checkpoint, config: dict[str, Any], where: str) -> dict[str, Any]:

@@ -117,6 +117,15 @@ def test_places_by_the_path_where_there_is_no_config(tmp_path: Path, path: str, 
     assert sae.config.metadata["base_model"] == "google/gemma-3-1b-it"
 
 
+def test_places_by_the_path_where_the_config_cannot_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "gemma-scope-2-1b-it" / "clt" / "width_262k_l0_big"
+    gemma(folder, None)
+    (folder / "config.json").write_text("{")
+    with pytest.warns(UserWarning, match="its place is taken from its path"):
+        sae = SparseAutoencoder.from_pretrained(folder / "params_layer_1.safetensors")
+    assert sae.config.read_at == "layers.1.mlp_in"
+
+
 def test_rows_to_places_that_have_run_are_told(tmp_path: Path) -> None:
     gemma(tmp_path / "clt", CLT, leak=True)
     with pytest.warns(UserWarning, match="decoder rows to place 0, 1, which the model has passed"):
