@@ -216,7 +216,7 @@ def _tracer_places(beside: Checkpoint, layer: int, count: int, warnings: list[st
 def _norm_before_the_mlp(base: str) -> str | None:
     """The module that reads the stream between attention and MLP, of families that transcoders are published for."""
     name = base.lower()
-    if re.search(r"gemma-[23]", name):
+    if re.search(r"gemma-[23]-", name):
         return "pre_feedforward_layernorm"
     return "post_attention_layernorm" if re.search(r"llama|qwen|gemma-2b|gemma-7b|mistral", name) else None
 

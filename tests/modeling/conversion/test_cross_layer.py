@@ -209,6 +209,7 @@ def test_a_clt_of_circuit_tracer(tmp_path: Path, threshold: bool) -> None:
     ("config", "read"),
     [
         ({"model_name": "meta-llama/Llama-3.2-1B"}, "model.layers.0.post_attention_layernorm.input"),
+        ({"model_name": "google/gemma-2b"}, "model.layers.0.post_attention_layernorm.input"),
         ({"feature_input_hook": "mlp.hook_in"}, "layers.0.mlp_in"),
         ({"model_name": "openai-community/gpt2"}, None),
         (None, None),
