@@ -92,7 +92,7 @@ def test_every_file_of_every_format(tmp_path: Path, family: str, strange: Callab
         file.unlink()
         strange(file)
         # Of Gemma Scope 2 some configs cannot be read; the path says the place too.
-        passes = family == "gemma_scope_2" and file.suffix == ".json"
+        passes = family.startswith("gemma_scope_2") and file.suffix == ".json"
         told = pytest.warns(UserWarning, match=file.name) if passes else pytest.raises(Exception, match=file.name)
         with told as found:
             SparseAutoencoder.from_pretrained(path)
