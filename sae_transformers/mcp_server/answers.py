@@ -88,6 +88,52 @@ class DetectAnswer(BaseModel):
     quality: dict[str, float] = Field(description="auroc and f1, where there are labels of both kinds.")
 
 
+class FeatureEffect(BaseModel):
+    sae: int
+    feature: int
+    name: str = Field(description="Empty where it has none.")
+    effect: float = Field(description="On the target, summed over tokens; what it would lose without the feature.")
+    tokens: int = Field(description="At how many the feature is active.")
+    at: str = Field(description="The token of the largest effect.")
+
+
+class PairEffect(BaseModel):
+    position: int
+    token: str
+    sae: int
+    feature: int
+    name: str
+    activation: float
+    effect: float
+
+
+class Checked(BaseModel):
+    against: str = Field(description="The method that the effects were compared with.")
+    pairs: int = Field(description="How many were compared, half of them the strongest and half at random.")
+    spearman: float | None
+    pearson: float | None
+    same_sign: float | None
+
+
+class Faithful(BaseModel):
+    pairs_move: float = Field(description="What all pairs together move the target by.")
+    kept: float | None = Field(description="Share of that which the strongest alone keep, a mean over the curve.")
+    kept_at_random: float | None = Field(description="Likewise as many pairs at random.")
+    for_80_percent: int | None = Field(description="Pairs that keep 80 % of it; null where no number does.")
+
+
+class AttributeAnswer(BaseModel):
+    target: str
+    value: float = Field(description="Of the target, on the text as it is.")
+    method: str
+    n_tokens: int = Field(description="That were read: later ones do not reach the target.")
+    n_pairs: int = Field(description="Active features at tokens.")
+    features: list[FeatureEffect] = Field(description="Largest effect by magnitude first.")
+    pairs: list[PairEffect] = Field(description="Likewise, of each token.")
+    check: Checked | None = Field(description="How far the effects are those of taking features out. Tell it.")
+    faithfulness: Faithful | None
+
+
 class Continuation(BaseModel):
     prompt: int = Field(description="Number of the prompt, from 0.")
     unsteered: str

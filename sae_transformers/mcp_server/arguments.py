@@ -13,6 +13,7 @@ Name = Annotated[str, Field(min_length=1, max_length=limits.LONGEST_NAME)]
 Feature = Annotated[
     int | Name, Field(description="Number of a feature, its name, or a whole description that find_features gave.")
 ]
+Token = Annotated[int | Name, Field(description="A token's text, with its leading space, or its id.")]
 Sae = Annotated[int, Field(ge=0, description="Number of the SAE, from 0; see describe_model.")]
 SkipFirst = Annotated[int, Field(ge=0, description="Leading tokens that do not count: the first is an outlier.")]
 
@@ -63,6 +64,33 @@ class Detect(Arguments):
     sae: Sae = 0
     pooling: Literal["mean", "max", "last"] = Field("mean", description="Of a text's tokens.")
     skip_first: SkipFirst = 1
+
+
+class Attribute(Arguments):
+    """Which features, at which tokens, raise or lower the logit of the token that would come next, or the difference
+    of two tokens' logits; with a check by taking some features out. Effects are on the unsteered model."""
+
+    text: Text
+    target: list[Token] | None = Field(
+        None, min_length=1, max_length=2,
+        description="One token, or two whose logits are subtracted, such as [' Paris', ' London']; by default the "
+        "likeliest one.",
+    )  # fmt: skip
+    position: int | Name | None = Field(
+        None,
+        description="Number of the token after which the target would come, from the end where negative; or a token "
+        "of the text: why it is said there. By default the end.",
+    )
+    method: Literal["gradient x latent", "integrated gradients", "ablation"] = Field(
+        "gradient x latent",
+        description=f"ablation takes the {limits.MAX_ABLATED} strongest pairs of feature and token out one by one.",
+    )
+    k: int = Field(10, ge=1, le=limits.MAX_K, description="Features, and pairs of feature and token, at most.")
+    sae: int | None = Field(None, ge=0, description="Number of one SAE; by default all.")
+    skip_first: SkipFirst = 1
+    faithfulness: bool = Field(
+        False, description="Also run the model with only the strongest pairs, and with as many at random."
+    )
 
 
 class Edit(Arguments):

@@ -11,6 +11,7 @@ MAX_K = 50  # features of one answer
 MAX_READ = 16  # features that are read at once
 MAX_TOKENS = 512  # of a text that is read; the rest is cut off
 MAX_TEXTS = 64  # of `detect`
+MAX_ABLATED = 128  # pairs of feature and token that `attribute` takes out one by one
 MAX_PROMPTS = 8  # of `steer`
 MAX_NEW_TOKENS = 256  # of `steer`
 MAX_EVALUATED = 32  # prompts of `evaluate_steering`, and neutral texts

@@ -49,6 +49,7 @@ KINDS = {
     "top_features": Kind(arguments.TopFeatures, answers.TopAnswer),
     "read_features": Kind(arguments.ReadFeatures, answers.ReadAnswer),
     "detect": Kind(arguments.Detect, answers.DetectAnswer),
+    "attribute": Kind(arguments.Attribute, answers.AttributeAnswer),
     "steer": Kind(arguments.Steer, answers.SteerAnswer),
     "evaluate_steering": Kind(arguments.EvaluateSteering, answers.EvaluateAnswer),
     "save_steering": Kind(arguments.SaveSteering, answers.SaveAnswer, writes=True),

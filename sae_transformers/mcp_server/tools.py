@@ -18,10 +18,11 @@ from ..latents.safe_texts import visible
 from ..latents.text_input import tokenized
 from ..modeling import SaeForCausalLM, Steering
 from ..serving.steering_field import read_steering
+from ..workflows.reading.attribute import attribute
 from ..workflows.reading.detect import detect
 from ..workflows.reading.find import find
 from ..workflows.reading.top_features import top_features
-from ..workflows.settings.detect import DetectSettings
+from ..workflows.settings.detect import AttributionSettings, DetectSettings
 from ..workflows.settings.generate import GenerateSettings
 from ..workflows.steering.generate import UNSTEERED, generate
 from . import answers, arguments, limits
@@ -85,7 +86,7 @@ class Tools:
             self.model, self.tokenizer, asked.text, asked.k, sae=asked.sae, skip_first=asked.skip_first,
             max_length=self._length,
         )  # fmt: skip
-        rows = [answers.Strongest(**{**row, "name": _told(row["name"])}) for row in found.strongest(asked.k)]
+        rows = [answers.Strongest(**_named(row)) for row in found.strongest(asked.k)]
         return answers.TopAnswer(sae=asked.sae, n_tokens=len(found.tokens), cut=found.cut, features=rows)
 
     def read_features(self, asked: arguments.ReadFeatures) -> answers.ReadAnswer:
@@ -124,6 +125,36 @@ class Tools:
             cut=found.cut,
             quality={name: value for name, value in found.quality().items() if math.isfinite(value)},
         )
+
+    def attribute(self, asked: arguments.Attribute) -> answers.AttributeAnswer:
+        if asked.sae is not None:
+            self._config(asked.sae)
+        self._check_read([asked.text], asked.skip_first)
+        if tokenized(self.tokenizer, asked.text, max_length=self._length).cut:
+            raise ValueError(f"`text` must be of at most {self._length} tokens. Received: a longer one.")
+        settings = AttributionSettings(
+            max_length=self._length, skip_first=asked.skip_first, max_pairs=limits.MAX_ABLATED,
+            sae_numbers=() if asked.sae is None else (asked.sae,), curve=asked.faithfulness,
+        )  # fmt: skip
+        found = attribute(
+            self.model, self.tokenizer, asked.text, asked.target, asked.method, position=asked.position,
+            settings=settings,
+        )  # fmt: skip
+        checked, curve, faithful = found.agreement, found.curve, None
+        if curve is not None:
+            faithful = answers.Faithful(
+                pairs_move=curve.whole - curve.none, kept=_finite(curve.area("keep")),
+                kept_at_random=_finite(curve.area("keep_random")), for_80_percent=curve.needed(),
+            )  # fmt: skip
+        numbers = {} if checked is None else checked._asdict()
+        numbers |= {name: _finite(numbers.get(name)) for name in ("spearman", "pearson", "same_sign")}
+        return answers.AttributeAnswer(
+            target=found.target, value=found.effects.value, method=found.method, n_tokens=len(found.tokens),
+            n_pairs=len(found.effects.effect),
+            features=[answers.FeatureEffect(**_named(row)) for row in found.strongest(asked.k)],
+            pairs=[answers.PairEffect(**_named(row)) for row in found.rows()[: asked.k]],
+            check=None if checked is None else answers.Checked(**numbers), faithfulness=faithful,
+        )  # fmt: skip
 
     def steer(self, asked: arguments.Steer) -> answers.SteerAnswer:
         steering = self._steering(asked)
@@ -234,6 +265,11 @@ def _told(text: Any) -> str:
     """Words of others: of bounded length, and without what a terminal would obey."""
     text = visible(str(text))
     return text if len(text) <= limits.LONGEST_TOLD else f"{text[: limits.LONGEST_TOLD - 1]}…"
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose name is told as words of others are."""
+    return {**row, "name": _told(row["name"])}
 
 
 def _finite(value: Any) -> float | None:

@@ -25,6 +25,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "top_features": {"text": "w3 w4 w5"},
     "read_features": {"text": "w3 w4 w5", "features": ["sea"]},
     "detect": {"texts": ["w3 w4 w5"], "feature": "water without an end"},
+    "attribute": {"text": "w3 w4 w5", "target": ["w6"]},
     "steer": {"prompts": ["w3 w4"], "edits": EDITS, "max_new_tokens": 4},
     "evaluate_steering": {"prompts": PROMPTS, "edits": EDITS, "scorer": "refusal", "max_new_tokens": 4},
     "save_steering": {"name": "sea", "edits": EDITS},
@@ -66,6 +67,8 @@ def test_an_official_client_lists_and_calls_every_tool(folder: Path, tmp_path: P
     assert found["describe_model"].structured_content["name"] == "my model"
     assert found["find_features"].structured_content["features"][0]["feature"] == 9
     assert found["detect"].structured_content["feature"] == 9
+    assert found["attribute"].structured_content["target"] == "'w6'"
+    assert found["attribute"].structured_content["pairs"][0]["effect"]
     texts = found["steer"].structured_content["texts"][0]
     assert texts["steered"] != texts["unsteered"]
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["sea.json"]

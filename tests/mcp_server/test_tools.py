@@ -15,12 +15,14 @@ import torch
 from mcp import Client
 
 from sae_transformers import (
+    AttributionSettings,
     FeatureAnnotations,
     FeatureEdit,
     GenerateSettings,
     GenerationSettings,
     Receipt,
     Steering,
+    attribute,
     detect,
     generate,
     tool_server,
@@ -84,7 +86,8 @@ def server(model: Any, tokenizer: Any) -> Any:
 def test_the_tools_have_schemas_and_none_writes(server: Any) -> None:
     listed = with_client(server, lambda client: client.list_tools()).tools
     assert [tool.name for tool in listed] == [
-        "describe_model", "find_features", "top_features", "read_features", "detect", "steer", "evaluate_steering",
+        "describe_model", "find_features", "top_features", "read_features", "detect", "attribute", "steer",
+        "evaluate_steering",
     ]  # fmt: skip
     for tool in listed:
         assert tool.annotations.read_only_hint and not tool.annotations.open_world_hint
@@ -158,6 +161,46 @@ def test_detect_scores_as_the_library(server: Any, model: Any, tokenizer: Any) -
     assert told["quality"] == pytest.approx(expected.quality()) and "auroc" in told["quality"]
 
 
+def test_attribute_gives_the_effects_of_the_library(server: Any, model: Any, tokenizer: Any) -> None:
+    expected: Any = attribute(model, tokenizer, TEXT, ("w30", "w31"), position=-2)
+    told = call(server, "attribute", text=TEXT, target=["w30", "w31"], position=-2, k=6, faithfulness=True)
+    assert (told["target"], told["method"]) == ("'w30' - 'w31'", "gradient x latent")
+    assert told["n_tokens"] == len(tokenizer(TEXT)["input_ids"]) - 1
+    assert (told["n_pairs"], told["value"]) == (len(expected.rows()), pytest.approx(expected.effects.value, rel=1e-5))
+    assert len(told["features"]) == len(told["pairs"]) == 6
+    for row, one in zip(told["features"] + told["pairs"], expected.strongest(6) + expected.rows()[:6], strict=True):
+        numbers = {name: one[name] for name in ("effect", "activation") if name in one}
+        assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-7)
+        assert {**row, **numbers} == one
+    assert any(row["effect"] for row in told["pairs"])
+    assert told["check"].pop("against") == expected.agreement.against == "ablation"
+    assert told["check"] == pytest.approx({n: getattr(expected.agreement, n) for n in told["check"]})
+    curve = expected.curve
+    assert told["faithfulness"]["pairs_move"] == pytest.approx(curve.whole - curve.none, rel=1e-4)
+    assert told["faithfulness"]["kept"] == pytest.approx(curve.area("keep"), rel=1e-3)
+    assert told["faithfulness"]["kept_at_random"] == pytest.approx(curve.area("keep_random"), rel=1e-3)
+    assert told["faithfulness"]["for_80_percent"] == curve.needed()
+
+
+@pytest.mark.parametrize("method", ["integrated gradients", "ablation"])
+def test_attribute_by_other_methods(method: str, server: Any, model: Any, tokenizer: Any) -> None:
+    settings = AttributionSettings(curve=False, skip_first=2, sae_numbers=(0,), max_pairs=limits.MAX_ABLATED)
+    expected: Any = attribute(model, tokenizer, TEXT, position="w6", method=method, settings=settings)
+    told = call(server, "attribute", text=TEXT, position="w6", method=method, skip_first=2, sae=0)
+    assert (told["target"], told["faithfulness"]) == ("'w6'", None)
+    assert [row["effect"] for row in told["pairs"]] == pytest.approx(
+        [row["effect"] for row in expected.rows()[:10]], rel=1e-4
+    )
+    assert told["check"]["spearman"] == pytest.approx(expected.agreement.spearman)
+
+
+def test_attribute_tells_names_as_words_of_others(tokenizer: Any) -> None:
+    named = served_model()
+    named.saes[0].config.feature_names = {str(number): f"name {number} \x1b[31m" for number in range(64)}
+    told = call(tool_server(named, tokenizer), "attribute", text=TEXT)
+    assert all("name" in row["name"] and "\x1b" not in row["name"] for row in told["features"] + told["pairs"])
+
+
 def test_steer_writes_what_generate_writes(server: Any, model: Any, tokenizer: Any) -> None:
     settings = GenerateSettings(generation=GenerationSettings(max_new_tokens=8, temperature=0.0))
     expected = generate(model, tokenizer, PROMPTS[:2], {"steered": STEERING}, settings)
@@ -224,6 +267,15 @@ WRONG = {
     "no such feature": ("detect", {"texts": [TEXT], "feature": 64}, ["[0, 64)", "feature=64"]),
     "no such name": ("detect", {"texts": [TEXT], "feature": "see"}, ["it has 'sea'", "feature='see'"]),
     "labels": ("detect", {"texts": [TEXT], "feature": 9, "labels": [1, 0]}, ["a label for each of 1", "2 labels"]),
+    "two tokens": ("attribute", {"text": TEXT, "target": ["w3 w4"]}, ["which is 2", "'w3 w4'"]),
+    "no such token": ("attribute", {"text": TEXT, "target": [999]}, ["from 0 to 93. Received: target=999"]),
+    "three targets": ("attribute", {"text": TEXT, "target": [1, 2, 3]}, ["`target`", "at most 2"]),
+    "a token not there": ("attribute", {"text": TEXT, "position": "w70"}, ["'w70' is not a token of the text"]),
+    "beyond the end": ("attribute", {"text": TEXT, "position": 6}, ["from -6 to 5", "position=6"]),
+    "no method": ("attribute", {"text": TEXT, "method": "shapley"}, ["`method`", "'ablation'", "'shapley'"]),
+    "attribution to no SAE": ("attribute", {"text": TEXT, "sae": 1}, ["`sae` must be from 0 to 0. Received: sae=1"]),
+    "a text too long": ("attribute", {"text": "w3 " * 200}, ["`text` must be of at most 128 tokens"]),
+    "all is skipped": ("attribute", {"text": TEXT, "skip_first": 6}, ["after the first 6 of 6 tokens"]),
     "no edits": ("steer", {"prompts": PROMPTS}, ["one of `edits` and `steering`", "none"]),
     "both": ("steer", {"prompts": PROMPTS, "edits": EDITS, "steering": {}}, ["Received: both"]),
     "no op": ("steer", {"prompts": PROMPTS, "edits": [{"feature": 1, "op": "boost"}]}, ["`edits.0.op`", "'boost'"]),
