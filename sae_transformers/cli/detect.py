@@ -78,7 +78,7 @@ def attribute(
     model: Model,
     text: Text,
     settings: AttributionSettings,
-    target: Annotated[list[str] | None, typer.Option(help="Token; twice: a difference. [default: likeliest]")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Token or label; two: difference [default: best]")] = None,
     position: Annotated[str | None, typer.Option(help="Token that is explained, or number of the one before.")] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = METHODS[0],
     sae: Saes = None,
@@ -90,10 +90,10 @@ def attribute(
     model_dtype: ModelDtype = "auto",
 ) -> None:
     """Say which features, at which tokens, made the model say what it says."""
-    from ..workflows.loading import load
+    from ..workflows.loading import load_with_head
     from ..workflows.reading.attribute import attribute as attribute_text
 
-    loaded, tokenizer, _ = load(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
+    loaded, tokenizer, _ = load_with_head(model, sae or None, hook_point=hook_point, model_dtype=model_dtype)
     place = int(position) if position and position.lstrip("-").isdecimal() else position
     with progress_bar("rows") as progress:
         options = {"position": place, "settings": settings, "progress": progress}

@@ -31,17 +31,21 @@ def by_architecture(auto_classes: Sequence[Any], config: Any) -> list[Any]:
 
 
 def load_base(
-    auto_classes: Sequence[Any], name: str, options: dict[str, Any], config: Any = None, *, head_counts: bool = True
+    auto_classes: Sequence[Any],
+    name: str,
+    options: dict[str, Any],
+    config: Any = None,
+    untrained: set[str] | None = None,
 ) -> Any:
     """A base from a folder or the Hub, by the first Auto class that knows it.
 
     Args:
         config: of the base, where it is known before.
-        head_counts: whether the base's own head is used as it is loaded; if not, transformers' report on weights that
-            the checkpoint lacks is left out where it is of the head alone.
+        untrained: gets the names of parameters that the checkpoint lacks, where the head that is loaded here may be
+            replaced; transformers' report on them is then left out where they are of the head alone.
     """
     classes = by_architecture(auto_classes, config)
-    if head_counts:
+    if untrained is None:
         return keep_soft_cap(_first(classes, "from_pretrained", name, options), options)
     with _held_reports() as reports:
         base, info = _first(classes, "from_pretrained", name, {**options, "output_loading_info": True})
@@ -49,6 +53,7 @@ def load_base(
         wrong = [key for kind in ("missing_keys", "unexpected_keys") for key in info[kind] if key.startswith(inside)]
         if not wrong and not info["mismatched_keys"]:
             reports.clear()
+    untrained |= {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return keep_soft_cap(base, options)
 
 

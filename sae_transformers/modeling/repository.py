@@ -126,7 +126,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         if not isinstance(base, nn.Module):
             if revision := commit_of(str(base), base_options):  # what is named is what is loaded, from here on
                 base_options["revision"] = revision
-            base = cls._load_base(str(base), base_options, head_counts=feature_head is None)
+            base = cls._load_base(str(base), base_options, untrained=None if feature_head is None else set())
         elif base_options:
             raise TypeError(
                 f"Options {sorted(base_options)} load a base by name. Received: a loaded {type(base).__name__}."
@@ -152,8 +152,8 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         return model
 
     @classmethod
-    def _load_base(cls, name: str, options: dict[str, Any], config: Any = None, *, head_counts: bool = True) -> Any:
-        return load_base((cls.auto_model, *cls.other_auto_models), name, options, config, head_counts=head_counts)
+    def _load_base(cls, name: str, options: dict[str, Any], config: Any = None, untrained: Any = None) -> Any:
+        return load_base((cls.auto_model, *cls.other_auto_models), name, options, config, untrained)
 
     def _is_head(self, name: str) -> bool:
         """Whether a parameter of `lm` belongs to the head that was trained with the SAEs, not to the base."""
@@ -234,8 +234,9 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         stored = Stored(name, {key: tuple(tensor.shape) for key, tensor in weights.items()})
         check_sae_claims(config.sae_configs, stored)
         check_head_claims(config, stored)
+        untrained: set[str] = set()  # none of a base that was given: its head is meant
         if base is None or isinstance(base, (str, os.PathLike)):
-            base = cls._load_named_base(name, base, config, kwargs)
+            base = cls._load_named_base(name, base, config, kwargs, untrained)
         check_base(config.text_config, base.config, name)
         if not force and (parameter := differing(config.base_fingerprint or {}, base)) is not None:
             raise ValueError(
@@ -247,7 +248,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         with torch.device("meta"):  # no memory of their own: what is stored takes their place
             saes = new_saes(config.sae_configs)
         model = cls(config, lm=cls._wrap_base(base), saes=saes)
-        missing = model._load_adapter(weights, name)
+        missing = model._load_adapter(weights, name, untrained)
         adopt(model, base)
         model.name_or_path = name
         model._point_to_annotations(name, hub)
@@ -259,7 +260,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
         return (model, info) if with_info else model
 
     @classmethod
-    def _load_named_base(cls, name: str, base: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+    def _load_named_base(cls, name: str, base: Any, config: Any, kwargs: dict[str, Any], untrained: set[str]) -> Any:
         options = dict(kwargs)
         if config._attn_implementation is not None:
             options.setdefault("attn_implementation", config._attn_implementation)
@@ -275,7 +276,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                 options.setdefault(option, getattr(config, option))
         try:
             check_is_base(str(source), options, name, config.model_type)
-            return cls._load_base(str(source), options, config.text_config, head_counts=not cls._head_is_saved)
+            return cls._load_base(str(source), options, config.text_config, untrained if cls._head_is_saved else None)
         except OSError as error:
             raise OSError(
                 f"{name} holds SAEs for the base {str(source)!r}, which could not be loaded. "
@@ -294,11 +295,13 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             if n.startswith(("saes.", "feature_head.")) or (n.startswith("lm.") and self._is_head(n[3:]))
         }
 
-    def _load_adapter(self, weights: dict[str, Tensor], name: str) -> list[str]:
+    def _load_adapter(self, weights: dict[str, Tensor], name: str, untrained: set[str]) -> list[str]:
+        """Take the values of an adapter; names of head parameters that are in no checkpoint."""
         expected = self._adapter_names()
         own = self.state_dict()
         missing = sorted(n for n in expected - set(weights) if n.startswith("saes."))
-        heads = sorted(n for n in expected - set(weights) if not n.startswith("saes."))
+        absent = {n for n in expected - set(weights) if not n.startswith("saes.")}
+        heads = sorted(n for n in absent if n.startswith("feature_head.") or n.removeprefix("lm.") in untrained)
         unexpected = sorted(n for n in set(weights) - expected if n.startswith("saes."))
         if missing or unexpected:
             raise ValueError(

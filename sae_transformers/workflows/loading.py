@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ..create_training_data.base_model import find_base_model
-from ..modeling import SaeForCausalLM, SparseAutoencoder, Steering
+from ..modeling import SaeForCausalLM, SaeForSequenceClassification, SparseAutoencoder, Steering
 from ..modeling.base_classes import keep_soft_cap
 from ..modeling.configuration_sparse_autoencoder import SITES
 from ..modeling.conversion.attach import read_saes
+from ..modeling.modeling_sae import SaePreTrainedModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -27,6 +28,14 @@ class Loaded(NamedTuple):
     """model: in eval mode, on its device. tokenizer: pads on the left. name: where the model was found."""
 
     model: SaeForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+class LoadedWithHead(NamedTuple):
+    """As `Loaded`; model: a `SaeForCausalLM` or a `SaeForSequenceClassification`."""
+
+    model: SaePreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
 
@@ -55,24 +64,51 @@ def load(
         ValueError: no SAE, SAEs for a model that has its own, or an unknown precision.
         OSError: something is not there.
     """
+    return Loaded(*_loaded(name, saes, SaeForCausalLM, hook_point, base, model_dtype, revision))
+
+
+def load_with_head(
+    name: str | os.PathLike[str],
+    saes: str | SparseAutoencoder | Sequence[str | SparseAutoencoder] | None = None,
+    *,
+    hook_point: str | None = None,
+    model_dtype: str = "auto",
+) -> LoadedWithHead:
+    """As `load`, with the head that `name` was saved with: a classifier is one, all else a language model.
+
+    Args, Raises: as of `load`.
+    """
+    return LoadedWithHead(*_loaded(name, saes, None, hook_point, None, model_dtype, None))
+
+
+def _loaded(
+    name: str | os.PathLike[str],
+    saes: Any,
+    kind: Any,
+    hook_point: str | None,
+    base: str | None,
+    model_dtype: str,
+    revision: str | None,
+) -> tuple[Any, PreTrainedTokenizerBase, str]:
     options = _options(model_dtype)
     if revision:
         options["revision"] = revision
     found = find_base_model(os.fspath(name)).name
     config = _config(found, revision)
     sources: list[tuple[Any, str | None]] = [(found, revision)]
+    kind = kind or _kind_of(config)
     if config.model_type != "sae_transformer":
-        model = _base_with_saes(found, saes, hook_point, base, options)
+        model = _base_with_saes(kind, found, saes, hook_point, base, options)
     else:
         if saes:
             raise ValueError(f"{found!r} has SAEs of its own; others go into its base. Received: saes={saes!r}.")
         if not config.saes:
             raise ValueError(f"{found!r} has no SAE. Expected a model with SAEs, or a base with `saes=`.")
         place = {} if base is None else {"base_model": find_base_model(base).name}
-        model = SaeForCausalLM.from_pretrained(found, **options, **place)
+        model = kind.from_pretrained(found, **options, **place)
         sources += [(place.get("base_model"), None), (config.base_model_name_or_path, config.base_model_revision)]
     tokenizer = _tokenizer([(source, at) for source, at in sources if source])
-    return Loaded(model.to(this_device()).eval(), tokenizer, found)  # pyright: ignore[reportArgumentType]
+    return model.to(this_device()).eval(), tokenizer, found
 
 
 def read_steering(given: str | os.PathLike[str], model: str | None = None) -> Steering:
@@ -228,7 +264,16 @@ def _config(name: str, revision: str | None) -> Any:
         raise OSError(f"{name!r} could not be read as a model: {' '.join(str(error).split())}") from error
 
 
-def _base_with_saes(name: str, saes: Any, hook_point: str | None, base: str | None, options: dict[str, Any]) -> Any:
+def _kind_of(config: PreTrainedConfig) -> Any:
+    """The class of ours for what a config was saved from."""
+    saved_from = getattr(config, "architectures", None) or ()
+    is_classifier = any(str(one).endswith("ForSequenceClassification") for one in saved_from)
+    return SaeForSequenceClassification if is_classifier else SaeForCausalLM
+
+
+def _base_with_saes(
+    kind: Any, name: str, saes: Any, hook_point: str | None, base: str | None, options: dict[str, Any]
+) -> Any:
     if base is not None:
         raise ValueError(f"{name!r} is a base itself: leave out `base=`. Received: base={base!r}.")
     wanted = [saes] if isinstance(saes, (str, SparseAutoencoder)) else list(saes or ())
@@ -240,7 +285,7 @@ def _base_with_saes(name: str, saes: Any, hook_point: str | None, base: str | No
     loaded = [
         sae for one in wanted for sae in ([one] if isinstance(one, SparseAutoencoder) else load_saes(one, hook_point))
     ]
-    return SaeForCausalLM.from_base(name, saes=loaded, **options)
+    return kind.from_base(name, saes=loaded, **options)
 
 
 def _tokenizer(sources: Sequence[tuple[str, str | None]]) -> PreTrainedTokenizerBase:

@@ -19,7 +19,7 @@ import torch
 import transformers.utils.hub
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from sae_transformers import FeatureEdit, ReconstructionSuite, Steering, attach, convert, evaluate, load
 from tests.create_training_data.annotation.sources.layouts import EXPLANATIONS, FEATURES, lines, write_bulk
@@ -175,6 +175,10 @@ def write_models(hub: LoopbackHub, folder: Path) -> None:
     for name in PUBLISHED:
         put(hub, name, folder / "my-model")
     model, tokenizer, _ = load(folder / "my-model")
+    labels: Any = {"id2label": {0: "other", 1: "toxic"}, "label2id": {"other": 0, "toxic": 1}}
+    config = AutoConfig.from_pretrained(BASE, **labels)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "my-classifier")
+    tokenizer.save_pretrained(folder / "my-classifier")
     evaluate(model, tokenizer, [ReconstructionSuite(["the film was lovely"] * 4)], folder)
     classifier = {"linear1.weight": torch.ones(1, WIDTH), "linear1.bias": torch.ones(1)}
     copied = {f"sae.{name}": value for name, value in SELFREG_SAE["weight"].items()}

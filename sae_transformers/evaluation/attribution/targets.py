@@ -182,7 +182,7 @@ def _of_labels(model: SaePreTrainedModel, ids: list[int], target: TargetLike) ->
         target = int(logits.argmax())
     numbers = []
     for choice in _one_or_two(target, "label"):
-        number = known.get(choice, -1) if isinstance(choice, str) else choice
+        number = known.get(choice, int(choice) if choice.isdecimal() else -1) if isinstance(choice, str) else choice
         if not 0 <= number < len(known):
             raise ValueError(f"Labels are {', '.join(known)} (0 to {len(known) - 1}). Received: target={choice!r}.")
         numbers.append(number)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...evaluation.attribution.effects import (
@@ -51,6 +51,7 @@ def attribute(
     strongest pairs of feature and token are enough for.
 
     Args:
+        model: a language model or classifier with SAEs; PEFT's adapters around it or in it count.
         text: one text, or its token ids.
         target: the logit of a token (its text or id) or of a label; the difference of two of them, as in ("Paris",
             "London"); or a function from the model's output of n rows to (n,) numbers. By default the most likely
@@ -69,6 +70,7 @@ def attribute(
     settings = settings or AttributionSettings()
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}. Received: method={method!r}.")
+    model = _within_adapters(model)
     if model.training:
         raise ValueError(
             "Dropout would make the effects random. Expected a model in eval mode, `model.eval()`. Received: one in "
@@ -108,6 +110,23 @@ def attribute(
         curve,
         replace(settings, sae_numbers=numbers),
     )
+
+
+def _within_adapters(model: nn.Module) -> Any:
+    """The model that PEFT's wrapper is around: adapters of weights act inside it.
+
+    Raises:
+        ValueError: adapters that act before it.
+    """
+    wrapper: Any = model
+    if not hasattr(wrapper, "get_base_model"):
+        return model
+    if getattr(wrapper.active_peft_config, "is_prompt_learning", False):
+        raise ValueError(
+            "A learnt prompt stands before the text, so that features would be told at wrong tokens. Expected a LoRA "
+            f"or another adapter of weights. Received: {wrapper.active_peft_config.peft_type.value}."
+        )
+    return wrapper.get_base_model()
 
 
 def _numbers(model: SaePreTrainedModel, asked: Sequence[int]) -> tuple[int, ...]:

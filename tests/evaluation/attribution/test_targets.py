@@ -68,7 +68,13 @@ def test_a_function_reads_the_whole_text(model):
 
 @pytest.mark.parametrize(
     ("target", "name", "columns"),
-    [("good", "good", (2,)), (0, "bad", (0,)), (("good", "bad"), "good - bad", (2, 0)), (None, None, None)],
+    [
+        ("good", "good", (2,)),
+        (0, "bad", (0,)),
+        ("1", "fine", (1,)),
+        (("good", "bad"), "good - bad", (2, 0)),
+        (None, None, None),
+    ],
 )
 def test_labels(classifier, target, name, columns):
     row = logits(classifier, IDS)[0]

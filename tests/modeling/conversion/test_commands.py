@@ -81,6 +81,20 @@ def test_attach_several_to_a_classifier(base, tmp_path):
     assert [entry.read_at for entry in model.config.sae_configs] == ["layers.2.mlp_out"] * 2
 
 
+def test_attach_to_a_trained_classifier_keeps_its_head(base, tmp_path):
+    """The head is not in the repository but in the base's own; it is neither new nor told to be."""
+    torch.manual_seed(3)
+    labels: Any = {"id2label": {0: "bad", 1: "fine", 2: "good"}, "label2id": {"bad": 0, "fine": 1, "good": 2}}
+    trained: Any = AutoModelForSequenceClassification.from_pretrained(base, **labels)
+    trained.save_pretrained(tmp_path / "classifier")
+    sae = FAMILIES["saelens"](tmp_path / "sae")
+    given = ["--sae", sae, "--head", "sequence-classification", "--place", "layers.2.mlp_out"]
+    result = run("attach", "--base", tmp_path / "classifier", *given, "--out", tmp_path / "model", "--force")
+    assert result.exit_code == 0, result.output
+    model: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert torch.equal(model.lm.score.weight, trained.score.weight) and model.config.id2label == labels["id2label"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -174,6 +174,47 @@ def test_a_feature_heads_effects_are_its_weights(pooling):
         assert max(abs(row["effect"]) for row in found.rows()) > 1e-3
 
 
+@pytest.mark.parametrize("head", [None, {"sae": 0}])
+def test_adapters_of_peft_count(head):
+    """Around the model with SAEs, or in its base before: the effects are those of the adapted model."""
+    from peft import LoraConfig, get_peft_model
+
+    given: Any = {} if head is None else {"feature_head": head}
+    model: Any = classifier(**given)
+    plain: Any = attribute(model, TOKENIZER, TEXT, ("good", "bad"), settings=QUICK)
+    saved = ["score"] if head is None else ["feature_head"]
+    lora = LoraConfig(
+        task_type="SEQ_CLS", target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=saved,
+        init_lora_weights=False,
+    )  # fmt: skip
+    wrapped: Any = get_peft_model(model, lora).eval()
+    found: Any = attribute(wrapped, TOKENIZER, TEXT, ("good", "bad"), "ablation", settings=QUICK)
+    with torch.no_grad():
+        logits = wrapped(torch.tensor([IDS])).logits[0]
+    assert found.effects.value == pytest.approx(float(logits[2] - logits[0]), rel=1e-9)
+    assert found.effects.value != pytest.approx(plain.effects.value, rel=1e-3)
+    row = found.rows()[0]
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.no_grad():
+        cut = whole(torch.tensor([IDS]), edit_features=lambda f: _without(f, row)).logits[0]
+    assert row["effect"] == pytest.approx(float((logits - cut)[2] - (logits - cut)[0]), rel=1e-9)
+
+
+def _without(features: Any, row: Any) -> torch.Tensor:
+    gone = (features.indices == row["feature"]) & (torch.arange(len(IDS))[None, :, None] == row["position"])
+    return features.values.masked_fill(gone, 0.0)
+
+
+def test_a_learnt_prompt_is_refused():
+    from peft import PromptTuningConfig, get_peft_model
+
+    wrapped: Any = get_peft_model(
+        random_model().float(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    ).eval()
+    with pytest.raises(ValueError, match="stands before the text, .* Received: PROMPT_TUNING"):
+        attribute(wrapped, TOKENIZER, TEXT, PAIR)
+
+
 def test_why_a_token_of_the_text_is_said(planted):
     word = str(TOKENIZER.decode([IDS[5]]))
     found = attribute(planted, TOKENIZER, TEXT, position=word, settings=replace(QUICK, curve=False))
@@ -229,3 +270,33 @@ def test_the_verb_says_what_the_function_does(tmp_path):
     wrong = CliRunner().invoke(app, [*command, "--position", "w77"])
     assert wrong.exit_code == 2
     assert "'w77' is not a token of the text" in " ".join(wrong.output.split())
+
+
+@pytest.mark.parametrize("kind", ["feature head", "the base's head", "base and SAE"])
+def test_the_verb_takes_classifiers(kind, tmp_path):
+    head: Any = {"feature_head": {"sae": 0}} if kind == "feature head" else {}
+    model: Any = classifier(weights_scope="full", **head)
+    given: list[str] = []
+    if kind == "base and SAE":
+        model.lm.save_pretrained(tmp_path / "model")
+        model.saes[0].save_pretrained(tmp_path / "sae")
+        given = ["--sae", str(tmp_path / "sae")]
+    else:
+        model.save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    out = tmp_path / "found.json"
+    command = ["attribute", str(tmp_path / "model"), TEXT, *given]
+    wanted = ["--target", "good", "--target", "0", "--check", "4", "--draws", "1", "--out", str(out)]
+    result = CliRunner().invoke(app, [*command, *wanted])
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    expected: Any = attribute(model, TOKENIZER, TEXT, ("good", "bad"), settings=AttributionSettings(check=4, draws=1))
+    assert found["target"] == "good - bad" and f"effects on {found['target']}" in result.output
+    assert found["value"] == pytest.approx(expected.effects.value, rel=1e-4)
+    assert [row["effect"] for row in found["pairs"]] == pytest.approx(
+        [row["effect"] for row in expected.rows()], rel=1e-3, abs=1e-6
+    )
+    assert found["agreement"]["against"] == "ablation" and found["curve"]["n"] == expected.curve.n
+    wrong = CliRunner().invoke(app, [*command, "--target", "great"])
+    assert wrong.exit_code == 2
+    assert "Labels are bad, fine, good (0 to 2). Received: --target='great'" in " ".join(wrong.output.split())
