@@ -49,6 +49,13 @@ def cached_tokens(cache: Any) -> Any:
         return None
 
 
+def room_of(cache: Any) -> int | None:
+    """How many columns a cache of fixed size has; None of one that grows, or that keeps windows alone."""
+    layers = [layer for layer in getattr(cache, "layers", ()) if not getattr(layer, "is_sliding", False)]
+    sizes = [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len")]
+    return max(sizes) if sizes else None
+
+
 # Layers of a cache that hold keys and values of tokens, and nothing that a token has changed.
 PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 

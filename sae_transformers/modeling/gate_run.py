@@ -1,4 +1,4 @@
-"""Gates at work: which conditions a steering has, what they remember of a text, and where they are open in a pass.
+"""Gates at work: what they remember of a text, and where they are open in a pass.
 
 Notation: C conditions, G different gates, B rows, T tokens of the pass, P columns before it.
 """
@@ -6,184 +6,17 @@ Notation: C conditions, G different gates, B rows, T tokens of the pass, P colum
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .configuration_sparse_autoencoder import SITES, SparseAutoencoderConfig
-from .gates import Gate
-from .strength import Strength
-
-# Sites of a block in the order in which they run.
-ORDER = ("resid_pre", "attn_heads", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid_post")
-
-
-class Condition(NamedTuple):
-    """A comparison of one latent: `Gate`'s fields, the latent by its index."""
-
-    sae: int
-    feature: int
-    above: float
-    until: float | None
-    over: str
-    pool: str
-    pre_activations: bool
-
-    @property
-    def remembers(self) -> bool:
-        """Whether it depends on other tokens than the one at hand."""
-        return self.over != "token" or self.until is not None
-
-
-class Node(NamedTuple):
-    """A gate as a tree. condition: number of the condition; None where it combines `parts`, all or some of them."""
-
-    condition: int | None
-    parts: tuple[Node, ...]
-    every: bool
-    negate: bool
-
-
-class Factor(NamedTuple):
-    """A `Strength`, its detector by the number of the condition that reads it."""
-
-    condition: int | None
-    strength: Strength
-
-
-class Entry(NamedTuple):
-    """What an edit depends on: a gate, the numbers of factors that are multiplied, tokens that it leaves alone."""
-
-    gate: Node | None
-    factors: tuple[int, ...]
-    excluded: tuple[int, ...]
-
-
-class Columns(NamedTuple):
-    """What the conditions on one SAE read. conditions: (c,) their numbers. features: (c,) int64, their latents."""
-
-    conditions: tuple[int, ...]
-    features: Tensor
-    pre_activations: bool
-
-
-class GatePlan:
-    """The gates of a batch's steering.
-
-    entries: what edits depend on, each once; number 0 stands for none, so `entries[i]` has number i + 1.
-    conditions: the different conditions that gates are made of, and what strengths read.
-    factors: the different strengths.
-    columns: SAE number -> what is read of it, once `place` has put it on the SAEs' devices.
-    """
-
-    def __init__(self, configs: Sequence[SparseAutoencoderConfig]) -> None:
-        self.configs = configs
-        self.entries: list[Entry] = []
-        self.factors: list[Factor] = []
-        self.conditions: list[Condition] = []
-        self.columns: dict[int, list[Columns]] = {}
-
-    def number(
-        self, gate: Gate | None, edited: int, strengths: Sequence[Strength] = (), excluded: tuple[int, ...] = ()
-    ) -> int:
-        """The number of what an edit of SAE `edited` depends on.
-
-        Raises:
-            ValueError: a condition on what the model does not have, or on what runs after the edit.
-        """
-        if gate is None and not strengths and not excluded:
-            return 0
-        node = None if gate is None else self._node(gate, edited)
-        entry = Entry(node, tuple(self._factor(strength, edited) for strength in strengths), excluded)
-        if entry not in self.entries:
-            self.entries.append(entry)
-        return self.entries.index(entry) + 1
-
-    def _factor(self, strength: Strength, edited: int) -> int:
-        condition = None
-        if strength.feature is not None:
-            reading = Gate(strength.feature, strength.sae, pre_activations=strength.pre_activations)
-            condition = self._node(reading, edited).condition
-        factor = Factor(condition, strength)
-        if factor not in self.factors:
-            self.factors.append(factor)
-        return self.factors.index(factor)
-
-    def _node(self, gate: Gate, edited: int) -> Node:
-        if gate.feature is None:
-            parts = tuple(self._node(one, edited) for one in (gate.every or gate.some))
-            return Node(None, parts, bool(gate.every), gate.negate)
-        if gate.sae >= len(self.configs):
-            raise ValueError(
-                f"The model has {len(self.configs)} SAE(s), numbered from 0. Received: a gate on sae={gate.sae!r}."
-            )
-        if runs_before(self.configs, gate.sae, edited) is False:
-            raise ValueError(
-                f"A gate must read an SAE that runs before the edit. Received: a gate on SAE {gate.sae} at "
-                f"{self.configs[gate.sae].write_at!r} for an edit of SAE {edited} at "
-                f"{self.configs[edited].write_at!r}."
-            )
-        feature = self.configs[gate.sae].resolve_feature(gate.feature)
-        condition = Condition(gate.sae, feature, gate.above, gate.until, gate.over, gate.pool, gate.pre_activations)
-        if condition not in self.conditions:
-            self.conditions.append(condition)
-        return Node(self.conditions.index(condition), (), False, gate.negate)
-
-    def place(self, likes: Sequence[Tensor]) -> None:
-        """Make the columns, when all gates are known. likes: of each SAE a tensor on its device."""
-        for number, like in enumerate(likes):
-            for kind in (False, True):
-                found = [
-                    place
-                    for place, condition in enumerate(self.conditions)
-                    if condition.sae == number and condition.pre_activations == kind
-                ]
-                if found:
-                    latents = torch.tensor([self.conditions[place].feature for place in found], device=like.device)
-                    self.columns.setdefault(number, []).append(Columns(tuple(found), latents, kind))
-
-    @property
-    def remembers(self) -> bool:
-        """Whether what is open depends on other tokens than the one at hand."""
-        return any(condition.remembers for condition in self.conditions)
-
-    @property
-    def prompt_decides(self) -> bool:
-        """Whether nothing that is generated changes what is open."""
-        if self.factors or self.names_tokens:
-            return False
-        return all(condition.over in ("prompt", "last") for condition in self.conditions)
-
-    @property
-    def names_tokens(self) -> bool:
-        """Whether what is done depends on which token it is."""
-        return any(entry.excluded for entry in self.entries)
-
-    @property
-    def is_scheduled(self) -> bool:
-        """Whether what is generated is counted."""
-        return any(one.strength.first is not None or one.strength.decay is not None for one in self.factors)
-
-
-def runs_before(configs: Sequence[SparseAutoencoderConfig], one: int, other: int) -> bool | None:
-    """Whether SAE `one` has been reached when SAE `other` edits; None where their places do not say."""
-    one_writes, other_writes = configs[one].writes_at[0], configs[other].writes_at[0]
-    if one_writes == other_writes:
-        return one <= other  # in the order of their numbers
-    first, second = _place(one_writes), _place(other_writes)
-    return None if first is None or second is None else first < second
-
-
-def _place(path: str) -> tuple[int, int] | None:
-    parts = path.split(".")
-    if len(parts) != 3 or parts[0] != "layers" or parts[2] not in SITES:
-        return None
-    return int(parts[1]), ORDER.index(parts[2])
+from .gate_plan import Columns, Entry, Factor, GatePlan, Node
 
 
 class GateMemory:
-    """What the gates of one `generate` remember: the value of each condition at every column so far.
+    """What the gates of one `generate` remember: the value of each condition at every column so far, or as many as a
+    cache of fixed size has.
 
     A pass that begins before columns that were there before (a rejected draft, a cropped cache) overwrites them.
     """
@@ -205,11 +38,15 @@ class GateMemory:
 
     def decided(self, past: Any) -> Tensor | None:
         """(B, G + 1) bool where the prompt has decided all and lies before a pass; else None."""
-        return self._decided if self._decided is not None and past >= self._end else None
+        return self._decided if self._decided is not None and self._is_behind(past) else None
 
     def all_shut(self, past: Any) -> bool:
         """Whether no gate is open in a pass, and none will be."""
-        return not self._anything_open and past >= self._end
+        return not self._anything_open and self._is_behind(past)
+
+    def _is_behind(self, past: Any) -> bool:
+        # A compiled pass cannot look at the number, and comes after the prompt that has decided.
+        return torch.compiler.is_compiling() or bool(past >= self._end)
 
     def reorder(self, rows: Tensor) -> None:
         """Rows go on from other rows: beams."""
@@ -227,12 +64,19 @@ class GateRun:
         past: P, columns before the pass.
         memory: of the `generate` that the pass is of; None outside of one.
         tokens: (B, T) ids of the pass, where edits name some.
+        room: columns of a cache of fixed size; None of one that grows.
     """
 
     def __init__(
-        self, plan: GatePlan, rows: Tensor, past: Any, memory: GateMemory | None, tokens: Tensor | None = None
+        self,
+        plan: GatePlan,
+        rows: Tensor,
+        past: Any,
+        memory: GateMemory | None,
+        tokens: Tensor | None = None,
+        room: int | None = None,
     ) -> None:
-        self.plan, self.rows, self.memory, self.tokens = plan, rows, memory, tokens
+        self.plan, self.rows, self.memory, self.tokens, self.room = plan, rows, memory, tokens, room
         self.past = past.clone() if isinstance(past, Tensor) else past  # a static cache counts on in that very tensor
         self.values: dict[int, Tensor] = {}
         self.maxima: dict[int, Tensor] = {}
@@ -304,7 +148,10 @@ class GateRun:
         return found
 
     def remember(self) -> None:
-        """After a pass over the last of the prompt: what it has decided, where it decides all."""
+        """After a pass over the last of the prompt: what it has decided, where it decides all. A compiled pass cannot
+        look."""
+        if torch.compiler.is_compiling():
+            return
         if self.memory is None or not self.plan.prompt_decides or self.decided is not None:
             return
         end = int(self.rows[:, 2].max())
@@ -338,43 +185,62 @@ class GateRun:
         condition, now = self.plan.conditions[number], self._now(number)
         if not condition.remembers:
             return now > condition.above
-        whole = self._with_past(number, now)  # (B, P + T)
-        length, tokens = whole.shape[1], now.shape[1]
-        columns = torch.arange(length, device=whole.device)
+        whole = self._whole(number, now)
+        here = torch.arange(now.shape[1], device=now.device) + (
+            0 if whole is now else self.past
+        )  # T columns of `whole`
+        columns = torch.arange(whole.shape[1], device=whole.device)
         rows = self.rows.to(whole.device)
         first, end = rows[:, 1:2], rows[:, 2:3]
         real = columns >= first
         if condition.until is not None:
             opens, closes = real & (whole > condition.above), ~real | (whole <= condition.until)
             latest = [torch.where(event, columns + 1, 0).cummax(-1).values for event in (opens, closes)]
-            return (latest[0] > latest[1])[:, length - tokens :]
+            return (latest[0] > latest[1])[:, here]
         if condition.over == "so_far":
             decided = counted = real
         else:
             decided = columns >= end - 1
             counted = real & (columns < end) if condition.over == "prompt" else columns == end - 1
         pooled = pooled_so_far(whole, counted, condition.pool if condition.over != "last" else "max")
-        return (decided & (pooled > condition.above))[:, length - tokens :]
+        return (decided & (pooled > condition.above))[:, here]
 
-    def _with_past(self, number: int, now: Tensor) -> Tensor:
-        whole = now
-        if torch.compiler.is_compiling() and isinstance(self.past, Tensor):
-            raise ValueError(
-                "A gate over more than the token at hand is not compiled over a static cache. Expected "
-                "`disable_compile=True` in `generate`, or another cache."
-            )
-        if self.past:
-            before = None if self.memory is None else self.memory.before(number, self.past)
-            if before is None:
-                raise ValueError(
-                    f"A gate over more than the token at hand has to have seen the tokens before. Expected a call of "
-                    f"`generate`, or the whole text in one pass. Received: a pass over {self.past} cached tokens, "
-                    f"{self.plan.conditions[number]!r}."
-                )
-            whole = torch.cat([before.to(now.device), now], 1)
-        if self.memory is not None:
-            self.memory.values[number] = whole
+    def _whole(self, number: int, now: Tensor) -> Tensor:
+        """(B, P + T) values of a condition, those of this pass the last. With a cache of fixed size (B, room): what is
+        behind them does not matter, as nothing looks ahead.
+
+        Raises:
+            ValueError: the tokens before were not seen.
+        """
+        memory = self.memory
+        if memory is not None and self.room is not None:
+            if number not in memory.values:
+                self._check_begins(number)
+                memory.values[number] = now.new_zeros(now.shape[0], self.room)
+            columns = torch.arange(now.shape[1], device=now.device) + self.past
+            return memory.values[number].index_copy_(1, columns, now)  # in place: a compiled pass keeps its tensors
+        before = None if memory is None or self._past_is_hidden else memory.before(number, self.past)
+        if before is None:
+            self._check_begins(number)
+        whole = now if before is None else torch.cat([before.to(now.device), now], 1)
+        if memory is not None:
+            memory.values[number] = whole
         return whole
+
+    @property
+    def _past_is_hidden(self) -> bool:
+        return isinstance(self.past, Tensor) and torch.compiler.is_compiling()
+
+    def _check_begins(self, number: int) -> None:
+        """Raises ValueError where tokens come before those of the pass, or a compiled pass cannot tell."""
+        hidden = self._past_is_hidden
+        if hidden or self.past:
+            raise ValueError(
+                f"A gate over more than the token at hand has to have seen the tokens before. Expected a call of "
+                f"`generate`, whose pass over the prompt is not compiled, or the whole text in one pass. Received: a "
+                f"pass over {'those of a cache' if hidden else f'{self.past} cached tokens'}, "
+                f"{self.plan.conditions[number]!r}."
+            )
 
 
 def pooled_so_far(values: Tensor, counted: Tensor, pool: str) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .base_arguments import cached_tokens
+from .base_arguments import cached_tokens, room_of
 from .call_options import SaeCallOptions, source_of
 from .gate_run import GateMemory, GateRun
 from .steering_plan import BoundSteering, SteeringPlan
@@ -47,8 +47,8 @@ def steered_tokens(
     if bound is not None and rows is None and generation is not None and generation.masked:
         return SteeredTokens()
     memory = None if bound is None else bound.memory
-    if memory is None and bound is not None and generation is not None:
-        memory = generation.memory_of(rows)
+    if bound is not None and generation is not None and rows is None:  # guidance: a text of its own
+        memory = generation.unconditional_memory
     if memory is not None and plan.fully_gated and past is not None and memory.all_shut(past):
         return SteeredTokens()
     placed = plan.count > 1 or plan.intervals is not None or options.steering_mask is not None
@@ -76,7 +76,8 @@ def steered_tokens(
             mask = _both(mask, _mask_at(options.steering_mask.to(source.device), columns))
     gates = None
     if plan.gates is not None:
-        gates = GateRun(plan.gates, rows, past, memory, _ids_of(inputs) if plan.gates.names_tokens else None)
+        tokens = _ids_of(inputs) if plan.gates.names_tokens else None
+        gates = GateRun(plan.gates, rows, past, memory, tokens, room_of(inputs.get(cache)))
     return SteeredTokens(plan, rows[:, 0] if plan.count > 1 else None, mask, gates)
 
 
@@ -210,11 +211,6 @@ class GenerationState:
             table = table.repeat_interleave(source.shape[0] // table.shape[0])
         return table, self.own_prompt_length
 
-    def memory_of(self, rows: Tensor | None) -> GateMemory:
-        """What gates remember of the text that a pass reads: the unconditional branch, whose passes carry no rows, has
-        a text of its own."""
-        return self.unconditional_memory if rows is None else self.memory
-
     def place(self, input_ids: Any, model_kwargs: dict[str, Any]) -> None:
         """Bind the steering to the prompt that the base has settled on: its length, and each row's first real
         token."""
@@ -227,7 +223,7 @@ class GenerationState:
         length = max(source.shape[1], self.given_length)
         if isinstance(attention, Tensor) and attention.ndim == 2:
             length = max(length, attention.shape[1])
-        self.bound = BoundSteering(self.plan, length)
+        self.bound = BoundSteering(self.plan, length, self.memory)
         self.rows = steering_rows_for(source, attention, 0, length, count=self.plan.count)
         self._ids_at_start = 0 if input_ids is None else input_ids.shape[1]
         model_kwargs.update(steering=self.bound, steering_rows=self.rows)

@@ -17,7 +17,8 @@ from .configuration_sparse_autoencoder import TOPK_ACTIVATIONS, SparseAutoencode
 from .erasing import Erasures
 from .excluded_tokens import ExcludedTokens, known_ids
 from .feature_edits import FeatureEdit
-from .gate_run import GateMemory, GatePlan
+from .gate_plan import GatePlan
+from .gate_run import GateMemory
 from .steering import END, FAR, Steering
 from .steering_tables import Stage, ValueTable, is_open
 
@@ -324,7 +325,7 @@ class SteeringPlan:
 class BoundSteering:
     """A plan inside one `generate` call, where the number of prompt columns is known.
 
-    memory: what its gates remember, where no `generate` keeps it.
+    memory: what its gates remember of the texts that are written.
     """
 
     is_bound: Literal[True] = True

@@ -16,7 +16,8 @@ from transformers import DynamicCache
 
 from ..modeling import Steering
 from ..modeling.base_arguments import continues
-from ..modeling.gate_run import Condition, GateMemory
+from ..modeling.gate_plan import Condition
+from ..modeling.gate_run import GateMemory
 from ..modeling.steering_plan import BoundSteering, SteeringPlan
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import CompileConfig, StaticCache
 
 from sae_transformers import FeatureEdit, FeatureReweighting, Gate, SaeForCausalLM, Steering
 from tests.covering import covering, fast
@@ -363,6 +364,57 @@ COMPILED["each on its edits"] = Steering([edit for gate in GATES.values() for ed
 @pytest.mark.parametrize("name", fast(COMPILED, "prompt", "each on its edits"))
 def test_compiled_whole(name):
     compiled_as_eager(COMPILED[name])
+
+
+# What transformers does by itself on a GPU.
+STEPS: Any = CompileConfig(fullgraph=True, backend="eager", mode="default")
+STEPS._compile_all_devices = True
+COMPILED_STEPS = {"compile_config": STEPS}
+
+
+def over_a_static_cache(steering: Steering, ours: SaeForCausalLM, **options: Any) -> int:
+    """`generate` over a static cache writes, twice, what it writes over a growing one; the graphs that it compiled."""
+    ids, mask = prompt(2, LENGTH, seed=5), torch.ones(2, LENGTH, dtype=torch.long)
+    ids[1, :3], mask[1, :3] = 0, 0
+    common: dict[str, Any] = {
+        "steering": steering, "attention_mask": mask, "max_new_tokens": 2 * NEW, "do_sample": False,
+        "eos_token_id": None, "num_beams": options.pop("num_beams", 1),
+    }  # fmt: skip
+    wanted = model().generate(ids, **common)
+    assert not torch.equal(wanted, ours.generate(ids, **{**common, "steering": False}))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        assert torch.equal(ours.generate(ids, cache_implementation="static", **common, **options), wanted)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch.compiler.reset()
+    return graphs
+
+
+@pytest.mark.parametrize("gate", fast(HISTORY, "prompt", "so far, mean", "hysteresis"))
+def test_compiled_steps_over_a_static_cache(gate):
+    """The second `generate` compiles nothing."""
+    assert over_a_static_cache(Steering(OPS["direction"], when=GATES[gate]), model(), **COMPILED_STEPS) == 1
+
+
+def test_compiled_beams_over_a_static_cache():
+    ours = model()
+    whole, step = ours.forward, torch.compile(ours.forward, fullgraph=True, backend="eager")
+    ours.forward = lambda *args, **given: (step if given["input_ids"].shape[1] == 1 else whole)(*args, **given)
+    assert over_a_static_cache(Steering(OPS["direction"], when=GATES["so far"]), ours, num_beams=2) >= 1
+
+
+def test_a_compiled_pass_that_cannot_know_the_tokens_before():
+    ours, ids = model(), prompt(1, LENGTH)
+    cache = StaticCache(ours.lm.config, max_cache_len=LENGTH + NEW)
+    plan = ours.prepare_steering(Steering(OPS["set"], when=GATES["so far"]))
+    with torch.no_grad():
+        ours(ids, past_key_values=cache, steering=False)
+        with pytest.raises(
+            Exception, match="not compiled, or the whole text in one pass. Received: a pass over those"
+        ):
+            torch.compile(ours, fullgraph=True, backend="eager")(ids[:, :1], past_key_values=cache, steering=plan)
+    torch.compiler.reset()
 
 
 def test_json_there_and_back():

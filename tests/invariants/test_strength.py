@@ -14,6 +14,7 @@ from torch import Tensor
 from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, Steering, Strength
 from tests.covering import covering, fast
 from tests.invariants.test_gates import (
+    COMPILED_STEPS,
     GATE_MODES,
     LENGTH,
     NEW,
@@ -24,6 +25,7 @@ from tests.invariants.test_gates import (
     model,
     naive_generate,
     naive_logits,
+    over_a_static_cache,
     saes,
 )
 from tests.invariants.test_threads import together
@@ -167,6 +169,11 @@ COMPILED["one of each"] = [edit for one in COMPILED.values() for edit in one]
 @pytest.mark.parametrize("name", fast(COMPILED, "one of each"))
 def test_compiled_whole(name: str):
     compiled_as_eager(Steering(COMPILED[name]))
+
+
+@pytest.mark.parametrize("name", fast(STRENGTHS, "exponential"))
+def test_compiled_steps_over_a_static_cache(name: str):
+    assert over_a_static_cache(Steering(at(OPS["direction"], STRENGTHS[name])), model(), **COMPILED_STEPS) == 1
 
 
 def test_two_threads():
