@@ -16,14 +16,19 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from sae_transformers import FeatureEdit, SaeForCausalLM, SaeForSequenceClassification, Steering, Strength
+from sae_transformers import FeatureEdit, Gate, SaeForCausalLM, SaeForSequenceClassification, Steering, Strength
 from tests.tiny import VOCAB, prompt, tiny_sae
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 STEERING = Steering([FeatureEdit(0, "good", "set", 9.0), FeatureEdit(1, 5, "add", 4.0)])
+SO_FAR = Gate(feature=7, sae=1, above=0.2, over="so_far", pool="mean")
+COMBINED = Gate(feature=5, sae=1, above=0.3, until=0.1) & ~Gate(feature="good", over="last")
 # What else the declaration can say, by what is new in it.
 MORE = {
     "erased": Steering([FeatureEdit(0, feature, "erase") for feature in range(16)]),
+    "gated": Steering(
+        [FeatureEdit(0, "good", "set", 9.0, when=SO_FAR), FeatureEdit(0, 11, "add", 6.0, when=COMBINED)]
+    ),
     "strength": Steering(
         [
             FeatureEdit(0, "good", "set", 9.0, strength=Strength(feature=7, high=1.0, least=0.5, first=4)),
