@@ -17,6 +17,7 @@ from .configuration_sparse_autoencoder import LossWeights, SparseAutoencoderConf
 from .feature_edits import FeatureEdit, FeatureReweighting
 from .feature_penalty import FeaturePenalty
 from .gates import Gate
+from .group_penalty import GroupPenalty
 from .modeling_sae import SaeModel
 from .modeling_sae_causal_lm import SaeForCausalLM
 from .modeling_sae_sequence_classification import SaeForSequenceClassification
@@ -32,6 +33,7 @@ __all__ = [
     "FeaturePenalty",
     "FeatureReweighting",
     "Gate",
+    "GroupPenalty",
     "LossWeights",
     "SaeConfig",
     "SaeForCausalLM",

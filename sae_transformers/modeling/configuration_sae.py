@@ -20,6 +20,7 @@ from .configuration_sparse_autoencoder import (
 )
 from .feature_head import FeatureHeadConfig
 from .feature_penalty import FeaturePenalty, penalties_from
+from .group_penalty import GroupPenalty, groups_from
 from .steering import Steering
 
 WEIGHTS_SCOPES = ("sae", "full")
@@ -56,6 +57,8 @@ class SaeConfig(PreTrainedConfig):
         feature_head: `FeatureHeadConfig` or its dict: a classifier reads an SAE's hidden state in place of the base's
             last one.
         feature_penalties: `FeaturePenalty` objects or their dicts: terms of the loss on features of the SAEs.
+        group_penalties: of a classifier, `GroupPenalty` objects or their dicts: terms of the loss on what groups of
+            features do to its scores.
     """
 
     model_type = "sae_transformer"
@@ -81,6 +84,7 @@ class SaeConfig(PreTrainedConfig):
         detach_hidden: bool = True,
         feature_head: FeatureHeadConfig | Mapping[str, Any] | None = None,
         feature_penalties: Sequence[FeaturePenalty | Mapping[str, Any]] = (),
+        group_penalties: Sequence[GroupPenalty | Mapping[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         check_choice("weights_scope", weights_scope, WEIGHTS_SCOPES)
@@ -118,6 +122,7 @@ class SaeConfig(PreTrainedConfig):
             values = feature_head if isinstance(feature_head, Mapping) else feature_head.to_dict()
             self.feature_head = FeatureHeadConfig.from_dict(values).to_dict()
         self.feature_penalties = [penalty.to_dict() for penalty in penalties_from(feature_penalties)]
+        self.group_penalties = [group.to_dict() for group in groups_from(group_penalties)]
         for entry in self.sae_configs:
             if entry.hooks_out and self.loss_weights["reconstruction"]:
                 raise ValueError(

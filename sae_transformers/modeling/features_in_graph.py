@@ -30,7 +30,7 @@ from torch import Tensor
 from .configuration_sparse_autoencoder import SparseAutoencoderConfig
 from .outputs import SparseFeatures
 from .sae_code import Normalized
-from .sae_mathematics import SaeMathematics
+from .sae_mathematics import SaeMathematics, without_gradients
 from .steering_plan import SaePlan, SteeringPlan
 
 WITH_ERROR = "with_error"
@@ -51,6 +51,33 @@ class FeatureGraph:
     def works_at(self, number: int, reported: Collection[int]) -> bool:
         """Whether SAE `number` writes its latents into the pass."""
         return number in self.functions or (self.error is not None and number in reported)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureRemoval:
+    """What some latents write is taken out of the pass, as a function of `edit_features` that sets them to 0 would;
+    only they are computed, and the gradient goes to what the SAE reads, never to the SAE.
+
+    features: (m,) latents. tokens: (batch, seq) float, 1 where they are taken out.
+    """
+
+    features: Tensor
+    tokens: Tensor
+
+    def __call__(self, features: SparseFeatures) -> Tensor:
+        gone = torch.isin(features.indices, self.features) & self.tokens.bool()[..., None]
+        return features.values.masked_fill(gone, 0.0)
+
+    def taken_out(self, sae: SaeMathematics, x: Tensor, hidden: Tensor) -> Tensor:
+        """The hidden state (batch, seq, d_out) where the SAE writes, without them.
+
+        Args:
+            x: (batch, seq, d_in), what it reads, in its dtype.
+        """
+        frozen, columns = without_gradients(sae), self.features.to(x.device)
+        normalized = frozen.normalize(x)
+        latents = frozen.latents_of(normalized, columns) * self.tokens.to(x)[..., None]
+        return _plus(hidden, -latents @ frozen.W_dec[columns], normalized)
 
 
 def feature_graph(
@@ -158,8 +185,10 @@ def place_in_graph(
         hidden: (batch, seq, d_out), what the base made where it writes.
         columns: (m,) latents that are reported, or None for all active ones.
     """
-    normalized = sae.normalize(x)
     function = graph.functions.get(number)
+    if isinstance(function, FeatureRemoval):  # of no call that reports
+        return x, function.taken_out(sae, x, hidden)
+    normalized = sae.normalize(x)
     if columns is not None and function is None and graph.error == "kept":
         z = sae.latents_of(normalized, columns)
         v = _node(z)

@@ -15,6 +15,8 @@ from .call_output import call_output
 from .call_record import CallRecord
 from .configuration_sae import SaeConfig
 from .feature_head import FeatureHead, FeatureHeadConfig, task_loss
+from .group_penalty import BoundGroup
+from .grouped_model import GroupMixin, Without, known_labels
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeSequenceClassifierOutput
 from .sae_losses import HEAD_LOSSES, SAE_LOSSES, counted_tokens, mean_losses
@@ -22,11 +24,12 @@ from .sae_losses import HEAD_LOSSES, SAE_LOSSES, counted_tokens, mean_losses
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 
 
-class SaeForSequenceClassification(SaePreTrainedModel):
+class SaeForSequenceClassification(GroupMixin, SaePreTrainedModel):
     """Any Hugging Face sequence classifier with sparse autoencoders inside. Its head is saved beside the SAEs.
 
-    With `feature_head` it scores the hidden state that an SAE reads, later layers do not run, the SAEs are frozen, and
-    features that a person calls unintended can be penalised and removed (`set_unintended`).
+    Its scores can be kept off groups of features (`group_penalties`). With `feature_head` it scores the hidden state
+    that an SAE reads, later layers do not run, the SAEs are frozen, and features that a person calls unintended can be
+    penalised and removed (`set_unintended`).
     """
 
     auto_model = AutoModelForSequenceClassification
@@ -46,6 +49,10 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         self.num_labels = self.config.num_labels
         self.feature_head = self._new_feature_head()
         self._freeze_saes()
+
+    def _init_penalties(self) -> None:
+        self._init_groups()
+        super()._init_penalties()
 
     def _freeze_saes(self) -> None:
         super()._freeze_saes()
@@ -149,6 +156,7 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             inputs["labels"] = labels
         if asked.stop_at_last_sae:
             inputs["use_cache"] = False
+        draws = self._draws(source_of(inputs).device)
         out = self._run(record, {**inputs, "return_dict": True})
         count, terms = num_items_in_batch if labels is not None else None, {}
         if record is not None and record.request.losses:
@@ -159,13 +167,25 @@ class SaeForSequenceClassification(SaePreTrainedModel):
             hidden, sae = record.inputs[head.config.sae], self.saes[head.config.sae]
             mask = self._real_tokens(input_ids, attention_mask)
             if labels is not None and self.config.loss_weights["unintended_state"]:
-                share = 1.0 if num_items_in_batch is None else len(hidden) / num_items_in_batch
-                terms["unintended_state"] = head.activity(hidden, mask, sae) * share
+                terms["unintended_state"] = head.activity(hidden, mask, sae) * _share(labels, hidden, count)
             pooled = head.read(hidden, mask, sae)
-            return self._score(pooled, labels, num_items_in_batch, terms, record, options, return_dict=return_dict)
+
+            def pooled_without(one: BoundGroup) -> Tensor:
+                return self._pooled_without(one, hidden, options, inputs, draws)
+
+            return self._score(
+                pooled, labels, count, terms, record, options, without=pooled_without, return_dict=return_dict
+            )
         lm_loss = None if out is None else out.get("loss")
-        if lm_loss is not None and labels is not None and num_items_in_batch is not None:
-            lm_loss = lm_loss * (labels.ne(-100).sum() / num_items_in_batch)  # the base gives its micro-batch's mean
+        if lm_loss is not None and labels is not None and count is not None:
+            lm_loss = lm_loss * (labels.ne(-100).sum() / count)  # the base gives its micro-batch's mean
+        if out is not None:
+            terms |= self._group_terms(
+                out["logits"],
+                labels,
+                count,
+                lambda one: self._passed_without(one, options, inputs, draws)[0]["logits"],
+            )
         return call_output(
             self,
             SaeSequenceClassifierOutput,
@@ -206,19 +226,28 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         record: CallRecord | None = None,
         options: SaeCallOptions | None = None,
         *,
+        without: Without | None = None,
         return_dict: bool | None = None,
     ) -> SaeSequenceClassifierOutput | tuple:
-        """Logits, and with labels the loss, of pooled states (batch, d_in)."""
+        """Logits, and with labels the loss, of pooled states (batch, d_in).
+
+        Args:
+            without: these states without a group of features.
+        """
         if self.feature_head is None:
             raise ValueError("`pooled_states` are for a model with a feature head; this one has none.")
         settings, terms, task = self.feature_head.config, dict(terms or {}), None
         sae = self.saes[settings.sae]
+        draws = self._draws(pooled.device)
         logits = self.feature_head(pooled)
+
+        scored_without = None if without is None else lambda one: self._scored_again(without(one), draws)
+        terms |= self._group_terms(logits, labels, count, scored_without)
         if labels is not None:
             if self.training:
                 self._check_head_trains()
             task = task_loss(logits, labels, self.config.problem_type, pairwise=settings.pairwise)
-            share = 1.0 if count is None else len(logits) / count  # of the whole accumulated batch
+            share = _share(labels, logits, count)
             task = task if count is None else task * share
             if self.config.loss_weights["unintended"]:
                 terms["unintended"] = self.feature_head.penalty(sae) * share
@@ -227,6 +256,11 @@ class SaeForSequenceClassification(SaePreTrainedModel):
         return call_output(
             self, SaeSequenceClassifierOutput, out, record, options, terms=terms, lm_loss=task, return_dict=return_dict
         )
+
+
+def _share(labels: Tensor, logits: Tensor, count: Any) -> Any:
+    """The part that a batch's labels are of those of the whole accumulated batch."""
+    return 1.0 if count is None else known_labels(labels, logits).sum() / count
 
 
 def _by_text(token_weights: Tensor, labels: Tensor | None) -> Tensor:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .feature_penalty import BoundPenalty
-from .sae_mathematics import SaeMathematics
+from .sae_mathematics import SaeMathematics, without_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +31,7 @@ def penalty_costs(sae: SaeMathematics, x: Tensor, penalties: Sequence[PenaltyOfC
     Args:
         x: (batch, seq, d_in), what the SAE reads, in its dtype.
     """
-    frozen = _without_gradients(sae)
+    frozen = without_gradients(sae)
     return {one.number: token_costs(frozen, x, one) for one in penalties}
 
 
@@ -70,15 +69,3 @@ def penalised_values(sae: SaeMathematics, x: Tensor, features: Tensor, of: str) 
     if normalized.scale is not None:
         written = written * normalized.scale
     return written / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def _without_gradients(sae: Any) -> Any:
-    """The same SAE, of whose parameters autograd knows nothing: a penalty must not be met by moving the feature."""
-    if not torch.is_grad_enabled() or not any(p.requires_grad for p in sae.parameters(recurse=False)):
-        return sae
-    view = object.__new__(type(sae))
-    view.__dict__.update(sae.__dict__)
-    view.__dict__["_parameters"] = {
-        name: None if parameter is None else parameter.detach() for name, parameter in sae._parameters.items()
-    }
-    return view

@@ -31,11 +31,20 @@ def penalised_tokens(
         counted[:, :-1] = (labels[:, 1:] != -100).to(counted)
     if penalty.over == "mask" and mask is not None:
         counted = mask.to(counted)
+    return real_tokens(counted, length, inputs, penalty.skip_first)
+
+
+def real_tokens(counted: Tensor, length: int, inputs: Mapping[str, Any], skip_first: int) -> Tensor:
+    """`counted` (batch, seq), 0 at padding and at the first tokens of each text.
+
+    Args:
+        length, inputs: as of `penalised_tokens`.
+    """
     attended, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     attended = attended if isinstance(attended, Tensor) and attended.ndim == 2 else None
     if attended is not None:
         counted = counted * attended[:, -length:].to(counted)
-    if not penalty.skip_first:
+    if not skip_first:
         return counted
     if isinstance(positions, Tensor) and positions.ndim == 2:  # packed texts begin at 0 again
         place = positions[:, -length:].to(counted.device)
@@ -43,7 +52,7 @@ def penalised_tokens(
         place = positions_of(attended)[:, -length:].to(counted.device)
     else:
         place = torch.arange(length, device=counted.device).expand(len(counted), -1)
-    return counted * (place >= penalty.skip_first)
+    return counted * (place >= skip_first)
 
 
 def check_penalty_inputs(

@@ -23,8 +23,8 @@ from .base_fingerprint import base_fingerprint, differing
 from .base_wrapping import adopt, check_unchanged
 from .compatibility import check_model
 from .configuration_sae import AUTO_MAP
+from .grouped_model import given_penalties
 from .output_files import locked_folder, write_whole
-from .penalised_model import penalties_of_head
 from .plain_files import named_errors, plain_errors, written_tensors
 from .repository_files import (
     HUB_OPTIONS,
@@ -103,7 +103,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             base_options: for loading the base: `revision`, `dtype`, `device_map`, `quantization_config`, ...
 
         Keyword Args:
-            feature_penalties (list): terms of the loss on features of the SAEs, see `FeaturePenalty`.
+            feature_penalties, group_penalties (list): terms of the loss; see `FeaturePenalty` and `GroupPenalty`.
 
         Raises:
             ValueError: a loss that this head does not compute, an SAE without a place, or one that does not fit this
@@ -117,7 +117,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
                     f"`sae.config.hook`."
                 )
         check_applicable(loss_weights, cls._losses, cls.__name__, with_head=feature_head is not None)
-        penalties = penalties_of_head(cls, base_options.pop("feature_penalties", None), [sae.config for sae in saes])
+        penalties = given_penalties(cls, base_options, [sae.config for sae in saes], feature_head)
         name = getattr(base, "name_or_path", None) if isinstance(base, nn.Module) else str(base)
         for number, sae in enumerate(saes):  # before a large base is loaded
             if not force:
@@ -145,7 +145,7 @@ class RepositoryMixin(Base):  # pyright: ignore[reportIncompatibleVariableOverri
             loss_weights=loss_weights,
             detach_hidden=detach_hidden,
             feature_head=feature_head,
-            feature_penalties=penalties,
+            **penalties,
         )
         model = cls(config, lm=cls._wrap_base(base), saes=saes)
         adopt(model, base)

@@ -11,6 +11,7 @@ Shapes: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_enc (d_sae,), b_dec (d_out,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,3 +167,15 @@ class SaeMathematics(SaeFiles):
             losses = concept_losses(pre_acts, concept_targets) if known else torch.zeros_like(pre_acts)
             terms["conditioning"] = losses.sum(-1)
         return terms
+
+
+def without_gradients(sae: Any) -> Any:
+    """The same SAE, of whose parameters autograd knows nothing: a penalty must not be met by moving the feature."""
+    if not torch.is_grad_enabled() or not any(p.requires_grad for p in sae.parameters(recurse=False)):
+        return sae
+    view = object.__new__(type(sae))
+    view.__dict__.update(sae.__dict__)
+    view.__dict__["_parameters"] = {
+        name: None if parameter is None else parameter.detach() for name, parameter in sae._parameters.items()
+    }
+    return view
