@@ -63,8 +63,9 @@ class CanarySettings:
 class CanaryReading:
     """What a canary found of a model.
 
-    explained_variance: by the SAE, of the states of held-out texts; None for a transcoder. loss_recovered: see
-    `ce_loss_recovered`; None where it is not measured.
+    explained_variance: by the SAE, of what it is to give for held-out texts: the states that it reads, or of a
+    transcoder those that its MLP gives; None for a layer of a cross-layer transcoder or crosscoder, whose output is
+    only a part. loss_recovered: see `ce_loss_recovered`; None where it is not measured, as of transcoders.
     presence: reader -> mean score of held-out texts with the concept, on a scale on which texts without it were 0 and
     texts with it 1 before training. The first reader is the feature.
     aurocs: reader -> how well its score tells the two kinds of held-out texts apart.
@@ -179,11 +180,11 @@ class FeatureCanary:
             new = {place: _fit_probe(fit.means(place), self.labels[self.fitting]) for place in self.probe_places}
             entry = inner.config.sae_configs[self.sae]
             variance = recovered = None
-            if entry.reconstructs:
-                hidden = states.hidden[entry.read_at]
-                variance = 1 - measure_reconstruction(inner.saes[self.sae], [hidden])["fvu"]
-                if self.settings.with_loss and inner.can_generate():
-                    recovered = ce_loss_recovered(inner, list(self._batches(inner)), saes=[self.sae])["recovered"]
+            if not entry.hooks_out:
+                read, given = states.hidden[entry.read_at], states.hidden[entry.write_at]
+                variance = 1 - measure_reconstruction(inner.saes[self.sae], [read], targets=[given])["fvu"]
+            if entry.reconstructs and self.settings.with_loss and inner.can_generate():
+                recovered = ce_loss_recovered(inner, list(self._batches(inner)), saes=[self.sae])["recovered"]
             now = _columns(inner.saes[self.sae], self.feature)
         return CanaryReading(
             variance,
@@ -209,8 +210,8 @@ class FeatureCanary:
             lost = before.explained_variance - reading.explained_variance
             if lost > limits.most_variance_lost:
                 reasons.append(
-                    f"The SAE explains {reading.explained_variance:.3f} of the variance of held-out states, before it "
-                    f"was {before.explained_variance:.3f}."
+                    f"The SAE explains {reading.explained_variance:.3f} of the variance of what it is to give for "
+                    f"held-out texts, before it was {before.explained_variance:.3f}."
                 )
 
         def behind(one: CanaryReading) -> float:
@@ -244,7 +245,9 @@ class FeatureCanary:
                 f"Every text needs two tokens or more. Received: {len(short)} shorter ones, {short[0]!r}."
             )
         entries = model.config.sae_configs
-        places = dict.fromkeys([*(entries[n].read_at for n, _ in self.readers.values()), *self.probe_places])
+        own = entries[self.sae]
+        given = [] if own.hooks_out else [own.write_at]  # what it has to give
+        places = dict.fromkeys([*(entries[n].read_at for n, _ in self.readers.values()), *given, *self.probe_places])
         reader = HiddenStateReader(model.lm, list(places), config=model.config)
         hidden = reader.read(rows, keep, dtype=torch.float32, tokens_at_once=self.settings.tokens_per_batch)
         index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(kept) for kept in keep]))

@@ -75,6 +75,48 @@ def test_scores_of_other_texts_are_on_the_same_scale(canary: FeatureCanary) -> N
         assert values[:20].mean() > 0.5 > values[20:].mean() + 0.2, name
 
 
+def test_of_a_transcoder_it_is_the_variance_of_what_the_mlp_gives() -> None:
+    """One that gives its MLP's output, by a linear part that was fitted, with the concept on top."""
+    base, tokenizer = tiny_base(), word_tokenizer()
+    with torch.no_grad():
+        base.model.embed_tokens.weight[5:15] += 0.15 * torch.randn(32, generator=torch.Generator().manual_seed(2))
+    place: dict[str, Any] = {"hook": "model.layers.0.mlp.input", "hook_out": "model.layers.0.mlp"}
+    coder = tiny_sae(activation="relu", skip_connection=True, apply_b_dec_to_input=False, **place)
+    seen: dict[str, list[torch.Tensor]] = {"read": [], "given": []}
+    mlp = base.model.layers[0].mlp
+
+    def keep(_: Any, args: Any, out: torch.Tensor) -> None:
+        seen["read"].append(args[0])
+        seen["given"].append(out)
+
+    handle = mlp.register_forward_hook(keep)
+    with torch.no_grad():
+        for text in TEXTS:
+            base(torch.tensor([tokenizer(text)["input_ids"]]))
+    handle.remove()
+    read, given = (torch.cat([one[0, 1:] for one in seen[name]]) for name in ("read", "given"))
+    with torch.no_grad():
+        coder.W_dec.mul_(0.01)
+        coder.b_dec.zero_()
+        coder.W_skip.copy_(torch.linalg.lstsq(read, given).solution.T)
+    model = SaeForCausalLM.from_base(base, [coder], weights_scope="full").eval()
+    canary = FeatureCanary(model, tokenizer, TEXTS, LABELS, feature=3)
+    before = canary.before.explained_variance
+    assert before is not None and canary.before.loss_recovered is None
+    of_half = torch.cat([torch.full((len(tokenizer(t)["input_ids"]) - 1,), i) for i, t in enumerate(TEXTS)])
+    kept = torch.isin(of_half, canary.measuring)
+    with torch.no_grad():
+        left = given[kept] - coder(read[kept]).reconstruction
+    expected = 1 - float(left.square().sum() / (given[kept] - given[kept].mean(0)).square().sum())
+    assert before == pytest.approx(expected, abs=1e-4) and before > 0.3
+    assert canary.fallen(canary.before) == []
+    with torch.no_grad():
+        mlp.down_proj.weight.mul_(-1.0)
+    (reason,) = [one for one in canary.fallen(canary.measure(model)) if "variance" in one]
+    assert f"before it was {before:.3f}" in reason
+    assert "canary_explained_variance" in canary.before.numbers()
+
+
 def hidden_from_the_sae(model: Any) -> Any:
     """Whatever writes to the states at the SAE writes a little against its encoder column, and all else as before."""
     column = model.saes[0].W_enc[:, 3].detach()

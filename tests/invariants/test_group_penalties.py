@@ -318,6 +318,12 @@ def test_nothing_but_a_loss_runs_a_penalty() -> None:
     torch.testing.assert_close(measured.loss, measured.lm_loss.double())
 
 
+def rows_of_two_labels() -> list[dict[str, Tensor]]:
+    """16 texts, as a `Trainer` takes them."""
+    batch = {**texts(), "labels": torch.tensor([0, 1, 1])}
+    return [{name: value[i] for name, value in batch.items()} for i in (0, 1, 2, 0, 2, 1, 1, 0) * 2]
+
+
 def adapted(groups: Any, head: Any) -> Any:
     inner = classifier(groups, head=head, weights_scope="sae", n_labels=2)
     torch.manual_seed(0)
@@ -335,8 +341,7 @@ def adapted(groups: Any, head: Any) -> Any:
 @pytest.mark.parametrize("head", [None, {"pooling": "mean", "hidden_size": 6}], ids=["own head", "feature head"])
 def test_trainer_8_by_1_is_1_by_8_with_a_lora_and_resumes(head: Any, tmp_path: Any) -> None:
     """Two optimizer steps of SGD; then the same run, cut in two, bit for bit. The term falls."""
-    batch = {**texts(), "labels": torch.tensor([0, 1, 1])}
-    rows = [{name: value[i] for name, value in batch.items()} for i in (0, 1, 2, 0, 2, 1, 1, 0) * 2]
+    rows = rows_of_two_labels()
     groups = SEVERAL if head is None else WITH_HEAD
 
     def trained(folder: str, size: int, resume: str | None = None) -> tuple[dict[str, Tensor], list]:

@@ -1,6 +1,7 @@
 """Train a tiny model for two steps with `Trainer` and save its parameters. Started by torchrun, or alone.
 
-Arguments: output folder, batch size per process, and any of `checkpointing`, `accumulate`, `full`, `penalties`.
+Arguments: output folder, batch size per process, and any of `checkpointing`, `accumulate`, `full`, `penalties`;
+or `groups`, a classifier through a LoRA.
 """
 
 import gc
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.invariants.test_group_penalties import SEVERAL, adapted, rows_of_two_labels
 from tests.invariants.test_penalties import DISTRIBUTED as PENALTIES
 from tests.invariants.test_trainer import CHECKPOINTING, Texts, parameters_of, trainable, trainer_for
 from tests.tiny import tiny_base
@@ -20,13 +22,14 @@ from tests.tiny import tiny_base
 
 def main(folder: Path, batch_size: int, *flags: str) -> None:
     accumulate = 2 if "accumulate" in flags else 1
-    model = trainable(tiny_base(), "full" if "full" in flags else "sae", site="mlp_out")
+    groups, scope = "groups" in flags, "full" if "full" in flags else "sae"
+    model = adapted(SEVERAL, None) if groups else trainable(tiny_base(), scope, site="mlp_out")
     if "penalties" in flags:
         model.feature_penalties = PENALTIES
     trainer = trainer_for(
         model,
         folder,
-        Texts(16, per_token=True),
+        rows_of_two_labels() if groups else Texts(16, per_token=True),
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulate,
         optim="sgd",

@@ -1,6 +1,6 @@
 """Loss, gradients and steered outputs of a model that FSDP2 shards over processes; rank 0 saves them.
 
-Arguments: output file, SAE site, and any of `full`, `checkpointing`.
+Arguments: output file, SAE site, and any of `full`, `checkpointing`, `penalties`, `lora`; or `groups`, a classifier.
 """
 
 import sys

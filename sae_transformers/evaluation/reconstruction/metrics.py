@@ -53,25 +53,38 @@ def cosine_similarity(target: Tensor, reconstruction: Tensor) -> float:
 
 @torch.no_grad()
 def measure_reconstruction(
-    sae: SparseAutoencoder, batches: Iterable[Tensor], *, tokens_at_once: int = 2048
+    sae: SparseAutoencoder,
+    batches: Iterable[Tensor],
+    *,
+    targets: Iterable[Tensor] | None = None,
+    tokens_at_once: int = 2048,
 ) -> dict[str, float]:
-    """`ReconstructionMeter.result` of an SAE that reconstructs what it reads.
+    """`ReconstructionMeter.result` of an SAE.
 
     Args:
-        sae: not a transcoder.
         batches: hidden states, (n_tokens, d_in) each. Leave out what the SAE was not made for (first tokens).
+        targets: what a transcoder has to give for them, (n_tokens, d_out) each; by default the hidden states.
         tokens_at_once: of a forward pass.
+
+    Raises:
+        ValueError: a layer of a cross-layer transcoder or crosscoder, or a transcoder without targets.
     """
     if sae.config.hooks_out:
         raise ValueError(
             f"What is reconstructed is the sum over all layers of a cross-layer transcoder or crosscoder; "
             f"`cross_layer_outputs` gives it. Received: one layer, which reads {sae.config.read_at}."
         )
+    if targets is None and not sae.config.reconstructs:
+        raise ValueError(
+            f"A transcoder gives another state than it reads. Expected `targets`, the states at "
+            f"{sae.config.write_at}. Received: none."
+        )
     meter = ReconstructionMeter(sae.config.d_sae)
-    for batch in batches:
-        for hidden in batch.split(tokens_at_once):
+    pairs = ((batch, batch) for batch in batches) if targets is None else zip(batches, targets, strict=True)
+    for batch, target in pairs:
+        for hidden, goal in zip(batch.split(tokens_at_once), target.split(tokens_at_once), strict=True):
             out = sae(hidden.to(sae.device, sae.dtype))
-            meter.update(hidden.to(sae.device), out.reconstruction, out.latents)
+            meter.update(goal.to(sae.device), out.reconstruction, out.latents)
     return meter.result()
 
 

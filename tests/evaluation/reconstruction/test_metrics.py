@@ -75,6 +75,17 @@ def test_an_sae_over_batches(activation: str) -> None:
     assert found["dead_share"] == pytest.approx(float((out.latents == 0).all(0).float().mean()))
 
 
+def test_of_a_transcoder_against_its_targets():
+    sae = tiny_sae(hook="m.input", hook_out="m", activation="relu", apply_b_dec_to_input=False)
+    x, y = torch.randn(2, 50, WIDTH, generator=torch.Generator().manual_seed(3))
+    found = measure_reconstruction(sae, [x[:30], x[30:]], targets=[y[:30], y[30:]], tokens_at_once=16)
+    with torch.no_grad():
+        left = y - sae(x).reconstruction
+    assert found["fvu"] == pytest.approx(float(left.square().sum() / (y - y.mean(0)).square().sum()), rel=1e-5)
+    with pytest.raises(ValueError, match="Expected `targets`, the states at m. Received: none"):
+        measure_reconstruction(sae, [x])
+
+
 def identity_sae(**settings) -> SparseAutoencoder:
     config = SparseAutoencoderConfig(d_in=WIDTH, d_sae=WIDTH, activation="identity", layer=1, **settings)
     sae = SparseAutoencoder(config)
