@@ -60,6 +60,8 @@ class GroupMixin:
         return bind_groups(groups_from(value), self.config.sae_configs, head, labels)
 
     def _bound_groups(self) -> tuple[BoundGroup, ...]:
+        if torch.compiler.is_compiling():
+            return self._groups
         if self.config.group_penalties is not self._groups_source:  # it was set there
             self._groups = self._bind(self.config.group_penalties)
             self._groups_source = self.config.group_penalties
@@ -69,11 +71,6 @@ class GroupMixin:
         super()._freeze_saes()  # pyright: ignore[reportAttributeAccessIssue]
         if self._bound_groups() and not LossWeights(**self.config.loss_weights).any_sae_term:
             self.saes.requires_grad_(False)
-
-    @property
-    def _penalty_weights(self) -> dict[str, float]:
-        groups = {one.name: one.penalty.weight for one in self._bound_groups()}
-        return {**super()._penalty_weights, **groups}  # pyright: ignore[reportAttributeAccessIssue]
 
     def _draws(self, device: torch.device) -> SameDraws | None:
         """The random numbers of dropout, where a score has to be made again with the same ones."""

@@ -26,6 +26,7 @@ class PenaltyMixin:
     saes: SaeBank
     training: bool
     _penalised_tokens: tuple[str, ...] = ()  # which `over` a head can have
+    _groups: tuple[Any, ...] = ()  # penalties of a classifier, `BoundGroup`
 
     def _init_penalties(self) -> None:
         self._penalties: tuple[BoundPenalty, ...] = ()
@@ -170,7 +171,7 @@ class PenaltyMixin:
 
     @property
     def _penalty_weights(self) -> dict[str, float]:
-        return {one.name: one.penalty.weight for one in self._penalties}
+        return {one.name: one.penalty.weight for one in (*self._penalties, *self._groups)}
 
 
 def penalties_of_head(head: Any, value: Any, configs: Sequence[Any]) -> list[dict[str, Any]]:

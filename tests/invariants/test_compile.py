@@ -13,6 +13,9 @@ from torch._dynamo.testing import CompileCounter
 from sae_transformers import FeatureEdit, FeatureReweighting, SaeForCausalLM, Steering
 from tests.covering import fast
 from tests.invariants.naive import naive_forward
+from tests.invariants.test_group_penalties import SEVERAL
+from tests.invariants.test_group_penalties import classifier as group_classifier
+from tests.invariants.test_group_penalties import texts as group_texts
 from tests.invariants.test_steering_grid import OPS, at, padded, scores
 from tests.tiny import prompt, tiny_base, tiny_sae
 
@@ -239,3 +242,19 @@ def test_static_cache_generate_of_each_kind(op, site):
     for positions in ("all", "generated"):
         torch._dynamo.reset()
         static_equals_eager(op, site, positions)
+
+
+def test_a_classifier_with_labels_is_one_graph():
+    batch, model = group_texts(), group_classifier(None).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, **EAGER)(**batch).loss, model(**batch).loss)
+
+
+@pytest.mark.slow
+def test_group_penalties_are_the_same_in_as_many_graphs_as_it_takes():
+    batch, model = group_texts(), group_classifier(SEVERAL).eval()
+    found, expected = torch.compile(model, backend="eager")(**batch), model(**batch)
+    assert expected.sae_losses["group_a"] > 1e-3
+    torch.testing.assert_close(found.loss, expected.loss)
+    gradients = torch.autograd.grad(found.loss, model.lm.score.weight)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.loss, model.lm.score.weight))
