@@ -2,11 +2,12 @@
 
     python examples/gated_steering.py --rtp challenging.jsonl nontoxic.jsonl
 
-An SAE with a latent conditioned on toxicity is trained on part of the texts. Three vectors lower toxicity: the
-latent's decoder row, DiffMean, and a sparse code over 64 latents learnt from preferred continuations
-(`learn_steering`). Each is tried without a gate and behind gates on the latent, on DiffMean and on a linear probe,
-whose thresholds `fit_gate` sets on neutral prompts that nothing was trained on. Strengths are chosen on other prompts
-than those that report. Prints numbers, never texts; writes them to results.json, and goes on where it was stopped.
+SAEs at several places, each with a latent conditioned on toxicity, are trained on part of the texts. Three vectors
+lower toxicity at the last place: the latent's decoder row, DiffMean, and a sparse code over 64 latents learnt from
+preferred continuations (`learn_steering`). Each is tried without a gate and behind gates on a latent, on DiffMean and
+on a linear probe: at the place, and pooled in the way, that told texts apart best on which none of them was trained.
+`fit_gate` sets thresholds on neutral prompts of their own. Strengths are chosen on other prompts than those that
+report. Prints numbers, never texts; writes them to results.json, and goes on where it was stopped.
 
 Files: RealToxicityPrompts (`prompt` and `continuation` with `text` and `toxicity`).
 Needs: pip install 'sae-transformers[quickstart,evaluation,toxicity]'
@@ -21,6 +22,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +59,8 @@ from sae_transformers import (
 CONCEPT = "toxicity"
 NORMS = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28)  # of the hidden state, until the text gets too unlikely
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the learnt values
-# (SAE, latent), by pre-activations. At one place SAEs run in their order, and gates come before what they open.
+# Of a place: its directions or its SAE, and the latent; by pre-activations. At one place SAEs run in their order, and
+# gates come before what they open.
 DETECTORS = {"latent": (1, 0), "DiffMean": (0, 0), "probe": (0, 1)}
 POOLS = {
     "max": Gate(feature=0, over="prompt"),
@@ -69,6 +72,7 @@ COLUMNS = (
     "perplexity",
 )
 LEVEL_95 = 1.96
+SELECTION_RATE = 0.02  # of false alarms, among some two hundred neutral texts that choose a detector
 
 
 class Prompts(NamedTuple):
@@ -84,19 +88,21 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--rtp", nargs="+", required=True, help="files of RealToxicityPrompts")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or Hub id")
-    parser.add_argument("--hook-point", default="layers.14.resid_post")
+    parser.add_argument("--hook-points", nargs="+", default=["layers.10.resid_post", "layers.14.resid_post"])
+    parser.add_argument("--texts", help="file of more texts for the SAEs, not labelled")
+    parser.add_argument("--max-texts", type=int, default=2000)
     parser.add_argument("--dtype", default="float32", help="of the model; SAEs are in float32")
     parser.add_argument("--latents", type=int, default=2304)
     parser.add_argument("--k", type=int, default=64, help="latents active on a token")
-    parser.add_argument("--steps", type=int, default=300, help="of the SAE's training")
+    parser.add_argument("--steps", type=int, default=1000, help="of an SAE's training")
     parser.add_argument("--toxic", type=float, default=0.5, help="least toxicity of a toxic prompt")
     parser.add_argument("--neutral", type=float, default=0.25, help="a neutral prompt's is below this")
     parser.add_argument("--false-alarm-rate", type=float, default=0.005)
-    parser.add_argument("--calibrate-prompts", type=int, default=300, help="neutral ones, for the thresholds")
+    parser.add_argument("--calibrate-prompts", type=int, default=500, help="neutral ones, for the thresholds")
     parser.add_argument("--detect-prompts", type=int, default=150, help="toxic ones, for the gates' detection rates")
     parser.add_argument("--search-prompts", type=int, default=32, help="toxic ones, for the strengths")
-    parser.add_argument("--report-prompts", type=int, default=96, help="toxic ones")
-    parser.add_argument("--neutral-prompts", type=int, default=300, help="neutral ones that report")
+    parser.add_argument("--report-prompts", type=int, default=80, help="toxic ones")
+    parser.add_argument("--neutral-prompts", type=int, default=150, help="neutral ones that report")
     parser.add_argument("--pair-prompts", type=int, default=120, help="toxic ones whose continuations are compared")
     parser.add_argument("--samples", type=int, default=4, help="continuations of each of these")
     parser.add_argument("--features", type=int, default=64, help="of the learnt code")
@@ -138,53 +144,71 @@ def split(args: argparse.Namespace, seed: int) -> tuple[Prompts, Prompts]:
     return found[0], found[1]
 
 
-def states(reader: HiddenStateReader, tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Hidden states of all tokens (n_tokens, d) and the text of each."""
+class Prepared(NamedTuple):
+    """model: with an SAE of directions (DiffMean, the probe's) and a trained one at each place. detectors: a gate of
+    each kind, without a threshold. features: (SAE, latent) that answer best to toxic texts, at the last place."""
+
+    model: SaeForCausalLM
+    detectors: dict[str, Gate]
+    features: list[tuple[int, int]]
+    facts: dict[str, Any]
+
+
+def states(reader: HiddenStateReader, tokenizer: Any, texts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Hidden states of all tokens (n_tokens, d) by place, and the text of each."""
     ids = [torch.tensor(row) for row in tokenizer(list(texts), truncation=True, max_length=96)["input_ids"]]
     hidden = reader.read(ids, [torch.arange(len(row)) for row in ids], dtype=torch.float32)
     index = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(row) for row in ids]))
-    return next(iter(hidden.values())).cpu(), index
+    return {place: found.cpu() for place, found in hidden.items()}, index
 
 
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def build(args: argparse.Namespace, base: Any, tokenizer: Any, toxic: Prompts, neutral: Prompts, seed: int) -> Any:
-    """A model with the SAE and an SAE of directions (DiffMean, the probe's), the pool of each detector, the latents
-    that answer best to toxic texts, and what was measured on the way; all from the prompts that train."""
+def build(
+    args: argparse.Namespace, base: Any, tokenizer: Any, toxic: Prompts, neutral: Prompts, seed: int
+) -> Prepared:
+    """All from the prompts that train: three quarters of them train, the last quarter chooses the detectors."""
     pairs = [*toxic.train, *neutral.train]
     labels = torch.tensor([1] * len(toxic.train) + [0] * len(neutral.train))
-    trained = train_concept(
-        base, tokenizer, [prompt + after for prompt, after in pairs], labels.tolist(), CONCEPT,
-        hook_point=args.hook_point, d_sae=args.latents, k=args.k, steps=args.steps, seed=seed,
-    )  # fmt: skip
-    sae = trained.sae.eval()
-    hidden, index = states(HiddenStateReader(base, [args.hook_point]), tokenizer, [prompt for prompt, _ in pairs])
+    chooses = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < 0.25
+    more = [] if args.texts is None else [row["text"] for row in islice(open_text(args.texts).rows(), args.max_texts)]
+    known = torch.where(chooses, -100, labels).tolist() + [-100] * len(more)
+    texts = [prompt + after for prompt, after in pairs] + more
+    hidden, index = states(HiddenStateReader(base, args.hook_points), tokenizer, [prompt for prompt, _ in pairs])
     first = torch.cat([torch.tensor([True]), index[1:] != index[:-1]])  # whose states are outliers
-    means = torch.zeros(len(pairs), hidden.shape[1]).index_add_(0, index[~first], hidden[~first])
+    trains = ~first & ~chooses[index]
     counts = torch.bincount(index[~first], minlength=len(pairs)).clamp(min=1)[:, None]
-    diffmean = fit_diffmean(hidden[~first], labels[index[~first]])
-    probe = fit_linear_probe(means / counts, labels, seed=seed)
-    directions = direction_sae(torch.stack([diffmean, probe.weight]), sae.config)
-    model = SaeForCausalLM.from_base(base, saes=[directions, sae]).eval()
-    pools, facts = {}, {}
-    for name, (number, latent) in DETECTORS.items():
-        module = model.saes[number]
-        with torch.no_grad():
-            values = torch.cat([module.encode_pre_acts(part)[:, latent] for part in hidden.split(4096)])
-        scores = {pool: pooled(values, index, pool) for pool in POOLS}
-        rates = {pool: detected(found, labels, args.false_alarm_rate) for pool, found in scores.items()}
-        pools[name] = max(rates, key=lambda pool: rates[pool])
-        facts[name] = {pool: {"detected": rates[pool], "auroc": auroc(scores[pool], labels)} for pool in POOLS}
+    saes, facts, best = [], {}, {}
+    for number, place in enumerate(args.hook_points):
+        here = hidden[place]
+        trained = train_concept(
+            base, tokenizer, texts, known, CONCEPT,
+            hook_point=place, d_sae=args.latents, k=args.k, steps=args.steps, seed=seed,
+        )  # fmt: skip
+        means = torch.zeros(len(pairs), here.shape[1]).index_add_(0, index[~first], here[~first]) / counts
+        diffmean = fit_diffmean(here[trains], labels[index[trains]])
+        probe = fit_linear_probe(means[~chooses], labels[~chooses], seed=seed)
+        sae = trained.sae.eval()
+        here_saes = [direction_sae(torch.stack([diffmean, probe.weight]), sae.config), sae]
+        saes.extend(here_saes)
+        facts[place] = {"sae": trained.metrics}
+        for name, (which, latent) in DETECTORS.items():
+            with torch.no_grad():
+                values = torch.cat([here_saes[which].encode_pre_acts(part)[:, latent] for part in here.split(4096)])
+            for pool, gate in POOLS.items():
+                scores = pooled(values, index, pool)[chooses]
+                rate = detected(scores, labels[chooses], SELECTION_RATE)
+                facts[place][f"{name}, {pool}"] = {"detected": rate, "auroc": auroc(scores, labels[chooses])}
+                asked = replace(gate, sae=2 * number + which, feature=latent, pre_activations=True)
+                best[name] = max(best.get(name, (-1.0, asked)), (rate, asked), key=lambda found: found[0])
+    model = SaeForCausalLM.from_base(base, saes=saes).eval()
+    last = hidden[args.hook_points[-1]][~first]
     with torch.no_grad():
-        codes = encode_texts(sae, hidden[~first], index[~first], len(labels))
+        codes = encode_texts(saes[-1], last, index[~first], len(labels))
     found = search_features(codes, labels, settings=SearchSettings(selection="input", pool=args.features))
-    return (
-        model,
-        pools,
-        [(1, latent) for latent in found.features.tolist()],
-        {"detectors": facts, "sae": trained.metrics},
-    )
+    features = [(len(saes) - 1, latent) for latent in found.features.tolist()]
+    return Prepared(model, {name: gate for name, (_, gate) in best.items()}, features, {"detectors": facts})
 
 
 def pooled(values: Tensor, index: Tensor, pool: str) -> Tensor:
@@ -303,18 +327,18 @@ def run(args: argparse.Namespace, seed: int, base: Any, tokenizer: Any, console:
 
     start = time.process_time()
     toxic, neutral = split(args, seed)
-    model, pools, features, facts = build(args, base, tokenizer, toxic, neutral, seed)
+    model, detectors, features, facts = build(args, base, tokenizer, toxic, neutral, seed)
     lap("training")
     journal = Journal(args.out / f"continuations-{seed}.partial.jsonl", {"model": Path(args.model).name, "seed": seed})
     score = get_scorer("profanity")
     bench = Bench(model, tokenizer, score, args, journal)
     gates, fitted = {}, {}
-    for name, (sae, latent) in DETECTORS.items():
-        asked = replace(POOLS[pools[name]], sae=sae, feature=latent, pre_activations=True)
+    for name, asked in detectors.items():
         texts = [*neutral.calibrate, *toxic.calibrate]
         labels = [0] * len(neutral.calibrate) + [1] * len(toxic.calibrate)
         found = fit_gate(model, tokenizer, texts, labels, asked, false_alarm_rate=args.false_alarm_rate)
-        gates[name], fitted[name] = found.gate, {**found.to_dict(), "pool": pools[name]}
+        where = {"place": args.hook_points[asked.sae // 2], "pool": "last" if asked.over == "last" else asked.pool}
+        gates[name], fitted[name] = found.gate, {**found.to_dict(), **where}
     lap("gates")
     pairs = preferred(bench, [p for p, _ in toxic.train[: args.pair_prompts]], args.samples, args.new_tokens, seed)
     lap("continuations to learn from")
@@ -326,9 +350,10 @@ def run(args: argparse.Namespace, seed: int, base: Any, tokenizer: Any, console:
         model, tokenizer, pairs, features, settings, scope=scope, folder=args.out / f"learnt-{seed}"
     )
     lap("learning")
+    last = 2 * (len(args.hook_points) - 1)
     vectors = {
-        name: {n: replace(scope, edits=[FeatureEdit(sae, latent, "direction", -n, "norm")]) for n in NORMS}
-        for name, (sae, latent) in DETECTORS.items()
+        name: {n: replace(scope, edits=[FeatureEdit(last + which, latent, "direction", -n, "norm")]) for n in NORMS}
+        for name, (which, latent) in DETECTORS.items()
         if name != "probe"
     }
     ladders = {**vectors, "learnt": {factor: scaled(learnt.steering, factor) for factor in FACTORS}}
@@ -423,6 +448,7 @@ def main() -> None:
     base: Any = model.lm
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings |= {"rtp": [Path(file).name for file in args.rtp], "model": Path(name).name}
+    settings |= {"texts": args.texts and Path(args.texts).name}
     args.out.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
     for seed in args.seeds:
@@ -434,7 +460,7 @@ def main() -> None:
         for gate, found in runs[-1]["gates"].items():
             low, high = found["detection_interval"]
             console.print(
-                f"  gate on {gate} ({found['pool']}): AUROC {found['auroc']:.3f}, opened by "
+                f"  gate on {gate} ({found['place']}, {found['pool']}): AUROC {found['auroc']:.3f}, opened by "
                 f"{found['detection_rate']:.1%} ({low:.1%} to {high:.1%}) of toxic prompts",
                 highlight=False,
             )
