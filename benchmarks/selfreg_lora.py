@@ -7,8 +7,10 @@ score moves when only an identity is swapped.
 
 What trains is what a user writes: PEFT's LoRA, transformers' Trainer, and a model whose loss has the penalties. For
 each seed: `plain`; `selfreg`, the features that react to the swap in a third of the pairs taken out of the states and
-penalised in the head's weights and in the states; `random`, as many others. Measured on the rest of the pairs and on
-balanced test texts, none of which were trained on. A run that was stopped goes on after its last finished model.
+penalised in the head's weights and in the states; `group`, a `GroupPenalty` on what they contribute to the scores, and
+nothing taken out; `random` and `random group`, as many other features. `own` and `own group` have the head of the
+base, behind all layers, and a LoRA in all of them (`--ways`). Measured on the rest of the pairs and on balanced test
+texts, none of which were trained on. A run that was stopped goes on after its last finished model.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from sae_transformers import (
+    GroupPenalty,
     SaeForSequenceClassification,
     SparseAutoencoder,
     classification_metrics,
@@ -38,7 +41,8 @@ from sae_transformers import (
 )
 from sae_transformers.latents.hidden_states import read_hidden_states
 
-WAYS = ("plain", "selfreg", "random")
+WAYS = ("plain", "selfreg", "random", "group", "random group")
+OWN = ("own", "own group", "own random group")  # the head of the base
 
 
 def balanced(path: Path, count: int, seed: int) -> tuple[list[str], list[int]]:
@@ -63,15 +67,18 @@ def read_pairs(original: Path, swapped: Path, count: int, seed: int) -> list[tup
 
 
 def new_model(args: argparse.Namespace, way: str, features: list[int], pad: int, max_norm: float | None) -> Any:
+    reads, removes = way not in OWN, way in ("selfreg", "random")
+    head = {"pooling": "mean", "removal": "own" if removes else "none", "alignment": "decoder", "max_norm": max_norm}
     model = SaeForSequenceClassification.from_base(
         args.base,
         saes=[SparseAutoencoder.from_pretrained(args.sae)],
-        feature_head={"pooling": "mean", "removal": "own", "alignment": "decoder", "max_norm": max_norm},
-        loss_weights={} if way == "plain" else {"unintended": args.penalty, "unintended_state": args.penalty},
+        feature_head=head if reads else None,
+        loss_weights={"unintended": args.penalty, "unintended_state": args.penalty} if removes else {},
+        group_penalties=[GroupPenalty(features, weight=args.group_weight)] if way.endswith("group") else None,
         num_labels=2,
     )
-    model.config.pad_token_id = pad
-    if way != "plain":
+    model.config.pad_token_id = model.lm.config.pad_token_id = pad
+    if removes:
         model.set_unintended(features)
     return model
 
@@ -98,7 +105,8 @@ def run(
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     texts, labels = balanced(args.train, args.texts, seed)
     model = new_model(args, way, features, tokenizer.pad_token_id, max_norm)
-    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], modules_to_save=["feature_head"])
+    head = "score" if way in OWN else "feature_head"
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], modules_to_save=[head])
     tuned = get_peft_model(model, lora)
     rows = [tokenizer(text, truncation=True, max_length=args.max_length) for text in texts]
     data = Dataset.from_list([{**row, "labels": label} for row, label in zip(rows, labels, strict=True)])
@@ -139,11 +147,11 @@ def main() -> None:
         reacting = chosen["indices"].tolist()
         max_norm = 10 * float(sides[0].hidden.float().norm(dim=-1).median())  # first tokens are far beyond
         others = sorted(set(range(reader.saes[0].config.d_sae)) - set(reacting))
-        for way in WAYS:
+        for way in args.ways:
             name = f"{way} {seed}"
             if name in results:
                 continue
-            features = random.Random(seed).sample(others, args.features) if way == "random" else reacting
+            features = random.Random(seed).sample(others, args.features) if "random" in way else reacting
             results[name] = run(args, seed, way, features, pairs[third:], max_norm)
             draft = file.with_suffix(".draft")
             draft.write_text(json.dumps(results, indent=2))
@@ -154,8 +162,10 @@ def main() -> None:
 
 def show(results: dict[str, Any], seeds: list[int], console: Console) -> None:
     table = Table("", "F1", "change of the score, in standard deviations", "flips", title=f"{len(seeds)} seeds")
-    for way in WAYS:
-        found = [results[f"{way} {seed}"] for seed in seeds]
+    for way in (*WAYS, *OWN):
+        found = [results[f"{way} {seed}"] for seed in seeds if f"{way} {seed}" in results]
+        if not found:
+            continue
         cells = []
         for name in ("f1", "delta_in_std", "flips"):
             values = [one[name] for one in found]
@@ -175,6 +185,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=450)
     parser.add_argument("--features", type=int, default=100, help="that react most to the swap")
     parser.add_argument("--penalty", type=float, default=0.3, help="weight of both penalties")
+    parser.add_argument("--group-weight", type=float, default=1.0, help="of `group`")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, *OWN], default=list(WAYS))
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--max-length", type=int, default=64)
     return parser.parse_args()
