@@ -13,7 +13,7 @@ from .call_output import call_output
 from .generation import STEERING_INPUTS, generation_view
 from .modeling_sae import SaePreTrainedModel
 from .outputs import SaeCausalLMOutput
-from .sae_losses import SAE_LOSSES, counted_tokens, mean_losses
+from .sae_losses import SAE_LOSSES, at_least_one, counted_tokens, mean_losses
 from .self_check import CheckReport, check_model
 from .steered_tokens import GenerationState
 
@@ -89,7 +89,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         if labels is not None and not options.stop_at_last_sae:
             inputs["labels"] = labels
             if num_items_in_batch is not None and self.base_arguments.open:
-                inputs["num_items_in_batch"] = num_items_in_batch
+                inputs["num_items_in_batch"] = at_least_one(num_items_in_batch)
         if "logits_to_keep" in self.base_arguments.named:
             inputs["logits_to_keep"] = logits_to_keep
         inputs["return_dict"] = True
@@ -97,7 +97,7 @@ class SaeForCausalLM(SaePreTrainedModel, GenerationMixin):
         count, terms = num_items_in_batch if labels is not None else None, {}
         if record is not None and record.request.losses:
             weights = counted_tokens(source_of(inputs), inputs.get("attention_mask"), labels)
-            terms = mean_losses(record.request.losses, record.losses, weights, count)
+            terms = mean_losses(record.request.losses, record.losses, weights, at_least_one(count))
         terms |= self._penalty_terms(record, inputs, labels, penalty_mask, count)
         return call_output(self, SaeCausalLMOutput, out, record, options, terms=terms, return_dict=return_dict)
 

@@ -116,17 +116,17 @@ class PenaltyMixin:
         """Name -> term, (), without its weight.
 
         Args:
-            count: LM labels in the whole accumulated batch; by default those of this one, or without labels the tokens
-                that count.
+            count: LM labels in the whole accumulated batch; by default those of this one. Where there are no labels,
+                or none in any batch, the tokens that count.
         """
         terms: dict[str, Tensor] = {}
         for one, costs in self._costs(record):
             tokens = penalised_tokens(one, costs.shape[1], inputs, token_labels, mask).to(costs)
-            total = count
+            total, here = count, tokens.sum().clamp(min=1)
             if total is None:
-                total = tokens.sum() if token_labels is None else (token_labels[:, 1:] != -100).sum()
-                total = total.clamp(min=1)
-            terms[one.name] = (costs * tokens).sum() / total
+                total = here if token_labels is None else (token_labels[:, 1:] != -100).sum()
+            total = torch.as_tensor(total, device=here.device)
+            terms[one.name] = (costs * tokens).sum() / torch.where(total == 0, here, total)
         return terms
 
     def _penalty_terms_by_text(

@@ -150,6 +150,11 @@ def mean_losses(
     return terms
 
 
+def at_least_one(count: Any) -> Any:
+    """A number of labels to divide by, of an int, a tensor or None: a batch may have none."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else count if count is None else max(count, 1)
+
+
 def weighted_loss(weights: Mapping[str, float], lm_loss: Tensor | None, terms: Mapping[str, Tensor]) -> Tensor | None:
     """The sum of the base's loss and the SAEs' terms, (); None where there is none."""
     loss = None if lm_loss is None else (lm_loss if weights["lm"] == 1 else weights["lm"] * lm_loss)

@@ -154,3 +154,20 @@ def test_margins_and_weights_are_those_of_their_features() -> None:
     configs = [tiny_sae(**NAMED).config]
     (bound,) = bind_penalties([FeaturePenalty({"rivers": 1, "anger": 3}, margin=[0.5, -1])], configs)
     assert (bound.features, bound.weights, bound.margins) == ((9, 3), (0.25, 0.75), (0.5, -1.0))
+
+
+def test_a_batch_without_labels_is_no_division_by_zero() -> None:
+    """Masked tokens of unlabelled rows are penalised where chance puts such rows alone into a batch, too."""
+    model = model_with(FeaturePenalty("anger", over="mask", name="anger"), weights_scope="full").train()
+    ids = prompt(2, 6)
+    labels, mask = torch.full_like(ids, -100), torch.ones_like(ids)
+    out = model(input_ids=ids, labels=labels, penalty_mask=mask, num_items_in_batch=torch.tensor(0))
+    out.loss.backward()
+    with torch.no_grad():
+        hidden = model.lm.model(ids, output_hidden_states=True).hidden_states[2]
+        costs = model.saes[0].encode_pre_acts(hidden)[:, 1:, 3].relu()
+    torch.testing.assert_close(out.loss, costs.mean(), rtol=1e-5, atol=1e-6)
+    assert costs.mean() > 1e-3
+    gradients = [p.grad for p in model.lm.parameters() if p.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 1e-6
