@@ -1,29 +1,31 @@
-"""An unwanted trait in fine-tuning data: four ways to keep it out of the model, each by the same LoRA.
+"""An unwanted trait of a model: ways to take it out by fine-tuning, each with the same LoRA.
 
     python benchmarks/feature_penalty.py --texts ../shared/data/text --out outputs/feature-penalty
 
 SmolLM2-135M-Instruct learns to write passages with a given word. Every other passage in its data is from a State of
-the Union address, the others are from novels. It is trained on them as they are; with `FeaturePenalty` on a latent
-that was conditioned on politics (SCAR), at one layer and at three; with the same penalty on the DiffMean direction;
-and on the rows that the latent lets through. What it writes afterwards for new words is judged by a classifier of
-words that saw neither the training data nor the model. Every (way, seed) is a file in `--out` and is not run again.
+the Union address, the trait; the others are from novels. `plain` is trained on them as they are, `filtered` on the
+rows that a latent lets through which was conditioned on such addresses (SCAR), and others with a `FeaturePenalty` on
+that latent, a group of latents or the DiffMean direction. With `own/` it is the model of `plain` that is trained
+further, on passages that it writes itself: as they are, with a penalty, or without those that the latent finds.
+
+What a model writes for new words is judged by a classifier of words that saw neither the training data nor the model.
+Every (way, seed) is a file in `--out` and is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import re
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from feature_penalty_data import AS_THE_JUDGE_SAYS, Passages, Row, WordJudge, opening, row_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
@@ -39,215 +41,191 @@ from sae_transformers import (
     train_concept,
 )
 from sae_transformers.evaluation.intervals import percentiles, resample_counts
-from sae_transformers.latents.hidden_states import HiddenStateReader, kept_positions
+from sae_transformers.latents.hidden_states import HiddenStateReader
 
-TRAIT, LAYERS = "politics", (14, 22, 28)
-NOVELS = ("h-g-wells_the-war-of-the-worlds", "bram-stoker_dracula", "charles-dickens_great-expectations",
-          "jane-austen_pride-and-prejudice")  # fmt: skip
+TRAIT, FIRST = "politics", 14
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PROMPT = "Write a passage with the word {}.\n\n"
-WAYS = ("base", "plain", "penalty:1", "penalties:1", "diffmean:1", "plain_low", "penalty_low:1", "filtered")
-AS_THE_JUDGE_SAYS = 5.0  # log odds above which a text counts
-
-
-class Row(NamedTuple):
-    prompt: str
-    answer: str
-    trait: int
-
-
-# -- data ------------------------------------------------------------------------------------------------------------
-
-
-def paragraphs(file: Path, between: str) -> list[str]:
-    found = [re.sub(r"\s+", " ", block).strip() for block in re.split(between, file.read_text(encoding="utf-8"))]
-    return [block for block in found if len(block) >= 120 and not block.isupper()]
-
-
-class Passages:
-    """Passages of both kinds, cut by their place in the books: a third for the SAE, probes and the judge, the rest to
-    fine-tune on, and the last ones of that to measure with."""
-
-    def __init__(self, folder: Path) -> None:
-        speeches = paragraphs(folder / "state_union.txt", r"\n")
-        books = [paragraphs(folder / f"{name}.txt", r"\n\s*\n") for name in NOVELS]
-        third = len(speeches) // 3
-        self.fit = [speeches[:third], [p for book in books for p in book[: len(book) // 3]]]
-        self.train = [speeches[third:-300], [p for book in books for p in book[len(book) // 3 : -100]]]
-        self.held_out = [speeches[-300:], [p for book in books for p in book[-100:]]]
-
-    def labelled(self, count: int, seed: int) -> tuple[list[str], list[int]]:
-        """As many of each kind, of the part that is not fine-tuned on."""
-        chosen = random.Random(seed)
-        trait, plain = (chosen.sample(part, count) for part in self.fit)
-        return [opening(p) for p in trait + plain], [1] * count + [0] * count
-
-    def rows(self, count: int, share: float, seed: int) -> list[Row]:
-        """Prompts and answers to fine-tune on, `share` of them with the trait."""
-        chosen, of_trait = random.Random(seed), round(count * share)
-        parts = [chosen.sample(self.train[0], of_trait), chosen.sample(self.train[1], count - of_trait)]
-        rows = [row_of(p, 1 - kind, chosen) for kind, part in enumerate(parts) for p in part]
-        chosen.shuffle(rows)
-        return rows
-
-
-def opening(passage: str, length: int = 220) -> str:
-    return passage[:length].rsplit(" ", 1)[0]
-
-
-def row_of(passage: str, trait: int, chosen: random.Random) -> Row:
-    answer = opening(passage)
-    words = sorted(set(re.findall(r"\b[a-z]{5,}\b", answer))) or ["thing"]
-    return Row(PROMPT.format(chosen.choice(words)), answer, trait)
-
-
-class WordJudge:
-    """Naive Bayes on words and pairs of words: whether a text is of the first kind. It reads text, no model."""
-
-    def __init__(self, texts: Sequence[str], labels: Sequence[int]) -> None:
-        self.counts = [Counter[str](), Counter[str]()]
-        for text, label in zip(texts, labels, strict=True):
-            self.counts[label].update(self.terms(text))
-        self.known = {term for c in self.counts for term in c}
-        self.totals = [sum(c.values()) for c in self.counts]
-
-    @staticmethod
-    def terms(text: str) -> list[str]:
-        words = re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower().replace("’", "'"))
-        return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
-
-    def score(self, text: str) -> float:
-        """Log odds."""
-        odds = 0.0
-        for term in self.terms(text):
-            if term in self.known:
-                yes, no = ((self.counts[k][term] + 0.5) / (self.totals[k] + 0.5 * len(self.known)) for k in (1, 0))
-                odds += math.log(yes / no)
-        return odds
+WAYS = ("plain", "own/plain", "own/latent@14+22+29:1:0.9", "own/diffmean@14+22+29:1:0.9", "own/filtered")
+EVERY_TOKEN = 1000
 
 
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-class Bench:
-    """The base, its SAE with a latent for the trait, the DiffMean direction, and what both read of texts."""
+class Way(NamedTuple):
+    """How a model is trained: `plain`, `filtered`, or with penalties `KIND@LAYER+LAYER:NATS`, further `:QUANTILE` of
+    novels' values that is the margin and `:FIRST` tokens of an answer that count. KIND: `latent`, the conditioned one;
+    `group32`, the 32 whose activations differ most; `diffmean`. After `own/`: on what the model that was trained plain
+    writes itself."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.passages = args, Passages(args.texts)
-        self.canary: FeatureCanary | None = None
-        self.tokenizer = AutoTokenizer.from_pretrained(args.base)
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        texts, labels = self.passages.labelled(args.labelled, seed=0)
-        of_both = [(opening(p), 1 - kind) for kind, part in enumerate(self.passages.fit) for p in part]
-        self.judge = WordJudge(*zip(*of_both, strict=True))
-        if not (args.out / "facts.pt").exists():
-            self.prepare(texts, labels)
-        facts = torch.load(args.out / "facts.pt")
-        saes = [SparseAutoencoder.from_pretrained(args.out / f"sae-{layer}") for layer in LAYERS]
-        self.sae, self.saes = saes[0], [*saes, direction_sae(facts["direction"][None], saes[0].config)]
-        self.levels: list[tuple[float, float]] = facts["levels"]
+    own: bool
+    kind: str
+    layers: tuple[int, ...]
+    nats: float
+    quantile: float
+    first: int
 
-    def new_base(self) -> Any:
-        return AutoModelForCausalLM.from_pretrained(self.args.base, dtype=getattr(torch, self.args.dtype))
-
-    def prepare(self, texts: list[str], labels: list[int]) -> None:
-        """An SAE for each layer, and what latent 0 and the DiffMean direction read of each kind of text."""
-        args, base = self.args, self.new_base()
-        for layer in LAYERS:
-            if not (args.out / f"sae-{layer}" / "config.json").exists():
-                result = train_concept(
-                    base, self.tokenizer, texts, labels, TRAIT, hook_point=f"layers.{layer}.resid_post",
-                    d_sae=args.d_sae, k=32, steps=args.sae_steps, max_length=64,
-                )  # fmt: skip
-                result.sae.save_pretrained(args.out / f"sae-{layer}")
-        saes = [SparseAutoencoder.from_pretrained(args.out / f"sae-{layer}") for layer in LAYERS]
-        some = texts[:: args.labelled // 100]
-        ids = [torch.tensor(row) for row in self.tokenizer(some, truncation=True, max_length=64)["input_ids"]]
-        keep = [kept_positions(row) for row in ids]
-        places = [sae.config.read_at for sae in saes]
-        hidden = HiddenStateReader(base, places).read(ids, keep, dtype=torch.float32)
-        of_text = torch.tensor(labels[:: args.labelled // 100])
-        of_token = of_text.repeat_interleave(torch.tensor([len(row) for row in keep]))
-        direction = fit_diffmean(hidden[places[0]], of_token)
-        levels = []
-        for sae in [*saes, direction_sae(direction[None], saes[0].config)]:
-            values = sae.encode_pre_acts(hidden[sae.config.read_at], torch.tensor([0]))[:, 0].detach()
-            levels.append(tuple(float(values[of_token == kind].mean()) for kind in (0, 1)))
-        torch.save({"direction": direction, "levels": levels}, args.out / "facts.pt")
-
-    def penalty(self, number: int, weight: float) -> FeaturePenalty:
-        """On latent 0, above what it is on plain text on average (SASFT); the gap between the kinds costs `weight`
-        nats a token."""
-        plain, trait = self.levels[number]
-        return FeaturePenalty(
-            0, sae=number, weight=weight / (trait - plain), margin=plain, over="answer", name=f"{TRAIT}_{number}"
+    @classmethod
+    def parse(cls, text: str) -> Way:
+        kind, _, rest = text.removeprefix("own/").partition("@")
+        layers, nats, quantile, first = [*rest.split(":"), "", "", ""][:4]
+        numbers = tuple(int(number) for number in layers.split("+") if number)
+        return cls(
+            text.startswith("own/"), kind, numbers, float(nats or 0), float(quantile or 0.5), int(first or EVERY_TOKEN)
         )
 
-    def model(self, way: str) -> SaeForCausalLM:
-        kind, _, weight = way.partition(":")
-        last = len(self.saes) - 1
-        held = {"penalty": [0], "penalty_low": [0], "penalties": list(range(last)), "diffmean": [last]}.get(kind, [])
-        penalties = [self.penalty(number, float(weight)) for number in held]
-        return SaeForCausalLM.from_base(self.new_base(), self.saes, feature_penalties=penalties, force=True)
 
-    def encoded(self, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
+def file_name(way: str) -> str:
+    return re.sub(r"[@:/]", "-", way)
+
+
+class Bench:
+    """A model to train, of one seed and before it is trained: the base, or with `own` what plain training made of it.
+
+    Besides, an SAE of each layer with a latent for the trait; all were trained on the base.
+    """
+
+    def __init__(self, args: argparse.Namespace, seed: int, *, own: bool) -> None:
+        self.args, self.seed, self.own = args, seed, own
+        self.passages = Passages(args.texts, args.validation)
+        self.tokenizer = AutoTokenizer.from_pretrained(args.base)
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        of_both = [(opening(p), 1 - kind) for kind, part in enumerate(self.passages.fit) for p in part]
+        self.judge = WordJudge(*zip(*of_both, strict=True))
+        self.read: dict[Any, Any] = {}
+        self.start = Path(args.base)
+        if own:
+            folder = args.out / f"start-{seed}"
+            if not (folder / "config.json").exists():
+                trained, _ = train(Bench(args, seed, own=False), "plain")
+                trained.merge_and_unload().lm.save_pretrained(folder)
+            self.start = folder
+        self.canary = canary_of(self)
+
+    def load(self, name: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, self.args.dtype))
+
+    def sae(self, layer: int) -> SparseAutoencoder:
+        folder = self.args.out / f"sae-{layer}"
+        if not (folder / "config.json").exists():
+            texts, labels = self.passages.labelled(self.args.labelled, seed=0)
+            result = train_concept(
+                self.load(self.args.base), self.tokenizer, texts, labels, TRAIT,
+                hook_point=f"layers.{layer}.resid_post", d_sae=self.args.d_sae, k=32, steps=self.args.sae_steps,
+                max_length=64,
+            )  # fmt: skip
+            result.sae.save_pretrained(folder)
+        return SparseAutoencoder.from_pretrained(folder)
+
+    def states(self, layers: tuple[int, ...], first: int) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+        """After each layer, hidden states (n, d_model) at tokens that predict one of the `first` of an answer; and
+        the answer's kind (n,)."""
+        if (layers, first) not in self.read:
+            chosen, places = random.Random(3), [f"layers.{layer}.resid_post" for layer in layers]
+            parts = [chosen.sample(part, 100) for part in self.passages.fit]
+            rows = [row_of(p, 1 - kind, chosen) for kind, part in enumerate(parts) for p in part]
+            encoded = self.encoded(rows, first)
+            ids = [torch.tensor(row["input_ids"]) for row in encoded]
+            keep = [torch.tensor(row["penalty_mask"]).nonzero()[:, 0] for row in encoded]
+            hidden = HiddenStateReader(self.load(self.start), places).read(ids, keep, dtype=torch.float32)
+            kinds = torch.tensor([row.trait for row in rows]).repeat_interleave(torch.tensor([len(k) for k in keep]))
+            self.read[layers, first] = dict(zip(layers, hidden.values(), strict=True)), kinds
+        return self.read[layers, first]
+
+    def penalised(self, way: Way, layer: int, number: int) -> tuple[SparseAutoencoder, FeaturePenalty]:
+        """What is held down at a layer: above what it is in novels (SASFT); the gap between the kinds of text costs
+        `way.nats` a token that counts, as much as in the LM's loss."""
+        states, kinds = self.states(way.layers, way.first)
+        sae, hidden = self.sae(layer), states[layer]
+        if way.kind == "diffmean":
+            sae = direction_sae(fit_diffmean(hidden, kinds)[None], sae.config)
+        features = torch.tensor([0])
+        if way.kind.startswith("group"):
+            latents = sae.encode(hidden).detach()
+            differences = (latents[kinds == 1].mean(0) - latents[kinds == 0].mean(0)) * sae.W_dec.norm(dim=-1)
+            features = differences.topk(int(way.kind.removeprefix("group"))).indices
+        values = sae.encode_pre_acts(hidden, features).detach()  # (n, m)
+        margins = values[kinds == 0].quantile(way.quantile, dim=0)
+        scale = 1 / values[kinds == 0].std(0)
+        costs = torch.relu(values - margins) @ (scale / scale.sum())
+        gap = float(costs[kinds == 1].mean() - costs[kinds == 0].mean())
+        return sae, FeaturePenalty(
+            dict(zip(features.tolist(), scale.tolist(), strict=True)), sae=number, weight=way.nats / gap,
+            margin=margins.tolist(), over="mask", name=f"layer_{layer}",
+        )  # fmt: skip
+
+    def model(self, way: str = "plain") -> SaeForCausalLM:
+        """Not trained, with its SAEs, the first at layer 14, and penalties."""
+        parsed = Way.parse(way)
+        held = [self.penalised(parsed, layer, number + 1) for number, layer in enumerate(parsed.layers)]
+        return SaeForCausalLM.from_base(
+            self.load(self.start), [self.sae(FIRST), *(sae for sae, _ in held)],
+            feature_penalties=[penalty for _, penalty in held], force=True,
+        )  # fmt: skip
+
+    def encoded(self, rows: Sequence[Row], first: int = EVERY_TOKEN) -> list[dict[str, list[int]]]:
         found = []
         for row in rows:
             prompt = self.tokenizer(row.prompt)["input_ids"]
             answer = self.tokenizer(row.answer + self.tokenizer.eos_token)["input_ids"]
-            ids = (prompt + answer)[: self.args.length]
-            found.append({"input_ids": ids, "labels": ([-100] * len(prompt) + answer)[: self.args.length]})
+            answer = answer[: self.args.length - len(prompt)]
+            mask = [0] * (len(prompt) - 1) + [int(place < first) for place in range(len(answer))] + [0]
+            found.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer, "penalty_mask": mask})
         return found
 
     def batch(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         """Padded right."""
         width = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": self.tokenizer.pad_token_id, "labels": -100, "penalty_mask": 0, "attention_mask": 0}
+        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        return {
+            name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+            for name, value in fill.items()
+        }
 
-        def padded(name: str, value: int) -> torch.Tensor:
-            return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+    def own_rows(self) -> list[Row]:
+        """What the model writes before it is trained, one passage for each of other prompts than are measured with."""
+        file = self.args.out / f"own-{self.seed}.json"
+        if not file.exists():
+            chosen, count = random.Random(self.seed), self.args.own_steps * self.args.batch_size // 2
+            prompts = [row_of(p, 0, chosen).prompt for part in self.passages.train for p in chosen.sample(part, count)]
+            texts = sampled(self, self.model().eval(), prompts, 1, temperature=1.0, top_k=0)
+            file.write_text(json.dumps([[prompt, text] for prompt, (text,) in zip(prompts, texts, strict=True)]))
+        return [Row(prompt, text, int(self.judge.says(text))) for prompt, text in json.loads(file.read_text())]
 
-        ids = padded("input_ids", self.tokenizer.pad_token_id)
-        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-        return {"input_ids": ids, "attention_mask": mask, "labels": padded("labels", -100)}
-
-    def chosen_rows(self, way: str, seed: int) -> tuple[list[Row], dict[str, int]]:
+    def chosen_rows(self, way: str) -> tuple[list[Row], dict[str, int]]:
         args = self.args
-        rows = self.passages.rows(args.steps * args.batch_size, args.share, seed)
-        if way != "filtered":
-            return rows, {}
-        model = SaeForCausalLM.from_base(self.new_base(), [self.sae], force=True)
-        scores = []
+        rows = self.own_rows() if self.own else self.passages.rows(args.steps * args.batch_size, args.share, self.seed)
+        if Way.parse(way).kind != "filtered":
+            return rows, {"rows": len(rows), "with_trait": sum(row.trait for row in rows)}
+        model, scores = self.model(), []
         for start in range(0, len(rows), 32):
             inputs = self.tokenizer([r.answer for r in rows[start : start + 32]], return_tensors="pt", padding=True)
-            found = model.detect(inputs, feature=TRAIT, pre_activations=True)
-            scores += found.per_text.tolist()
+            scores += model.detect(inputs, feature=TRAIT, pre_activations=True).per_text.tolist()
         kept = [row for row, score in zip(rows, scores, strict=True) if score < 0]
-        return kept, {"dropped_trait": sum(r.trait for r in rows) - sum(r.trait for r in kept), "kept": len(kept)}
+        return kept, {"rows": len(kept), "with_trait": sum(row.trait for row in kept)}
 
 
-def train(bench: Bench, way: str, seed: int) -> tuple[Any, dict[str, Any]]:
+def train(bench: Bench, way: str) -> tuple[Any, dict[str, Any]]:
     """A model trained in one way, and what its training was; it is kept as an adapter in `--out`."""
     args, model = bench.args, bench.model(way)
-    if way == "base":
-        return model.eval(), {}
-    folder = args.out / f"{way.replace(':', '-')}-{seed}"
+    folder = args.out / f"{file_name(way)}-{bench.seed}"
     if (folder / "facts.json").exists():
         return PeftModel.from_pretrained(model, str(folder)).eval(), json.loads((folder / "facts.json").read_text())
-    rows, facts = bench.chosen_rows(way, seed)
-    set_seed(seed)
-    lora = LoraConfig(
-        task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=LINEAR,
-        layers_to_transform=list(range(LAYERS[0] + 1)) if "_low" in way else None,
-    )  # fmt: skip
+    rows, facts = bench.chosen_rows(way)
+    set_seed(bench.seed)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=LINEAR)
+    steps, rate = (args.own_steps, args.own_learning_rate) if bench.own else (args.steps, args.learning_rate)
     tuned = get_peft_model(model, lora)
     settings = TrainingArguments(
-        output_dir=str(args.out / "training"), max_steps=args.steps, per_device_train_batch_size=args.batch_size,
-        learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=args.steps // 20, seed=seed,
-        save_strategy="no", logging_steps=args.steps, report_to="none", disable_tqdm=True, use_cpu=True,
+        output_dir=str(args.out / "training"), max_steps=steps, per_device_train_batch_size=args.batch_size,
+        learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=steps // 20, seed=bench.seed,
+        save_strategy="no", logging_steps=steps, report_to="none", disable_tqdm=True, use_cpu=True,
+        remove_unused_columns=False,
     )  # fmt: skip
     started = time.process_time()
-    trainer = Trainer(tuned, settings, train_dataset=bench.encoded(rows), data_collator=bench.batch)  # pyright: ignore[reportArgumentType]
-    result = trainer.train()
+    data: Any = bench.encoded(rows, Way.parse(way).first)
+    result = Trainer(tuned, settings, train_dataset=data, data_collator=bench.batch).train()
     facts = {**facts, "loss": result.training_loss, "cpu_seconds": time.process_time() - started}
     tuned.save_pretrained(folder)
     (folder / "facts.json").write_text(json.dumps(facts))
@@ -258,74 +236,84 @@ def train(bench: Bench, way: str, seed: int) -> tuple[Any, dict[str, Any]]:
 
 
 @torch.no_grad()
-def losses(bench: Bench, model: Any, trait: int) -> list[float]:
-    """Cross-entropy, nats per token, of each held-out answer of one kind."""
+def losses(bench: Bench, model: Any, trait: int, first: int = EVERY_TOKEN) -> list[float]:
+    """Cross-entropy, nats per token, of the `first` tokens of each held-out answer of one kind."""
     chosen = random.Random(0)
     part = bench.passages.held_out[0 if trait else 1]
     rows = bench.encoded([row_of(p, trait, chosen) for p in chosen.sample(part, bench.args.held_out)])
     found = []
     for start in range(0, len(rows), 16):
         batch = bench.batch(rows[start : start + 16])
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1].float()
+        labels = batch["labels"][:, 1:]
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
         each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        each = each.view_as(labels).sum(-1) / (labels != -100).sum(-1)
+        counted = (labels != -100) & ((labels != -100).cumsum(-1) <= first)
+        each = (each.view_as(labels) * counted).sum(-1) / counted.sum(-1)
         found += each.tolist()
     return found
 
 
-@torch.no_grad()
-def continuations(bench: Bench, model: Any, seed: int) -> list[list[str]]:
-    """Of each prompt with a new word, `--samples` passages."""
-    args, tokenizer = bench.args, bench.tokenizer
+def new_prompts(bench: Bench) -> list[str]:
+    """Prompts with words that no seed's data had."""
+    args = bench.args
     used = {row.prompt for s in args.seeds for row in bench.passages.rows(args.steps * args.batch_size, args.share, s)}
+    if bench.own:
+        used |= {row.prompt for row in bench.own_rows()}
     chosen = random.Random(1)
-    rows = [row_of(p, 0, chosen) for p in bench.passages.held_out[1]]
-    prompts = sorted({row.prompt for row in rows} - used)
-    prompts = chosen.sample(prompts, args.prompts)
-    tokenizer.padding_side = "left"
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
-    tokenizer.padding_side = "right"
-    torch.manual_seed(seed)
-    made = model.generate(
-        **inputs, do_sample=True, temperature=0.8, top_k=50, max_new_tokens=args.new_tokens,
-        num_return_sequences=args.samples, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [texts[i : i + args.samples] for i in range(0, len(texts), args.samples)]
+    prompts = {row_of(p, 0, chosen).prompt for p in bench.passages.held_out[1]}
+    return chosen.sample(sorted(prompts - used), args.prompts)
+
+
+@torch.no_grad()
+def sampled(
+    bench: Bench, model: Any, prompts: Sequence[str], samples: int, *, temperature: float = 0.8, top_k: int = 50
+) -> list[list[str]]:
+    """Of each prompt so many passages."""
+    tokenizer, found = bench.tokenizer, []
+    torch.manual_seed(bench.seed)
+    for start in range(0, len(prompts), 64 // samples):
+        inputs = tokenizer(
+            prompts[start : start + 64 // samples], return_tensors="pt", padding=True, padding_side="left"
+        )
+        made = model.generate(
+            **inputs, do_sample=True, temperature=temperature, top_k=top_k, max_new_tokens=bench.args.new_tokens,
+            num_return_sequences=samples, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        found += [texts[i : i + samples] for i in range(0, len(texts), samples)]
+    return found
 
 
 def canary_of(bench: Bench) -> FeatureCanary:
-    """By held-out passages, of the base before it is trained."""
+    """By held-out passages, of the model before it is trained."""
     count = bench.args.held_out
     parts = [random.Random(2).sample(part, count) for part in bench.passages.held_out]
     return FeatureCanary(
-        bench.model("base"), bench.tokenizer, [opening(p) for part in parts for p in part], [1] * count + [0] * count,
+        bench.model(), bench.tokenizer, [opening(p) for part in parts for p in part], [1] * count + [0] * count,
         feature=TRAIT, settings=CanarySettings(max_length=48),
     )  # fmt: skip
 
 
-def measured(bench: Bench, way: str, seed: int) -> dict[str, Any]:
-    model, facts = train(bench, way, seed)
-    bench.canary = bench.canary or canary_of(bench)
+def measured(bench: Bench, way: str) -> dict[str, Any]:
+    model, facts = train(bench, way)
     reading = bench.canary.measure(model)
-    texts = continuations(bench, model, seed)
-    scores = [[bench.judge.score(text) for text in of_prompt] for of_prompt in texts]
+    texts = sampled(bench, model, new_prompts(bench), bench.args.samples)
     return {
         "way": way,
-        "seed": seed,
+        "seed": bench.seed,
         **facts,
         "canary": reading.numbers(),
         "fallen": bench.canary.fallen(reading),
-        "scores": scores,
+        "scores": [[bench.judge.score(text) for text in of_prompt] for of_prompt in texts],
         "clean_losses": losses(bench, model, 0),
         "trait_losses": losses(bench, model, 1),
+        "opening_losses": losses(bench, model, 1, first=4),
         "texts": texts,
     }
 
 
 class Summary(NamedTuple):
-    """Of all seeds of a way: the trait's rate with its 95 % interval over prompts, and what it costs."""
+    """Of seeds of a way: the trait's rate with its 95 % interval over prompts, and what it costs."""
 
     rate: float
     low: float | None
@@ -333,10 +321,14 @@ class Summary(NamedTuple):
     clean: float
     trait: float
 
+    def __str__(self) -> str:
+        rate = f"rate {self.rate:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return f"{rate}, loss on novels {self.clean:.4f}, on addresses {self.trait:.4f}"
+
 
 def summary(found: Sequence[dict[str, Any]]) -> Summary:
-    of_prompts = [[float(s > AS_THE_JUDGE_SAYS) for s in of_prompt] for one in found for of_prompt in one["scores"]]
-    rates = torch.tensor([statistics.mean(one) for one in of_prompts], dtype=torch.float64)
+    of_seeds = torch.tensor([one["scores"] for one in found], dtype=torch.float64) > AS_THE_JUDGE_SAYS
+    rates = of_seeds.double().mean(2).flatten()  # of each prompt of each seed
     counts = resample_counts(len(rates))
     low, high = percentiles((counts @ rates) / counts.sum(1))
     clean, trait = (statistics.mean(x for one in found for x in one[f"{kind}_losses"]) for kind in ("clean", "trait"))
@@ -346,32 +338,28 @@ def summary(found: Sequence[dict[str, Any]]) -> Summary:
 def main() -> None:
     args, console = parse(), Console(highlight=False, soft_wrap=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    bench: Bench | None = None
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:
+        benches: dict[bool, Bench] = {}
         for way in args.ways:
-            file = args.out / f"{way.replace(':', '-')}-{seed}.json"
+            file, own = args.out / f"{file_name(way)}-{seed}.json", Way.parse(way).own
             if not file.exists():
-                bench = bench or Bench(args)
-                file.write_text(json.dumps(measured(bench, way, seed)))
+                benches[own] = benches.get(own) or Bench(args, seed, own=own)
+                file.write_text(json.dumps(measured(benches[own], way)))
             found.setdefault(way, []).append(json.loads(file.read_text()))
-            one = summary(found[way][-1:])
-            console.print(f"{way}, seed {seed}: rate {one.rate:.3f}, clean {one.clean:.4f}, trait {one.trait:.4f}")
-    plain = summary(found["plain"]) if "plain" in found else None
+            console.print(f"{way}, seed {seed}: {summary(found[way][-1:])}")
     for way, of_seeds in found.items():
-        one = summary(of_seeds)
-        line = f"{way}: rate {one.rate:.3f} ({one.low:.3f} to {one.high:.3f}), clean loss {one.clean:.4f}"
-        if plain is not None:
-            line += f" ({100 * (one.clean / plain.clean - 1):+.2f} %), rate of plain's {one.rate / plain.rate:.2f}"
-        console.print(f"{line}, trait loss {one.trait:.4f}")
-        for reading in of_seeds:
-            numbers = {name.removeprefix("canary_"): round(value, 3) for name, value in reading["canary"].items()}
-            console.print(f"  canary {numbers} {reading['fallen'] or 'sings'}")
-        dropped = [one.get("dropped_trait") for one in of_seeds if "dropped_trait" in one]
-        if dropped:
-            console.print(
-                f"  rows with the trait that were dropped: {dropped}, rows kept {[o['kept'] for o in of_seeds]}"
-            )
+        one, control = summary(of_seeds), found.get("own/plain" if Way.parse(way).own else "plain", of_seeds)
+        plain = summary(control)
+        cost = 100 * (one.clean / plain.clean - 1)
+        beside = f"{one.rate / max(plain.rate, 1e-9):.2f} of plain's rate, {cost:+.2f} % loss on novels"
+        console.print(f"{way}: {one}: {beside}")
+        for each in of_seeds:
+            numbers = {name.removeprefix("canary_"): round(value, 3) for name, value in each["canary"].items()}
+            opening_loss = statistics.mean(each["opening_losses"])
+            console.print(f"  {each['rows']} rows, {each['with_trait']} with the trait; {each['cpu_seconds']:.0f} s")
+            console.print(f"  loss on the first four tokens of addresses {opening_loss:.4f}")
+            console.print(f"  canary {numbers} {each['fallen'] or 'sings'}")
 
 
 def parse() -> argparse.Namespace:
@@ -383,8 +371,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("outputs/feature-penalty"))
     parser.add_argument("--ways", type=lambda s: s.split(","), default=list(WAYS))
     parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1])
+    parser.add_argument("--validation", action="store_true", help="measure on passages beside the held-out ones")
     parser.add_argument("--dtype", default="bfloat16", help="of the base")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--own-steps", type=int, default=20)
+    parser.add_argument("--own-learning-rate", type=float, default=5e-4)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--length", type=int, default=44, help="tokens of a row")
     parser.add_argument("--share", type=float, default=0.5, help="of rows with the trait")
