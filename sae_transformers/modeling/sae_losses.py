@@ -152,7 +152,9 @@ def mean_losses(
 
 def at_least_one(count: Any) -> Any:
     """A number of labels to divide by, of an int, a tensor or None: a batch may have none."""
-    return count.clamp(min=1) if isinstance(count, Tensor) else count if count is None else max(count, 1)
+    if count is None:
+        return None
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def weighted_loss(weights: Mapping[str, float], lm_loss: Tensor | None, terms: Mapping[str, Tensor]) -> Tensor | None:
