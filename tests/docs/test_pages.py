@@ -42,6 +42,7 @@ NOT_RUN = [
     ("docs/evaluation.md", "Inspect needs an environment of its own"),
     ("docs/evaluation.md", "SAEBench needs an environment of its own"),
     ("docs/feature-penalty.md", "needs TRL"),
+    ("docs/feature-penalty.md", "needs states of labelled texts"),
     ("docs/papers/feature-tables.md", "needs the weights of gpt2 and of its SAE"),
     ("docs/papers/feature-tables.md", "needs the weights of gpt2 and of its SAE"),
     ("docs/papers/spare.md", "needs Llama 3 8B and four of its SAEs"),
