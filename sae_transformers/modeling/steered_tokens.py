@@ -77,7 +77,8 @@ def steered_tokens(
     gates = None
     if plan.gates is not None:
         tokens = _ids_of(inputs) if plan.gates.names_tokens else None
-        gates = GateRun(plan.gates, rows, past, memory, tokens, room_of(inputs.get(cache)))
+        room = room_of(inputs.get(cache)) if plan.gates.remembers else None
+        gates = GateRun(plan.gates, rows, past, memory, tokens, room)
     return SteeredTokens(plan, rows[:, 0] if plan.count > 1 else None, mask, gates)
 
 
