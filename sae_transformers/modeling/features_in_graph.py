@@ -55,18 +55,14 @@ class FeatureGraph:
 
 @dataclass(frozen=True, eq=False)
 class FeatureRemoval:
-    """What some latents write is taken out of the pass, as a function of `edit_features` that sets them to 0 would;
-    only they are computed, and the gradient goes to what the SAE reads, never to the SAE.
+    """In place of a function of `edit_features`: what some latents write is taken out of the pass, as if they were
+    set to 0. Only they are computed, and the gradient goes to what the SAE reads, never to the SAE.
 
     features: (m,) latents. tokens: (batch, seq) float, 1 where they are taken out.
     """
 
     features: Tensor
     tokens: Tensor
-
-    def __call__(self, features: SparseFeatures) -> Tensor:
-        gone = torch.isin(features.indices, self.features) & self.tokens.bool()[..., None]
-        return features.values.masked_fill(gone, 0.0)
 
     def taken_out(self, sae: SaeMathematics, x: Tensor, hidden: Tensor) -> Tensor:
         """The hidden state (batch, seq, d_out) where the SAE writes, without them.
@@ -161,7 +157,7 @@ def _functions(given: Any, n_saes: int) -> Mapping[int, FeatureFunction]:
     for number, function in given.items():
         if not isinstance(number, int) or not 0 <= number < n_saes:
             raise ValueError(f"The model has {n_saes} SAE(s), numbered from 0. Received: edit_features of {number!r}.")
-        if not callable(function):
+        if not callable(function) and not isinstance(function, FeatureRemoval):
             raise TypeError(
                 f"`edit_features` must be a function from `SparseFeatures` to new values (batch, seq, width), or a "
                 f"dict of them by SAE number. Received: {type(function).__name__}."
