@@ -29,6 +29,7 @@ class Condition(NamedTuple):
     over: str
     pool: str
     pre_activations: bool
+    skip_first: int
 
     @property
     def remembers(self) -> bool:
@@ -125,7 +126,9 @@ class GatePlan:
                 f"{self.configs[edited].write_at!r}."
             )
         feature = self.configs[gate.sae].resolve_feature(gate.feature)
-        condition = Condition(gate.sae, feature, gate.above, gate.until, gate.over, gate.pool, gate.pre_activations)
+        condition = Condition(
+            gate.sae, feature, gate.above, gate.until, gate.over, gate.pool, gate.pre_activations, gate.skip_first
+        )
         if condition not in self.conditions:
             self.conditions.append(condition)
         return Node(self.conditions.index(condition), (), False, gate.negate)

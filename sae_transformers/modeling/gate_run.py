@@ -184,7 +184,11 @@ class GateRun:
     def _condition(self, number: int) -> Tensor:
         condition, now = self.plan.conditions[number], self._now(number)
         if not condition.remembers:
-            return now > condition.above
+            found = now > condition.above
+            if condition.skip_first:
+                columns = self.past + torch.arange(now.shape[1], device=now.device)
+                found = found & (columns >= self.rows[:, 1:2].to(now.device) + condition.skip_first)
+            return found
         whole = self._whole(number, now)
         here = torch.arange(now.shape[1], device=now.device) + (
             0 if whole is now else self.past
@@ -192,16 +196,16 @@ class GateRun:
         columns = torch.arange(whole.shape[1], device=whole.device)
         rows = self.rows.to(whole.device)
         first, end = rows[:, 1:2], rows[:, 2:3]
-        real = columns >= first
+        read = columns >= first + condition.skip_first
         if condition.until is not None:
-            opens, closes = real & (whole > condition.above), ~real | (whole <= condition.until)
+            opens, closes = read & (whole > condition.above), ~read | (whole <= condition.until)
             latest = [torch.where(event, columns + 1, 0).cummax(-1).values for event in (opens, closes)]
             return (latest[0] > latest[1])[:, here]
         if condition.over == "so_far":
-            decided = counted = real
+            decided = counted = read
         else:
             decided = columns >= end - 1
-            counted = real & (columns < end) if condition.over == "prompt" else columns == end - 1
+            counted = read & (columns < end) if condition.over == "prompt" else read & (columns == end - 1)
         pooled = pooled_so_far(whole, counted, condition.pool if condition.over != "last" else "max")
         return (decided & (pooled > condition.above))[:, here]
 
@@ -244,7 +248,10 @@ class GateRun:
 
 
 def pooled_so_far(values: Tensor, counted: Tensor, pool: str) -> Tensor:
-    """At each column the `max` or `mean` of values (B, T) over the counted ones, (B, T) bool, up to it: (B, T)."""
+    """At each column the `max` or `mean` of values (B, T) over the counted ones, (B, T) bool, up to it: (B, T), minus
+    infinity where there are none."""
     if pool == "max":
         return values.masked_fill(~counted, -torch.inf).cummax(-1).values
-    return values.masked_fill(~counted, 0.0).cumsum(-1) / counted.cumsum(-1).clamp(min=1)
+    counts = counted.cumsum(-1)
+    means = values.masked_fill(~counted, 0.0).cumsum(-1) / counts.clamp(min=1)
+    return means.masked_fill(counts == 0, -torch.inf)

@@ -14,6 +14,7 @@ from .checked_values import check_feature, check_sae_number, finite_number, from
 
 OVER = ("token", "last", "prompt", "so_far")
 POOLS = ("max", "mean")
+MOST_SKIPPED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Gate:
         over: whose value it is. `token`: each token's own. `last`: the last token's of the prompt. `prompt`: of all
             its tokens, pooled. `so_far`: of all tokens up to each, pooled. What the prompt decides holds from its last
             token on, before it the gate is shut.
+        skip_first: leading tokens of each text that are not read: they count in no pool, and no value of theirs is
+            above the threshold. The first is a sink of attention, whose state after some layers is an outlier.
         pool: of `prompt` and `so_far`: `max` or `mean`.
         pre_activations: compare the pre-activation (of a gated SAE the gate's), by which concept latents are trained.
         every: gates that must all be open, in place of a latent.
@@ -46,6 +49,7 @@ class Gate:
     over: str = "token"
     pool: str = "max"
     pre_activations: bool = False
+    skip_first: int = 0
     every: Sequence[Gate] = ()
     some: Sequence[Gate] = ()
     negate: bool = False
@@ -70,6 +74,9 @@ class Gate:
     def _check_condition(self) -> None:
         check_sae_number(self.sae)
         check_feature(self.feature)
+        count = self.skip_first
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST_SKIPPED:
+            raise ValueError(f"`skip_first` must be a number of tokens, 0 or more. Received: skip_first={count!r}.")
         for name, choices in (("over", OVER), ("pool", POOLS)):
             if getattr(self, name) not in choices:
                 known_words, given = ", ".join(map(repr, choices)), getattr(self, name)

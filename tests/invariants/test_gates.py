@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -43,6 +44,7 @@ def holds(gate: Any, values: dict[tuple, Tensor], token: int, end: int) -> bool:
         found = all(parts) if gate.every else any(parts)
         return found != gate.negate
     series = values[gate.sae, gate.feature, gate.pre_activations].tolist()
+    series[: gate.skip_first] = [-math.inf] * min(gate.skip_first, len(series))
     if gate.until is not None:
         found = False
         for value in series[: token + 1]:
@@ -53,7 +55,8 @@ def holds(gate: Any, values: dict[tuple, Tensor], token: int, end: int) -> bool:
         found = False
     else:
         counted = {"last": series[end - 1 : end], "prompt": series[:end], "so_far": series[: token + 1]}[gate.over]
-        pooled = max(counted) if gate.pool == "max" or gate.over == "last" else sum(counted) / len(counted)
+        read = [value for value in counted if value > -math.inf] or [-math.inf]
+        pooled = max(read) if gate.pool == "max" or gate.over == "last" else sum(read) / len(read)
         found = pooled > gate.above
     return found != gate.negate
 
@@ -178,6 +181,12 @@ GATES = {
     "so far": Gate(feature=11, above=0.8, over="so_far"),
     "so far, mean": Gate(feature=11, above=0.35, over="so_far", pool="mean"),
     "not": ~Gate(feature=3, above=0.4),
+    "token, but the first five": Gate(feature=3, above=0.2, skip_first=5),
+    "prompt, but the first two": Gate(feature=3, above=0.3, over="prompt", pool="mean", skip_first=2),
+    "so far, but the first nine": Gate(feature=11, above=-2.0, over="so_far", pool="mean", pre_activations=True,
+                                       skip_first=9),
+    "hysteresis, but the first three": Gate(feature=3, above=0.9, until=0.1, skip_first=3),
+    "last, of a prompt that is skipped": ~Gate(feature=3, above=-9.0, over="last", pre_activations=True, skip_first=7),
     "and, or, not": (Gate(feature=3, above=0.3) | Gate(feature=8, above=0.3))
     & ~Gate(feature=11, over="so_far", above=2.0),
 }  # fmt: skip
@@ -441,6 +450,9 @@ ANY_EDIT: Any = FeatureEdit
         (lambda: ANY_GATE(feature=1, pool="median"), "`pool` must be one of"),
         (lambda: ANY_GATE(feature=-1), "`feature` must be"),
         (lambda: ANY_GATE(feature=1, sae=-1), "`sae` must be"),
+        (lambda: ANY_GATE(feature=1, skip_first=-1), "`skip_first` must be a number of tokens"),
+        (lambda: ANY_GATE(feature=1, skip_first=2**70), "`skip_first` must be a number of tokens"),
+        (lambda: ANY_GATE(feature=1, skip_first=True), "`skip_first` must be a number of tokens"),
         (lambda: ANY_GATE(feature=1, above=1.0, until=2.0), "at most `above`"),
         (lambda: ANY_GATE(feature=1, above=1.0, until=0.5, over="prompt"), "goes with over='token'"),
         (lambda: ANY_EDIT(feature=1, op="ablate", when={"featur": 1}), "Unknown fields"),

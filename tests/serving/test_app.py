@@ -64,7 +64,7 @@ def test_steering_of_each_request(server: Running) -> None:
 def test_gates(server: Running) -> None:
     edit = FeatureEdit(feature=2, op="direction", value=6.0)
     shut, kinds = Gate(feature=7, above=1e9), [dict[str, Any](over=over) for over in OVER]
-    kinds += [{"over": "prompt", "pool": "mean"}, {"above": 0.2, "until": 0.1}]
+    kinds += [{"over": "prompt", "pool": "mean"}, {"above": 0.2, "until": 0.1}, {"over": "prompt", "skip_first": 1}]
     gates = [gate for kind in kinds for gate in (Gate(feature=7, **kind), ~Gate(feature=7, **kind), shut)]
     gated = [Steering([edit], when=gate) for gate in gates]
     for steering in gated:

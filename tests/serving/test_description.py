@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import jsonschema_rs
@@ -11,7 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from sae_transformers import Steering
+from sae_transformers import Gate, Steering, Strength
 from tests.serving.running import STEERINGS, Running, running, served_model, served_tokenizer
 
 MODEL, TOKENIZER = served_model(), served_tokenizer()
@@ -36,6 +38,12 @@ def test_every_endpoint_is_described(server: Running) -> None:
         assert {"400", "401", "413", "429", "503"} <= set(paths[path]["post"]["responses"])
 
 
+@pytest.mark.parametrize("of", [Gate, Strength, Steering])
+def test_every_field_is_described(server: Running, of: Any) -> None:
+    said = set(re.findall(r'"(\w+)":', json.dumps(body_of(server, "/v1/completions")["properties"]["steering"])))
+    assert {one.name for one in fields(of)} <= said
+
+
 def test_the_description_accepts_what_the_server_does(server: Running) -> None:
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 2}
     good = [("/v1/chat/completions", {**chat, "steering": one.to_dict()}) for one in STEERINGS]
@@ -47,7 +55,7 @@ def test_the_description_accepts_what_the_server_does(server: Running) -> None:
             ({}, {"strength": {"first": 2}}),
             ({}, {"receipt": {"format": "sae_transformers.receipt/1", "effect": None}}),  # as a signed file has it
             ({}, {"when": {"feature": 3, "over": "prompt", "pool": "mean"}}),
-            ({"when": {"feature": 3, "above": 0.5, "until": 0.1}}, {}),
+            ({"when": {"feature": 3, "above": 0.5, "until": 0.1, "skip_first": 1}}, {}),
             ({}, {"when": {"some": [{"feature": 3, "over": "so_far"}, {"feature": 4, "over": "last"}]}}),
         )
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...modeling.excluded_tokens import LARGEST_ID, NAMED_TOKENS, has_named_token
 from ...modeling.feature_edits import OPS, UNITS
-from ...modeling.gates import OVER, POOLS
+from ...modeling.gates import MOST_SKIPPED, OVER, POOLS
 from ...modeling.steering import POSITIONS
 from ...modeling.strength import DECAYS, STRENGTH_UNITS
 from ..detecting import MAX_TEXTS, POOLINGS
@@ -163,6 +163,7 @@ class Description:
         number: Schema = {"type": "number"}
         values = {
             "feature": self._feature(), "sae": self._sae(), "above": number, "pre_activations": TRUTH, "negate": TRUTH,
+            "skip_first": _whole(0, MOST_SKIPPED),
         }  # fmt: skip
         pooled: Schema = {"over": {"enum": list(OVER)}, "pool": {"enum": list(POOLS)}}
         one = [

@@ -80,23 +80,26 @@ def fit_gate(
         texts: a list of strings or whatever else holds texts, or token ids.
         labels: of each text 1 with the concept, 0 without, (n,).
         gate: what is compared, `Gate(feature=..., sae=..., over=..., pool=...)`; a feature alone stands for
-            `Gate(feature, over="prompt")`. Its `above` is replaced, and `until` moved along with it.
+            `Gate(feature, over="prompt", skip_first=1)`. Its `above` is replaced, and `until` moved along with it.
         false_alarm_rate: over 0 and below 1; needs `1 / rate - 1` neutral texts or more.
-        reading: how long texts may be, and tokens of a forward pass; a gate sees the first token too.
+        reading: how long texts may be, and tokens of a forward pass. Which tokens count is the gate's `skip_first`.
 
     Raises:
         TypeError: `gate` or `texts` is something else.
         ValueError: a gate that combines others or is negated, labels that do not fit, or too few neutral texts.
     """
-    wanted = Gate(feature=gate, over="prompt") if isinstance(gate, (int, str)) else gate
+    wanted = Gate(feature=gate, over="prompt", skip_first=1) if isinstance(gate, (int, str)) else gate
     _check(wanted, false_alarm_rate)
     if reading.skip_first:
-        raise ValueError(f"A gate sees every token: `skip_first` is 0. Received: {reading}.")
+        raise ValueError(f"Which tokens count is said by the gate: Gate(..., skip_first=...). Received: {reading}.")
     sae_of(model, wanted.sae)
     ids, n_cut = tokenized(tokenizer, texts, max_length=reading_length(model, reading.max_length, 256))[1:]
     truth = checked_labels(torch.as_tensor(labels), len(ids))
-    if short := [number for number, row in enumerate(ids) if not row]:
-        raise ValueError(f"Expected texts of a token or more. Received: none in text {short[0]}.")
+    if short := [number for number, row in enumerate(ids) if len(row) <= wanted.skip_first]:
+        raise ValueError(
+            f"A gate that skips {wanted.skip_first} tokens needs texts of {wanted.skip_first + 1} tokens or more. "
+            f"Received: {len(ids[short[0]])} in text {short[0]}."
+        )
     n_neutral = int((truth == 0).sum())
     rank = math.ceil(round((1 - false_alarm_rate) * (n_neutral + 1), 9))  # 0.99 * 100 is 99.00000000000001
     if rank > n_neutral:
@@ -162,11 +165,12 @@ def _at_tokens(model: SaePreTrainedModel, gate: Gate, feature: int, batch: TextB
 
 def _pooled(values: Tensor, real: Tensor, gate: Gate) -> Tensor:
     """(batch,) of values (batch, width), padded on the right."""
+    read = real & (real.cumsum(-1) > gate.skip_first)
     if gate.over in ("prompt", "so_far"):
-        values = pooled_so_far(values, real, gate.pool)
+        values = pooled_so_far(values, read, gate.pool)
     if gate.over in ("prompt", "last"):
         return values.gather(1, real.sum(1, keepdim=True) - 1)[:, 0]
-    return values.masked_fill(~real, -torch.inf).amax(1)
+    return values.masked_fill(~read, -torch.inf).amax(1)
 
 
 def _wilson(hits: int, n: int) -> tuple[float, float]:

@@ -24,6 +24,9 @@ GATES = {
     "hysteresis": Gate(feature=FEATURE, above=1.0, until=0.25, pre_activations=True),
     "so far": Gate(feature=FEATURE, over="so_far", pre_activations=True),
     "mean so far": Gate(feature=FEATURE, over="so_far", pool="mean", pre_activations=True),
+    "mean, but the first": Gate(feature=FEATURE, over="prompt", pool="mean", pre_activations=True, skip_first=1),
+    "so far, but the first": Gate(feature=FEATURE, over="so_far", pre_activations=True, skip_first=1),
+    "token, but the first": Gate(feature=FEATURE, pre_activations=True, skip_first=1),
     "activation": Gate(feature=FEATURE, over="prompt"),
 }
 
@@ -88,7 +91,7 @@ def test_fresh_neutral_texts_open_it_as_seldom_as_was_asked_for(model, tokenizer
 def test_a_feature_alone_and_its_name_stand_for_a_gate_over_the_prompt(model, tokenizer):
     rows, labels = ["w1 w2 w3", "w4 w5", "w6 w7 w8", "w9 w1"], [0, 0, 0, 1]
     found = fit_gate(model, tokenizer, rows, labels, "sea", false_alarm_rate=0.5)
-    assert found.gate == Gate(feature="sea", over="prompt", above=found.gate.above)
+    assert found.gate == Gate(feature="sea", over="prompt", skip_first=1, above=found.gate.above)
     assert fit_gate(model, tokenizer, rows, labels, FEATURE, false_alarm_rate=0.5).gate.above == found.gate.above
     assert found.to_dict()["gate"] == found.gate.to_dict()
 
@@ -115,14 +118,23 @@ def test_auroc_and_the_interval(model, tokenizer):
         ({"gate": None}, TypeError, "must be a Gate, or the index or name of a latent. Received: NoneType"),
         ({"gate": Gate(feature=1, sae=4)}, ValueError, "has SAEs 0 to 0. Received: SAE 4"),
         ({"gate": "river"}, ValueError, "river"),
+        (
+            {"gate": Gate(feature=1, skip_first=2)},
+            ValueError,
+            "skips 2 tokens needs texts of 3 tokens or more. Received: 2 in text 0",
+        ),
         ({"labels": [0, 0, 0, 0]}, ValueError, "texts with and without the concept are needed"),
         ({"labels": [0, 1]}, ValueError, "one entry for each of 4 rows"),
-        ({"reading": ReadingSettings()}, ValueError, "A gate sees every token: `skip_first` is 0"),
-        ({"texts": ["w1", "w2", "w3", ""]}, ValueError, "Received: none in text 3"),
+        ({"reading": ReadingSettings()}, ValueError, "Which tokens count is said by the gate"),
+        (
+            {"texts": ["w1 w2", "w2 w3", "w3 w4", ""]},
+            ValueError,
+            "skips 1 tokens needs texts of 2 tokens or more. Received: 0 in text 3",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(model, tokenizer, options, error, message):
-    given = {"texts": ["w1 w2", "w3", "w4 w5", "w6"], "labels": [0, 0, 0, 1], "gate": FEATURE, **options}
+    given = {"texts": ["w1 w2", "w3 w4", "w4 w5", "w6 w7"], "labels": [0, 0, 0, 1], "gate": FEATURE, **options}
     rows, labels, gate = (given.pop(name) for name in ("texts", "labels", "gate"))
     with pytest.raises(error, match=message):
         fit_gate(model, tokenizer, rows, labels, gate, **{"false_alarm_rate": 0.5, **given})
