@@ -180,7 +180,7 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
         return hidden[:, -1] if pooling == "last" else hidden.mean(1)
     mask = attention_mask.to(hidden.device).bool()
     if pooling == "mean":
-        return (hidden * mask[..., None]).sum(1) / mask.sum(-1, keepdim=True).clamp(min=1)
+        return hidden.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(-1, keepdim=True).clamp(min=1)
     last = mask.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 

@@ -126,6 +126,8 @@ def test_pooling_does_not_see_padding():
     expected = torch.stack([hidden[0, :2].mean(0), hidden[1, 1:].mean(0)])
     torch.testing.assert_close(pool(hidden, mask, "mean"), expected)
     assert torch.equal(pool(hidden, None, "last"), hidden[:, -1])
+    unknown = hidden.masked_fill(~mask.bool()[..., None], torch.nan)  # some bases compute nothing there
+    assert all(torch.equal(pool(unknown, mask, pooling), pool(hidden, mask, pooling)) for pooling in ("last", "mean"))
 
 
 def test_states_of_extreme_length_do_not_count_for_the_mean():
