@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .training.heads.train import train_heads
     from .training.heads.unintended import counterfactual_features
     from .training.loss_terms import log_loss_terms
+    from .training.penalty_fitting import fit_penalty
     from .training.sae.arguments import SaeTrainingArguments
     from .training.sae.dataset import HiddenStateShards, TensorTokens
     from .training.sae.end_to_end import EndToEndTrainer
@@ -168,14 +169,14 @@ __all__ = [
     "ExplainSettings", "ExportSettings", "FairnessSuite", "FeatureAnnotations", "FeatureCanary", "FeatureEdit",
     "FeaturePenalty", "FeatureReward", "FeatureRewardSettings", "FeatureReweighting",
     "FeatureSelectionSettings", "FeatureTableSettings", "FluencyBudget", "Gate", "GenerateSettings",
-    "GenerationSettings", "GroupPenalty", "HarvestSettings", "HeadSettings", "HiddenStateReader", "HiddenStateShards",
-    "InterventionSuite", "Journal", "JudgeSettings", "LLMSettings", "LabelSettings", "Latents",
-    "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting", "PublishedKnowledgeSettings",
-    "PushSettings", "QuestionSplitSettings", "ReadingSettings", "Receipt", "ReceiptSettings", "ReceiptSuite",
-    "ReceiptTexts", "ReconstructionSuite", "RecoverySettings", "SaeConfig", "SaeForCausalLM",
-    "SaeForSequenceClassification", "SaeModel", "SaeTrainer", "SaeTrainingArguments", "ScarSuite",
-    "ScoringSettings", "SearchSettings", "SelectBehaviourSettings", "SelectKnowledgeSettings", "SendSettings",
-    "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings", "SparseAutoencoder",
+    "GenerationSettings", "GroupPenalty", "HarvestSettings", "HeadSettings", "HiddenStateReader",
+    "HiddenStateShards", "InterventionSuite", "Journal", "JudgeSettings", "LLMSettings", "LabelSettings",
+    "Latents", "LearnSteeringSettings", "LossWeights", "OfflineJudge", "Prompting",
+    "PublishedKnowledgeSettings", "PushSettings", "QuestionSplitSettings", "ReadingSettings", "Receipt",
+    "ReceiptSettings", "ReceiptSuite", "ReceiptTexts", "ReconstructionSuite", "RecoverySettings", "SaeConfig",
+    "SaeForCausalLM", "SaeForSequenceClassification", "SaeModel", "SaeTrainer", "SaeTrainingArguments",
+    "ScarSuite", "ScoringSettings", "SearchSettings", "SelectBehaviourSettings", "SelectKnowledgeSettings",
+    "SendSettings", "ServeLimits", "ServeSettings", "SpaceSettings", "SpanSettings", "SparseAutoencoder",
     "SparseAutoencoderConfig", "SparseAutoencoderOutput", "SparseFeatures", "SpeedSuite",
     "SteerFeatureSettings", "SteerSettings", "Steering", "SteeringForecaster", "SteeringMethod", "SteeringPlan",
     "SteeringSuite", "SteeringSuiteSettings", "Strength", "StrengthSettings", "Suppression", "TargetPairs",
@@ -186,7 +187,7 @@ __all__ = [
     "concept_data", "concept_set", "continue_prompts", "convert", "counterfactual_features",
     "cross_layer_outputs", "dashboard", "detect", "difference_agreement", "difference_sae", "direction_sae",
     "early_signs", "encode_texts", "evaluate", "evaluate_concept_steering", "explain", "export_steering",
-    "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe", "generate",
+    "feature_table", "find", "fit_diffmean", "fit_gate", "fit_linear_probe", "fit_penalty", "generate",
     "generated_correlations", "get_scorer", "harvest", "judge", "leace", "learn_steering", "load", "load_base",
     "load_classifier_base", "load_control_vector", "load_saes", "log_loss_terms", "make_swaps",
     "measure_receipt", "measure_reconstruction", "measure_recovery", "on_unseen_concepts", "open_annotations",
@@ -242,6 +243,7 @@ HOMES = {  # module -> the names that are there; `modeling` has all others
     ".training.heads.train": "train_heads",
     ".training.heads.unintended": "counterfactual_features",
     ".training.loss_terms": "log_loss_terms",
+    ".training.penalty_fitting": "fit_penalty",
     ".training.sae.arguments": "SaeTrainingArguments",
     ".training.sae.dataset": "HiddenStateShards TensorTokens",
     ".training.sae.end_to_end": "EndToEndTrainer",
