@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..evaluation.journal import Journal, fingerprint, remove_journal
+from ..evaluation.journal import Journal, fingerprint, quick_fingerprint, remove_journal
 from ..evaluation.results import Results, SuiteResult, read_results, versions, write_results
 from ..evaluation.suites import SUITES, Suite, SuiteInputs, suite_of
 from ..latents.context import check_length
@@ -229,6 +229,7 @@ def model_facts(model: SaeForCausalLM, settings: EvaluateSettings) -> dict[str, 
         "base_revision": config.base_model_revision,
         "base_type": config.get_text_config().model_type,
         "base_parameters": sum(parameter.numel() for parameter in model.lm.parameters()),
+        "base_weights": quick_fingerprint(model.lm),
         "dtype": str(model.lm.dtype).removeprefix("torch."),
         "saes": saes,
         "steering": without_receipt(model.steering) if model.steering else None,

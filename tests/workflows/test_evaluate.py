@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sae_transformers import FeatureEdit, Steering
 from sae_transformers.evaluation.fairness.stereotypes import SentencePair
@@ -62,6 +64,11 @@ def test_suites_from_lists_and_a_record_that_goes_on(model: Any, tmp_path: Path)
     assert other.measured == ("reconstruction",) and list(other.record.suites) == ["reconstruction", "speed"]
     again = evaluate(model, word_tokenizer(), suites[1:], tmp_path, EvaluateSettings(again=True))
     assert again.measured == ("speed",)
+    trained = copy.deepcopy(model)
+    with torch.no_grad():
+        next(iter(trained.lm.parameters())).mul_(1.01)
+    with pytest.raises(ValueError, match="of another model.*Received: another base_weights"):
+        evaluate(trained, word_tokenizer(), suites, tmp_path)
 
 
 def test_without_a_folder_nothing_is_written(model: Any) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ...create_training_data.concept_sets import read_concept_sets
 from ...create_training_data.concept_writing import rate_answers
 from ...evaluation.generation.continuations import chat_prompts, prompt_ids
-from ...evaluation.journal import Journal, fingerprint
+from ...evaluation.journal import Journal, quick_fingerprint
 from ...evaluation.results import versions
 from ...evaluation.scorers.registry import Scorer, get_scorer
 from ...evaluation.steering.plot import plot_steering
@@ -313,12 +313,8 @@ def _correlations(
 
 def _about(model: SaeForCausalLM) -> Any:
     """What the continuations under different steerings depend on: the model and nothing else."""
-    facts = [
-        model.lm.name_or_path,
-        model.lm.config.to_dict(),
-        str(model.lm.dtype),
-        [fingerprint(sae) for sae in model.saes],
-    ]
+    saes = [config.to_dict() for config in model.config.sae_configs]
+    facts = [quick_fingerprint(model), model.lm.config.to_dict(), saes, str(model.lm.dtype)]
     return json.loads(json.dumps([*facts, dict(versions())], default=str))
 
 

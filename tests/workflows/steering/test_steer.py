@@ -145,6 +145,16 @@ def test_a_stopped_run_goes_on(loaded: Loaded, tmp_path: Path, selection: str) -
     assert not (tmp_path / "journal").exists()
 
 
+def test_a_journal_of_other_base_weights_is_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, journal=tmp_path / "journal", generation=GenerationSettings(6, batch_size=6))
+    loaded = load(folder / "base", str(folder / "sae"))
+    steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, settings)
+    assert steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, settings).resumed > 0
+    with torch.no_grad():  # trained on in place, say
+        next(iter(loaded.model.lm.parameters())).mul_(1.01)
+    assert steer(loaded.model, loaded.tokenizer, TEXTS, LABELS, PROMPTS, settings).resumed == 0
+
+
 @pytest.mark.parametrize("selection", ["confidence", "correlation", "effect"])
 def test_features_are_selected_by_effect_on_texts_that_do_not_report(
     loaded: Loaded, result: SteerResult, selection: str, monkeypatch: pytest.MonkeyPatch
