@@ -254,7 +254,18 @@ def test_generation_is_the_naive_one(name):
     assert acted > 0  # somewhere a gate was open
 
 
-HISTORY = ["hysteresis", "last", "prompt", "prompt, mean", "so far", "so far, mean", "token", "and, or, not"]
+HISTORY = [
+    "prompt, but the first two",
+    "token, but the first five",
+    "hysteresis",
+    "last",
+    "prompt",
+    "prompt, mean",
+    "so far",
+    "so far, mean",
+    "token",
+    "and, or, not",
+]
 
 
 def logits_of(ours: SaeForCausalLM, ids: Tensor, steering: Any, **options: Any) -> Tensor:
