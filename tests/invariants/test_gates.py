@@ -381,7 +381,7 @@ COMPILED = {name: Steering(OPS["set"], when=GATES[name]) for name in ("token", "
 COMPILED["each on its edits"] = Steering([edit for gate in GATES.values() for edit in gated(OPS["set"], gate)])
 
 
-@pytest.mark.parametrize("name", fast(COMPILED, "prompt", "each on its edits"))
+@pytest.mark.parametrize("name", fast(COMPILED, "each on its edits"))
 def test_compiled_whole(name):
     compiled_as_eager(COMPILED[name])
 
@@ -411,12 +411,13 @@ def over_a_static_cache(steering: Steering, ours: SaeForCausalLM, **options: Any
     return graphs
 
 
-@pytest.mark.parametrize("gate", fast(HISTORY, "prompt", "so far, mean", "hysteresis"))
+@pytest.mark.parametrize("gate", fast(HISTORY, "so far, mean", "hysteresis"))
 def test_compiled_steps_over_a_static_cache(gate):
     """The second `generate` compiles nothing."""
     assert over_a_static_cache(Steering(OPS["direction"], when=GATES[gate]), model(), **COMPILED_STEPS) == 1
 
 
+@pytest.mark.slow
 def test_compiled_beams_over_a_static_cache():
     ours = model()
     whole, step = ours.forward, torch.compile(ours.forward, fullgraph=True, backend="eager")
