@@ -205,7 +205,7 @@ class GateRun:
             decided = counted = read
         else:
             decided = columns >= end - 1
-            counted = read & (columns < end) if condition.over == "prompt" else read & (columns == end - 1)
+            counted = read & (columns < end if condition.over == "prompt" else columns == end - 1)
         pooled = pooled_so_far(whole, counted, condition.pool if condition.over != "last" else "max")
         return (decided & (pooled > condition.above))[:, here]
 

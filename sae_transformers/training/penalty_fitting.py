@@ -70,7 +70,7 @@ def fit_penalty(
             values in all texts, so that each counts alike. With goal="above" the trait is what is wanted.
         quantile: share of the good texts' tokens that cost nothing (goal="above": of the texts with the trait).
         nats: by how much a token of one kind costs more than one of the other, on average.
-        reading: how long texts may be, and tokens of a forward pass.
+        reading: how long texts may be, and tokens of a forward pass; its own `skip_first` is not used.
 
     Raises:
         TypeError: `penalty` or `texts` is something else.
